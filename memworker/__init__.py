@@ -1,0 +1,36 @@
+"""Turn a stream of texts into searchable vectors in LanceDB.
+
+Names are loaded on first use: a worker process imports this package too and
+must not pay for LanceDB, and a caller of the pool must not pay for the store.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from memworker import errors
+
+if TYPE_CHECKING:
+    from memworker.ingest import IngestReport, ingest
+    from memworker.pool import EmbeddingPool
+    from memworker.store import Table
+
+__version__ = "0.1.0"
+
+__all__ = ["EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"]
+
+_ROOMS = {
+    "EmbeddingPool": "memworker.pool",
+    "IngestReport": "memworker.ingest",
+    "Table": "memworker.store",
+    "ingest": "memworker.ingest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'memworker' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

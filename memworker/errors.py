@@ -1,0 +1,167 @@
+"""The exception tree: one root, one branch a room.
+
+::
+
+    MemworkerError
+    ├── UsageError (also ValueError)   an argument or option is wrong
+    ├── ModelError
+    │   ├── UnknownModel               no catalogue entry or directory of that name
+    │   ├── ModelUnavailable           no source could deliver its files
+    │   ├── ModelCorrupt               a file does not have the expected hash or shape
+    │   └── ModelUnsupported           the architecture or its options are not handled
+    ├── PoolError
+    │   ├── PoolClosed                 used after close()
+    │   ├── PoolForked                 used in a child made by os.fork()
+    │   ├── PoolBusy                   admission bound reached; carries retry_after_s
+    │   ├── WorkerStartFailed          a worker could not start: its own words
+    │   ├── WorkerCrashed              workers kept dying; names worker, pid, signal, shard
+    │   ├── SharedMemoryExhausted      not enough shared memory; carries both sizes
+    │   ├── TextTooLarge               a text over the size cap
+    │   └── TextFailed                 one text could not be embedded; carries its index
+    ├── StoreError
+    │   ├── TableNotFound              no such database or table
+    │   ├── TableMismatch              made with another model, dimension or distance
+    │   ├── TableLocked                another process holds the lock; carries its pid
+    │   ├── StoreUnwritable            the directory cannot be written
+    │   ├── BadVector                  NaN, infinite or zero
+    │   └── FilterError (also ValueError)  a filter that cannot be expressed
+    └── InputError
+        ├── InputNotFound              no such file, or nothing readable under it
+        ├── MissingField               the named field is not in the input
+        ├── NoRows                     the input held no rows
+        └── RowRejected                a row was bad and the caller asked to stop
+
+Every message says what happened, with values, then what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MemworkerError(Exception):
+    """Root of every error that memworker raises on purpose."""
+
+
+class UsageError(MemworkerError, ValueError):
+    """An argument or option is wrong; nothing was started."""
+
+
+class ModelError(MemworkerError):
+    """A model could not be found, fetched, verified or built."""
+
+
+class UnknownModel(ModelError):
+    """No catalogue entry and no directory has this name."""
+
+
+class ModelUnavailable(ModelError):
+    """No source could deliver the model's files."""
+
+
+class ModelCorrupt(ModelError):
+    """A model file does not have the expected hash or shape."""
+
+
+class ModelUnsupported(ModelError):
+    """The model's architecture or options are not handled."""
+
+
+class PoolError(MemworkerError):
+    """The embedding pool could not do what was asked."""
+
+
+class PoolClosed(PoolError):
+    """The pool was used after close()."""
+
+
+class PoolForked(PoolError):
+    """The pool was used in a child made by os.fork()."""
+
+
+class PoolBusy(PoolError):
+    """The admission bound is reached."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WorkerStartFailed(PoolError):
+    """A worker process could not start; the message carries its own words."""
+
+
+class WorkerCrashed(PoolError):
+    """Worker processes kept dying on the same work."""
+
+
+class SharedMemoryExhausted(PoolError):
+    """Shared memory for the slots could not be had."""
+
+
+class TextTooLarge(PoolError):
+    """A text exceeds the size cap."""
+
+
+class TextFailed(PoolError):
+    """One text could not be embedded; its neighbours are not concerned."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class StoreError(MemworkerError):
+    """The LanceDB table could not do what was asked."""
+
+
+class TableNotFound(StoreError):
+    """There is no such database or table."""
+
+
+class TableMismatch(StoreError):
+    """The table was made with another model, dimension or distance."""
+
+
+class TableLocked(StoreError):
+    """Another process holds the table's lock."""
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class StoreUnwritable(StoreError):
+    """The database directory cannot be written."""
+
+
+class BadVector(StoreError):
+    """A vector holds NaN or infinity, or is zero."""
+
+
+class FilterError(StoreError, ValueError):
+    """A filter cannot be expressed."""
+
+
+class InputError(MemworkerError):
+    """The input could not be read."""
+
+
+class InputNotFound(InputError):
+    """There is no such file, or nothing readable under a folder."""
+
+
+class MissingField(InputError):
+    """The named field is not in the input."""
+
+    def __init__(self, message: str, available: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.available = tuple(available)
+
+
+class NoRows(InputError):
+    """The input held no rows."""
+
+
+class RowRejected(InputError):
+    """A row was bad, and the caller asked to stop at the first one."""
