@@ -1,0 +1,125 @@
+"""Files, folders, globs, standard input and Python records, as Arrow batches of rows.
+
+A bad row costs that row alone: it comes back as a `Reject` beside the batch.
+Blank lines are no rows: they are skipped and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memworker.errors import UsageError
+from memworker.ingest.readers import columnar, delimited, jsonl, objects, plain
+from memworker.ingest.readers.drafts import Draft, ReadOptions
+from memworker.ingest.readers.paths import Source, expand
+from memworker.ingest.records import Chunk, Fields, InputBatch, Reject
+
+__all__ = [
+    "Chunk",
+    "Fields",
+    "InputBatch",
+    "Reject",
+    "Source",
+    "expand",
+    "read",
+    "read_records",
+]
+
+MIB = 1 << 20
+
+_DRAFTERS = {
+    "jsonl": jsonl.drafts,
+    "json": jsonl.drafts_or_array,
+    "csv": delimited.drafts,
+    "tsv": delimited.drafts,
+    "parquet": columnar.drafts,
+    "arrow": columnar.drafts,
+    "txt": plain.drafts,
+}
+
+
+def read(
+    inputs: Sequence[str | Path],
+    fields: Fields | None = None,
+    *,
+    batch_rows: int = 8192,
+    limit: int | None = None,
+    max_text_bytes: int = MIB,
+    max_line_bytes: int | None = None,
+    format: str | None = None,
+    allow_empty: bool = False,
+) -> Iterator[Chunk]:
+    """Read files, folders, globs and "-" in the order given, in chunks of at most `batch_rows`.
+
+    `limit` counts rows read, refused ones included. A line over
+    `max_line_bytes` (default: 4 times `max_text_bytes` and 1 MiB) is skipped
+    without being held. `format` overrides what the suffixes say.
+    Raises InputNotFound and UsageError at once; MissingField when the first
+    rows come, if none of them has a field that `fields` requires.
+    """
+    options = _options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
+    sources = expand(inputs, format)
+    drafts = ((s.path, d) for s in sources for d in _DRAFTERS[s.format](s, options))
+    return _chunks(drafts, _checked_limit(limit))
+
+
+def read_records(
+    records: Iterable[str | Mapping[str, Any]],
+    fields: Fields | None = None,
+    *,
+    batch_rows: int = 8192,
+    limit: int | None = None,
+    max_text_bytes: int = MIB,
+    allow_empty: bool = False,
+) -> Iterator[Chunk]:
+    """Read Python records: strings, or mappings with the fields' names; as `read` otherwise.
+
+    The path of their batches is "<records>", and `lines` count them from 1.
+    """
+    options = _options(fields, batch_rows, max_text_bytes, None, allow_empty)
+    drafts = ((objects.RECORDS_PATH, d) for d in objects.record_drafts(records, options))
+    return _chunks(drafts, _checked_limit(limit))
+
+
+def _options(
+    fields: Fields | None,
+    batch_rows: int,
+    max_text_bytes: int,
+    max_line_bytes: int | None,
+    allow_empty: bool,
+) -> ReadOptions:
+    if batch_rows < 1 or max_text_bytes < 1 or (max_line_bytes is not None and max_line_bytes < 1):
+        raise UsageError(
+            f"batch_rows={batch_rows}, max_text_bytes={max_text_bytes}, "
+            f"max_line_bytes={max_line_bytes}: each must be at least 1"
+        )
+    return ReadOptions(
+        fields=fields or Fields(),
+        batch_rows=batch_rows,
+        max_text_bytes=max_text_bytes,
+        # JSON escapes may take six bytes for one of text; four leaves room for real writing.
+        max_line_bytes=max_line_bytes or 4 * max_text_bytes + MIB,
+        allow_empty=allow_empty,
+    )
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 0:
+        raise UsageError(f"limit={limit}: it must be 0 or more")
+    return limit
+
+
+def _chunks(drafts: Iterable[tuple[str, Draft]], limit: int | None) -> Iterator[Chunk]:
+    if limit == 0:
+        return
+    ordinal = 0
+    for path, draft in drafts:
+        if limit is not None:
+            draft = draft.head(limit - ordinal)
+        if draft.rows:
+            yield draft.chunk(path, ordinal)
+        ordinal += draft.rows
+        if ordinal == limit:
+            return

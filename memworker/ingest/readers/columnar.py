@@ -1,0 +1,213 @@
+"""Parquet and Arrow files: texts stay in Arrow all the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.errors import InputError
+from memworker.ingest.readers.drafts import Draft, ReadOptions, column_faults, no_text
+from memworker.ingest.readers.jsonl import excerpt
+from memworker.ingest.readers.objects import metadata_column
+from memworker.ingest.readers.paths import STDIN, Source
+from memworker.ingest.readers.streams import TornStream, spooled
+
+_BATCH_BYTES = 64 << 20
+_ARROW_MAGIC = b"ARROW1"
+
+
+def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
+    """Yield drafts of a Parquet or Arrow file; `lines` are row numbers.
+
+    Raises InputError if the text, id or a scope column has a type that cannot
+    hold it: then no row of the file could be taken.
+    """
+    read = 0
+    try:
+        with _opened(source) as file:
+            for batch in _batches(source, file, options):
+                for part in _bounded(batch):
+                    yield _draft(source.path, part, read, options)
+                    read += part.num_rows
+    except (pa.ArrowException, TornStream, OSError, EOFError) as error:
+        yield _broken(read + 1, f"{source.format} file cannot be read from here on: {error}")
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Any]:
+    if source.path == STDIN or source.compression:
+        with spooled(source) as file:
+            yield pa.PythonFile(file, "r")
+    else:
+        # Mapped: a file with one huge record batch then costs no memory of its own.
+        opened = pa.memory_map if source.format == "arrow" else pa.OSFile
+        with opened(source.path) as file:
+            yield file
+
+
+def _batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    if source.format == "parquet":
+        yield from _parquet_batches(source.path, file, options)
+        return
+    magic = file.read(len(_ARROW_MAGIC))
+    file.seek(0)
+    if magic == _ARROW_MAGIC:
+        reader = pa.ipc.open_file(file)
+        whole = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        reader = pa.ipc.open_stream(file)
+        whole = iter(reader)
+    options.require_fields(source.path, reader.schema.names)
+    for batch in whole:
+        for at in range(0, batch.num_rows, options.batch_rows):
+            yield batch.slice(at, options.batch_rows)
+
+
+def _parquet_batches(path: str, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    # Without pre-buffering: it would hold a whole row group's bytes.
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    names = parquet.schema_arrow.names
+    options.require_fields(path, names)
+    fields = options.fields
+    columns = None if fields.metadata else [name for name in names if name in fields.used]
+    yield from parquet.iter_batches(batch_size=options.batch_rows, columns=columns)
+
+
+def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows > 1 and batch.nbytes > _BATCH_BYTES:
+        half = batch.num_rows // 2
+        yield from _bounded(batch.slice(0, half))
+        yield from _bounded(batch.slice(half))
+    else:
+        yield batch
+
+
+def _draft(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> Draft:
+    fields = options.fields
+    faults: dict[int, str] = {}
+    column = _ColumnTaker(path, batch, faults)
+    texts = column.texts(fields.text)
+    ids = column.strings(fields.id)
+    scopes = {name: _filled(column.strings(f), batch.num_rows) for name, f in fields.scopes}
+    metadata = column.metadata(fields.used) if fields.metadata else None
+    faults = column_faults(texts, ids, options, faults)
+    lines = np.arange(before + 1, before + 1 + batch.num_rows, dtype=np.int64)
+    return Draft(lines, texts, ids, scopes, metadata, _raw(batch, fields.text), faults)
+
+
+def _filled(column: pa.Array | None, rows: int) -> pa.Array:
+    return pa.array([""] * rows, pa.string()) if column is None else column.fill_null("")
+
+
+def _raw(batch: pa.RecordBatch, text: str) -> Callable[[int], str]:
+    def raw(i: int) -> str:
+        if text not in batch.schema.names:
+            return ""
+        value = batch.column(text)[i]
+        if pa.types.is_dictionary(value.type):
+            value = value.value
+        buffer = value.as_buffer() if value.is_valid else None
+        return "" if buffer is None else excerpt(buffer.to_pybytes())
+
+    return raw
+
+
+def _broken(line: int, reason: str) -> Draft:
+    return Draft(
+        lines=np.array([line], dtype=np.int64),
+        texts=pa.nulls(1, pa.string()),
+        ids=None,
+        scopes={},
+        metadata=None,
+        raw=lambda i: "",
+        faults={0: reason},
+    )
+
+
+class _ColumnTaker:
+    """Takes columns of a record batch; what is wrong with a row goes into `faults`."""
+
+    def __init__(self, path: str, batch: pa.RecordBatch, faults: dict[int, str]) -> None:
+        self._path = path
+        self._batch = batch
+        self._faults = faults
+
+    def texts(self, name: str) -> pa.Array:
+        column = self._column(name, integers=False)
+        fault = no_text(name) if column is None else f"field {name!r} is null"
+        if column is None:
+            column = pa.nulls(self._batch.num_rows, pa.string())
+        if column.null_count:
+            for i in pc.indices_nonzero(column.is_null()).to_pylist():
+                self._faults.setdefault(i, fault)
+        return column
+
+    def strings(self, name: str) -> pa.Array | None:
+        return self._column(name, integers=True)
+
+    def metadata(self, used: frozenset[str]) -> pa.Array | None:
+        names = [name for name in self._batch.schema.names if name not in used]
+        if not names:
+            return None
+        try:
+            rows = self._batch.select(names).to_pylist()
+        except (ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self._path}: a column of {', '.join(names)} cannot be written as JSON "
+                f"metadata: {error}. Leave it out of the file, or leave out all metadata."
+            ) from error
+        rest = [{k: v for k, v in row.items() if v is not None} for row in rows]
+        return metadata_column(rest, self._faults, "is not valid UTF-8")
+
+    def _column(self, name: str, *, integers: bool) -> pa.Array | None:
+        if name not in self._batch.schema.names:
+            return None
+        column = self._batch.column(name)
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = column.dictionary_decode()
+            kind = column.type
+        if pa.types.is_null(kind):
+            return None if integers else column.cast(pa.string())
+        if integers and pa.types.is_integer(kind):
+            return column.cast(pa.string())
+        if not _is_stringlike(kind):
+            wanted = "strings or whole numbers" if integers else "strings"
+            raise InputError(f"{self._path}: column {name!r} is {kind}; it must be {wanted}")
+        return self._valid_utf8(name, column)
+
+    def _valid_utf8(self, name: str, column: pa.Array) -> pa.Array:
+        try:
+            strings = column.cast(pa.string())
+            # Arrow files may hold anything in a string column: it is not checked on reading.
+            strings.validate(full=True)
+        except pa.ArrowInvalid:
+            values = column.cast(pa.binary()).to_pylist()
+            return pa.array([self._utf8(name, i, v) for i, v in enumerate(values)], pa.string())
+        return strings
+
+    def _utf8(self, name: str, i: int, value: bytes | None) -> str | None:
+        try:
+            return None if value is None else value.decode()
+        except UnicodeDecodeError:
+            self._faults.setdefault(i, f"field {name!r} is not valid UTF-8")
+            return None
+
+
+def _is_stringlike(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+    )
+    return any(test(kind) for test in tests)

@@ -1,0 +1,149 @@
+"""A chunk in the making: checked columns with the faults of single rows beside them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.errors import MissingField
+from memworker.ingest.records import EXCERPT_CHARS, Chunk, Fields, InputBatch, Reject
+
+# What str.isspace() calls white space; pyarrow's own trim knows fewer and is slower.
+_WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
+
+
+@dataclass(slots=True)
+class ReadOptions:
+    """What every reader of a run goes by; `fields_seen` turns true with the first decoded row."""
+
+    fields: Fields
+    batch_rows: int
+    max_text_bytes: int
+    max_line_bytes: int
+    allow_empty: bool
+    fields_seen: bool = False
+
+    def require_fields(self, path: str, present: Collection[str]) -> None:
+        """Raise MissingField if the run's first rows lack a field that must be there."""
+        if self.fields_seen:
+            return
+        for name in self.fields.required:
+            if name not in present:
+                raise MissingField(_missing(path, name, self.fields, present), sorted(present))
+        self.fields_seen = True
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """All rows of a chunk, faulty ones included: their values are never looked at.
+
+    Every array has one value a row; `faults` tells why a row is refused;
+    `raw(i)` gives the beginning of row i as it stood in the input.
+    """
+
+    lines: npt.NDArray[np.int64]
+    texts: pa.Array
+    ids: pa.Array | None
+    scopes: dict[str, pa.Array]
+    metadata: pa.Array | None
+    raw: Callable[[int], str]
+    faults: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.lines)
+
+    def head(self, rows: int) -> Draft:
+        """Keep the first `rows` rows."""
+        if rows >= self.rows:
+            return self
+        return replace(
+            self,
+            lines=self.lines[:rows],
+            texts=self.texts[:rows],
+            ids=None if self.ids is None else self.ids[:rows],
+            scopes={name: column[:rows] for name, column in self.scopes.items()},
+            metadata=None if self.metadata is None else self.metadata[:rows],
+            faults={i: reason for i, reason in self.faults.items() if i < rows},
+        )
+
+    def chunk(self, path: str, first_ordinal: int) -> Chunk:
+        """Part the accepted rows from the refused ones."""
+        ordinals = np.arange(first_ordinal, first_ordinal + self.rows, dtype=np.int64)
+        if not self.faults:
+            return Chunk(self._batch(path, ordinals))
+        accepted = np.ones(self.rows, dtype=bool)
+        accepted[list(self.faults)] = False
+        kept = pa.array(accepted)
+        taken = replace(
+            self,
+            lines=self.lines[accepted],
+            texts=self.texts.filter(kept),
+            ids=None if self.ids is None else self.ids.filter(kept),
+            scopes={name: column.filter(kept) for name, column in self.scopes.items()},
+            metadata=None if self.metadata is None else self.metadata.filter(kept),
+        )
+        rejects = tuple(self._reject(path, i, first_ordinal + i) for i in sorted(self.faults))
+        return Chunk(taken._batch(path, ordinals[accepted]), rejects)
+
+    def _batch(self, path: str, ordinals: npt.NDArray[np.int64]) -> InputBatch:
+        return InputBatch(
+            path, self.texts, self.ids, self.scopes, self.metadata, self.lines, ordinals
+        )
+
+    def _reject(self, path: str, i: int, ordinal: int) -> Reject:
+        row_id = None if self.ids is None else self.ids[i].as_py()
+        excerpt = self.raw(i)[:EXCERPT_CHARS]
+        return Reject(path, int(self.lines[i]), ordinal, self.faults[i], row_id, excerpt)
+
+
+def column_faults(
+    texts: pa.Array, ids: pa.Array | None, options: ReadOptions, known: dict[int, str]
+) -> dict[int, str]:
+    """Find empty and oversized texts and empty ids; the first fault of a row, `known` ones before.
+
+    Args:
+        texts: valid UTF-8; null only where a fault is known.
+        ids: as texts, but null also where a row has none.
+    """
+    faults = dict(known)
+    sizes = pc.binary_length(texts)
+    for i in _where(pc.greater(sizes, options.max_text_bytes)):
+        faults.setdefault(i, _too_large(sizes[i].as_py(), options.max_text_bytes))
+    if not options.allow_empty:
+        trimmed = pc.utf8_ltrim(texts, characters=_WHITE_SPACE)
+        for i in _where(pc.equal(pc.binary_length(trimmed), 0)):
+            faults.setdefault(i, "empty text: it has no characters but white space")
+    if ids is not None:
+        for i in _where(pc.equal(pc.binary_length(ids), 0)):
+            faults.setdefault(i, f"field {options.fields.id!r}: the id is an empty string")
+    return faults
+
+
+def _where(mask: pa.Array) -> list[int]:
+    return pc.indices_nonzero(mask).to_pylist()  # type: ignore[no-any-return]
+
+
+def _too_large(size: int, cap: int) -> str:
+    return f"text of {size:,} bytes, over the cap of {cap:,} (max_text_bytes)"
+
+
+def no_text(name: str) -> str:
+    return f"no field {name!r}"
+
+
+def _missing(path: str, name: str, fields: Fields, present: Collection[str]) -> str:
+    shown = sorted(present)
+    names = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
+    near = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
+    option = "--text-field" if name == fields.text else "--id-field"
+    if name in {scope_field for _, scope_field in fields.scopes} and name != fields.text:
+        option = "--scope COLUMN=FIELD"
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{path}: no field {name!r}; its fields are: {names}. {hint}Name it with {option}."

@@ -1,0 +1,185 @@
+"""Rows that are Python objects (decoded JSON, CSV rows, records) to checked columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memworker.ingest.readers.drafts import Draft, ReadOptions, column_faults, no_text
+from memworker.ingest.records import EXCERPT_CHARS
+
+RECORDS_PATH = "<records>"
+
+_ABSENT: Any = object()
+_ENCODE = msgspec.json.Encoder().encode
+_NOT_JSON = (TypeError, ValueError, OverflowError, RecursionError)
+_TYPE_NAMES = {
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "an array",
+    tuple: "an array",
+    dict: "an object",
+    bytes: "bytes",
+    type(None): "null",
+}
+_LONE_SURROGATE = "holds a lone surrogate, which is no character"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRows:
+    """A block of decoded rows; a row with a known fault holds any object, best an empty one."""
+
+    lines: npt.NDArray[np.int64]
+    objects: list[Mapping[str, Any]]
+    raw: Callable[[int], str]
+    faults: dict[int, str] = field(default_factory=dict)
+    not_utf8: str = _LONE_SURROGATE
+
+
+def draft_rows(path: str, rows: ObjectRows, options: ReadOptions) -> Draft:
+    """Turn decoded rows into checked columns; raises MissingField as `read` says."""
+    if not options.fields_seen and len(rows.objects) > len(rows.faults):
+        options.require_fields(path, set().union(*rows.objects))
+    fields, objects, faults = options.fields, rows.objects, dict(rows.faults)
+    column = _ColumnMaker(objects, faults, rows.not_utf8)
+    texts = column.texts(fields.text)
+    ids = column.strings(fields.id)
+    scopes = {name: column.strings(scope, none="") for name, scope in fields.scopes}
+    metadata = column.metadata(fields.used) if fields.metadata else None
+    faults = column_faults(texts, ids, options, faults)
+    return Draft(rows.lines, texts, ids, scopes, metadata, rows.raw, faults)
+
+
+def record_drafts(
+    records: Iterable[str | Mapping[str, Any]], options: ReadOptions
+) -> Iterator[Draft]:
+    """Yield drafts of Python records: strings and mappings."""
+    iterator, first = iter(records), 1
+    while taken := list(islice(iterator, options.batch_rows)):
+        faults: dict[int, str] = {}
+        objects = [_mapping(record, options, faults, i) for i, record in enumerate(taken)]
+        lines = np.arange(first, first + len(taken), dtype=np.int64)
+        rows = ObjectRows(lines, objects, partial(_shown, taken), faults)
+        yield draft_rows(RECORDS_PATH, rows, options)
+        first += len(taken)
+
+
+def metadata_column(
+    rest: list[dict[str, Any]], faults: dict[int, str], not_utf8: str = _LONE_SURROGATE
+) -> pa.Array | None:
+    """Write the fields that are left as JSON; None if no row has any. Adds to `faults`."""
+    if not any(rest):
+        return None
+    try:
+        encoded = [_ENCODE(row) if row else None for row in rest]
+    except _NOT_JSON:
+        encoded = [_encode_one(row, i, faults, not_utf8) for i, row in enumerate(rest)]
+    return pa.array(encoded, pa.string())
+
+
+def _encode_one(row: Any, i: int, faults: dict[int, str], not_utf8: str) -> bytes | None:
+    try:
+        return _ENCODE(row) if row else None
+    except UnicodeError:
+        faults.setdefault(i, f"a field for the metadata {not_utf8}")
+    except _NOT_JSON as error:
+        faults.setdefault(i, f"the metadata cannot be written as JSON: {error}")
+    return None
+
+
+def type_name(value: object) -> str:
+    """Name a value's type as JSON does."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def _mapping(
+    record: object, options: ReadOptions, faults: dict[int, str], i: int
+) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        return {options.fields.text: record}
+    if not isinstance(record, Mapping):
+        faults[i] = f"not a string or mapping but {type_name(record)}"
+    elif not all(isinstance(key, str) for key in record):
+        faults[i] = "a key is not a string"
+    else:
+        return record
+    return {}
+
+
+def _shown(records: list[Any], i: int) -> str:
+    record = records[i]
+    text = record[:EXCERPT_CHARS] if isinstance(record, str) else repr(record)
+    return text.encode(errors="replace").decode()
+
+
+class _ColumnMaker:
+    """Makes columns of objects; what is wrong with a row goes into `faults`, first one first."""
+
+    def __init__(
+        self, objects: list[Mapping[str, Any]], faults: dict[int, str], not_utf8: str
+    ) -> None:
+        self._objects = objects
+        self._faults = faults
+        self._not_utf8 = not_utf8
+
+    def texts(self, name: str) -> pa.Array:
+        values = [o.get(name, _ABSENT) for o in self._objects]
+        if set(map(type, values)) != {str}:
+            values = [self._text(name, i, v) for i, v in enumerate(values)]
+        return self._array(name, values)
+
+    def strings(self, name: str, none: str | None = None) -> pa.Array | None:
+        """Make a column of strings or whole numbers; None if no row has one and `none` is None."""
+        values = [o.get(name) for o in self._objects]
+        types = set(map(type, values))
+        if types == {type(None)} and none is None:
+            return None
+        if types != {str}:
+            values = [none if v is None else self._string(name, i, v) for i, v in enumerate(values)]
+        return self._array(name, values)
+
+    def metadata(self, used: frozenset[str]) -> pa.Array | None:
+        rest = [{k: v for k, v in o.items() if k not in used} for o in self._objects]
+        return metadata_column(rest, self._faults, self._not_utf8)
+
+    def _text(self, name: str, i: int, value: Any) -> str | None:
+        if isinstance(value, str):
+            return str(value)
+        fault = no_text(name) if value is _ABSENT else _not_text(name, value)
+        self._faults.setdefault(i, fault)
+        return None
+
+    def _string(self, name: str, i: int, value: Any) -> str | None:
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            return str(value)
+        fault = f"field {name!r} is {type_name(value)}; it must be a string or a whole number"
+        self._faults.setdefault(i, fault)
+        return None
+
+    def _array(self, name: str, values: list[Any]) -> pa.Array:
+        try:
+            return pa.array(values, pa.string())
+        except UnicodeEncodeError:
+            return pa.array([self._utf8(name, i, v) for i, v in enumerate(values)], pa.string())
+
+    def _utf8(self, name: str, i: int, value: str | None) -> str | None:
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            self._faults.setdefault(i, f"field {name!r} {self._not_utf8}")
+            return None
+        return value
+
+
+def _not_text(name: str, value: object) -> str:
+    return f"field {name!r} is {type_name(value)}; a text must be a string"
