@@ -1,0 +1,23 @@
+"""Worker processes that turn texts into vectors.
+
+Names are loaded on first use: a worker imports this package too, and has no
+use for the parent's side of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memworker.pool.echo import EchoLoader
+    from memworker.pool.pool import EmbeddingPool
+    from memworker.pool.requests import Embedded
+
+__all__ = ["EchoLoader", "Embedded", "EmbeddingPool"]
+
+_MODULES = {"EchoLoader": "echo", "EmbeddingPool": "pool", "Embedded": "requests"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'memworker.pool' has no attribute {name!r}")
+    return getattr(import_module(f"memworker.pool.{_MODULES[name]}"), name)

@@ -1,0 +1,201 @@
+"""Shared memory: the one place that creates, maps and releases it.
+
+One region a worker, made by the parent, anonymous (it has no name that could
+leak), its pages taken up front so that a full system gives an error instead
+of a SIGBUS later::
+
+    region ┌── slot 0 (bulk) ──┬── slot 1 (bulk) ──┬── slot 2 (urgent) ──┐
+    slot   │ header │ offsets │ tokens │ status │ vectors │ UTF-8 text │
+             int64[8] int32     int32    uint8    float32   bytes
+                      [rows+1]  [rows]   [rows]   [rows,dim]
+
+The parent writes offsets and text (Arrow's string layout); the worker writes
+tokens, status and vectors. The header tells the parent, after a worker's
+death, which slot it was working on.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from multiprocess import reduction
+
+from memworker.errors import SharedMemoryExhausted
+
+_ALIGN = 64
+_HEADER_WORDS = 8
+
+
+class RowStatus(IntEnum):
+    """What became of one row of a slot."""
+
+    OK = 0
+    TRUNCATED = 1
+    FAILED = 2
+
+
+class SlotState(IntEnum):
+    """How far a slot's shard has come, as its worker saw it."""
+
+    FREE = 0
+    FILLED = 1
+    BEGUN = 2
+    WRITTEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShape:
+    """Capacity of a slot: rows, dimensions of a vector, UTF-8 bytes."""
+
+    rows: int
+    dim: int
+    text_bytes: int
+
+    def layout(self) -> tuple[dict[str, int], int]:
+        """Give the byte offset of each part and the slot's size."""
+        sizes = {
+            "header": 8 * _HEADER_WORDS,
+            "offsets": 4 * (self.rows + 1),
+            "tokens": 4 * self.rows,
+            "status": self.rows,
+            "vectors": 4 * self.rows * self.dim,
+            "text": self.text_bytes,
+        }
+        starts, position = {}, 0
+        for part, size in sizes.items():
+            starts[part] = position
+            position += -(-size // _ALIGN) * _ALIGN
+        return starts, position
+
+
+class Slot:
+    """Views of one slot. They live inside `pool/` and die with the region."""
+
+    def __init__(self, memory: memoryview, shape: SlotShape) -> None:
+        starts, _ = shape.layout()
+
+        def view(part: str, kind: Any, count: int) -> npt.NDArray[Any]:
+            return np.frombuffer(memory, kind, count, starts[part])
+
+        self.shape = shape
+        self.header = view("header", np.int64, _HEADER_WORDS)
+        self.offsets = view("offsets", np.int32, shape.rows + 1)
+        self.tokens = view("tokens", np.int32, shape.rows)
+        self.status = view("status", np.uint8, shape.rows)
+        self.vectors = view("vectors", np.float32, shape.rows * shape.dim).reshape(-1, shape.dim)
+        self.text = view("text", np.uint8, shape.text_bytes)
+
+    @property
+    def generation(self) -> int:
+        return int(self.header[0])
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        self.header[0] = value
+
+    @property
+    def rows(self) -> int:
+        return int(self.header[1])
+
+    @property
+    def state(self) -> SlotState:
+        return SlotState(int(self.header[2]))
+
+    @state.setter
+    def state(self, value: SlotState) -> None:
+        self.header[2] = value
+
+    def fill(self, offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8]) -> None:
+        """Write texts in Arrow layout; `offsets` begin at 0 and end at len(text)."""
+        rows = len(offsets) - 1
+        self.offsets[: rows + 1] = offsets
+        self.text[: len(text)] = text
+        self.header[1] = rows
+        self.generation += 1
+        self.state = SlotState.FILLED
+
+
+class Region:
+    """One worker's shared memory. Travels to the worker as a file descriptor at spawn."""
+
+    def __init__(self, shapes: tuple[SlotShape, ...], fd: int | None = None) -> None:
+        self._shapes = shapes
+        size = sum(shape.layout()[1] for shape in shapes)
+        self._fd = _allocate(size) if fd is None else fd
+        self._map: mmap.mmap | None = mmap.mmap(self._fd, size)
+        self.slots = self._views(self._map)
+
+    def _views(self, mapped: mmap.mmap) -> list[Slot]:
+        memory, position, slots = memoryview(mapped), 0, []
+        for shape in self._shapes:
+            size = shape.layout()[1]
+            slots.append(Slot(memory[position : position + size], shape))
+            position += size
+        return slots
+
+    def close(self) -> None:
+        """Unmap and close. Safe to call twice."""
+        if self._map is None:
+            return
+        self.slots = []
+        mapped, self._map = self._map, None
+        os.close(self._fd)
+        try:
+            mapped.close()
+        except BufferError:
+            # A frame of a failing caller may still hold a view; its end unmaps.
+            del mapped
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attach, (self._shapes, reduction.DupFd(self._fd))
+
+
+def _attach(shapes: tuple[SlotShape, ...], fd: Any) -> Region:
+    return Region(shapes, fd.detach())
+
+
+def _allocate(size: int) -> int:
+    """Give a descriptor of `size` bytes of anonymous memory, all of it really there."""
+    fd = _anonymous_file()
+    try:
+        _reserve(fd, size)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise SharedMemoryExhausted(
+            f"a worker needs {size / 2**20:.1f} MiB of shared memory and the system refused it"
+            f" ({os.strerror(error.errno or 0)}). Use fewer workers, or give the machine or"
+            " container more memory (with Docker: --shm-size)."
+        ) from error
+    return fd
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("memworker", os.MFD_CLOEXEC)
+        except OSError as error:
+            # Some sandboxes forbid the call; anything else (too many files) is the caller's news.
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+                raise
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryFile(prefix="memworker-", dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    block = bytes(1 << 20)
+    for start in range(0, size, len(block)):
+        os.pwrite(fd, block[: size - start], start)

@@ -1,0 +1,116 @@
+"""One ONNX Runtime session: token ids to vectors in a given buffer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memworker.models.spec import Pooling, ReadyModel
+from memworker.pool import plan
+from memworker.pool.arena import RowStatus
+from memworker.pool.tokenize import Tokenizer
+from memworker.pool.worker import Rows, Texts
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxLoader:
+    """Opens an `OnnxEncoder` in a worker: the model's files and the micro-batch budget."""
+
+    model: ReadyModel
+    batch_tokens: int
+
+    @property
+    def dim(self) -> int:
+        return self.model.spec.dim
+
+    def __call__(self) -> OnnxEncoder:
+        return OnnxEncoder(self.model, self.batch_tokens)
+
+
+class OnnxEncoder:
+    """Tokenises, packs by token count, runs the session, writes the vectors."""
+
+    def __init__(self, model: ReadyModel, batch_tokens: int) -> None:
+        self.dim = model.spec.dim
+        self._spec = model.spec
+        self._pooled = model.pooled
+        self._batch_tokens = batch_tokens
+        self._tokenizer = Tokenizer(
+            model.tokenizer, model.max_tokens, add_special_tokens=model.spec.add_special_tokens
+        )
+        self._session = open_session(model)
+        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._output = self._session.get_outputs()[0].name
+
+    def encode(self, texts: Texts, rows: Rows) -> Iterator[None]:
+        """Encode a shard, a micro-batch at a time."""
+        started = time.perf_counter()
+        prefix = self._spec.query_prefix if texts.query else self._spec.passage_prefix
+        ids, truncated = self._tokenizer([prefix + text for text in texts.decode_all()])
+        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        rows.tokens[:] = counts
+        rows.status[:] = np.where(truncated, RowStatus.TRUNCATED, RowStatus.OK)
+        rows.tokenize_s = time.perf_counter() - started
+        for batch in plan.cut_micro_batches(counts, self._batch_tokens):
+            started = time.perf_counter()
+            longest = max(int(counts[batch[0]]), 1)
+            rows.vectors[batch] = self.run([ids[row] for row in batch], longest)
+            rows.real_tokens += int(counts[batch].sum())
+            rows.padded_tokens += longest * len(batch)
+            rows.encode_s += time.perf_counter() - started
+            yield
+
+    def run(self, ids: list[list[int]], longest: int) -> npt.NDArray[np.float32]:
+        """Run one micro-batch of token ids, padded to `longest`; float32[n, dim]."""
+        input_ids = np.zeros((len(ids), longest), np.int64)
+        mask = np.zeros((len(ids), longest), np.int64)
+        for row, tokens in enumerate(ids):
+            input_ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        feeds = {"input_ids": input_ids, "attention_mask": mask}
+        if "token_type_ids" in self._inputs:
+            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
+        (output,) = self._session.run([self._output], feeds)
+        return output if self._pooled else self._pool(output, mask)
+
+    def _pool(self, tokens: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if self._spec.pooling is Pooling.CLS:
+            vectors = tokens[:, 0]
+        else:
+            weights = mask[:, :, None].astype(np.float32)
+            vectors = (tokens * weights).sum(1) / np.maximum(weights.sum(1), 1e-9)
+        if self._spec.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors.astype(np.float32)
+
+
+def open_session(model: ReadyModel) -> Any:
+    """Open the model's session on one thread.
+
+    Our own graph is fused already and stays at the basic level: more would turn
+    Add + LayerNormalization back into the slower SkipLayerNormalization. A file
+    from elsewhere gets every optimisation.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Prepacked copies of the weights would be private to each worker: 100 MB for MiniLM,
+    # and no faster here.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if model.pooled:
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    else:
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = level
+    return onnxruntime.InferenceSession(
+        str(model.graph), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,193 @@
+"""A caller's texts on their way out as shards, and their vectors back in input order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memworker.errors import PoolError, TextFailed
+from memworker.pool import plan
+from memworker.pool.arena import RowStatus, Slot
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+_shard_ids = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The outcome of one request, rows in input order.
+
+    `vectors` is float32[n, dim] (NaN where `failures` names the row), `tokens`
+    int32[n] counts what the model saw, `truncated` bool[n] marks cut texts.
+    """
+
+    vectors: Floats
+    tokens: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+    failures: dict[int, TextFailed]
+
+
+class Request:
+    """Texts (Arrow large_string[n], no nulls) that become vectors together."""
+
+    def __init__(self, texts: pa.Array, dim: int, *, query: bool = False) -> None:
+        self.texts = texts
+        self.query = query
+        self.future: Future[Embedded] = Future()
+        self.byte_lengths = _byte_lengths(texts)
+        rows = len(texts)
+        self._vectors = np.empty((rows, dim), np.float32)
+        self._tokens = np.zeros(rows, np.int32)
+        self._truncated = np.zeros(rows, np.bool_)
+        self._failures: dict[int, TextFailed] = {}
+        self._rows_left = rows
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the result any more."""
+        return self.future.done()
+
+    def cut(self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int) -> list[WorkShard]:
+        """Plan the request's shards."""
+        lengths = self.byte_lengths
+        shards = plan.cut_shards(lengths, costs, limits, workers=workers)
+        estimates = plan.estimate_tokens(lengths, costs)
+        return [WorkShard(self, rows, float(estimates[rows].sum())) for rows in shards]
+
+    def collect(self, rows: plan.Int64s, slot: Slot, error: str) -> None:
+        """Copy a slot's rows to their places in the input; the one copy of a vector here."""
+        count = len(rows)
+        status = slot.status[:count]
+        self._vectors[rows] = slot.vectors[:count]
+        self._tokens[rows] = slot.tokens[:count]
+        self._truncated[rows] = status == RowStatus.TRUNCATED
+        for row in rows[status == RowStatus.FAILED].tolist():
+            self._fail_row(row, error or "the encoder gave no reason")
+        self._settle(count)
+
+    def fail_rows(self, rows: plan.Int64s, error: PoolError) -> None:
+        """Mark rows that will not be tried again."""
+        for row in rows.tolist():
+            self._fail_row(row, str(error))
+        self._settle(len(rows))
+
+    def fail(self, error: PoolError) -> None:
+        """Give the whole request up."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def _fail_row(self, row: int, reason: str) -> None:
+        self._vectors[row] = np.nan
+        self._failures[row] = TextFailed(f"text {row} could not be embedded: {reason}", row)
+
+    def _settle(self, rows: int) -> None:
+        self._rows_left -= rows
+        if self._rows_left or self.future.done():
+            return
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(
+                Embedded(self._vectors, self._tokens, self._truncated, self._failures)
+            )
+
+    def settle_if_empty(self) -> None:
+        """Finish a request of no rows at once."""
+        self._settle(0)
+
+
+class WorkShard:
+    """Some rows of one request: what one slot takes."""
+
+    def __init__(self, request: Request, rows: plan.Int64s, cost: float) -> None:
+        self.id = next(_shard_ids)
+        self.request = request
+        self.indices = rows
+        self.cost = cost
+        self.query = request.query
+        self.urgent = request.query
+        self.blames = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.indices)
+
+    @property
+    def abandoned(self) -> bool:
+        return self.request.abandoned
+
+    def fill(self, slot: Slot) -> None:
+        """Write the texts into a slot, in Arrow's string layout."""
+        taken = self.request.texts.take(pa.array(self.indices))
+        _, offsets, data = taken.buffers()
+        ends = np.frombuffer(offsets, np.int64)[taken.offset : taken.offset + len(taken) + 1]
+        text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+        slot.fill((ends - ends[0]).astype(np.int32), text[ends[0] : ends[-1]])
+
+    def split(self) -> list[WorkShard]:
+        """Halve a shard that ended its workers, to find the text that does it."""
+        half = self.rows // 2
+        parts = (self.indices[:half], self.indices[half:])
+        return [WorkShard(self.request, rows, self.cost / 2) for rows in parts]
+
+
+def arrow_texts(texts: Sequence[str] | pa.Array) -> pa.Array:
+    """Bring texts into Arrow large_string, without nulls.
+
+    Raises TypeError for what is not `str`, TextFailed for a lone surrogate; both
+    name the position.
+    """
+    if isinstance(texts, (pa.Array, pa.ChunkedArray)):
+        return _from_arrow(texts)
+    if isinstance(texts, (str, bytes)):
+        raise TypeError("texts must be a list of str; for one text pass [text]")
+    listed = texts if isinstance(texts, list) else list(texts)
+    if not set(map(type, listed)) <= {str}:
+        _refuse_other_types(listed)
+    try:
+        return pa.array(listed, pa.large_string())
+    except UnicodeEncodeError:
+        raise _surrogate_error(listed) from None
+
+
+def _from_arrow(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise TypeError(f"texts must be an Arrow string array, not {texts.type}")
+    if texts.null_count:
+        raise TypeError(f"texts must not hold nulls; {texts.null_count} found")
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.cast(pa.large_string()).combine_chunks()
+    return texts.cast(pa.large_string())
+
+
+def _refuse_other_types(texts: list[object]) -> None:
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}] is {type(text).__name__}, not str: {text!r:.80}")
+
+
+def _surrogate_error(texts: list[str]) -> TextFailed:
+    for position, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return TextFailed(
+                f"texts[{position}] is not valid Unicode (a lone surrogate at character"
+                f" {error.start}). Clean it, for example with"
+                " text.encode('utf-8', 'replace').decode().",
+                position,
+            )
+    raise AssertionError("some text could not be encoded, and then all could")
+
+
+def _byte_lengths(texts: pa.Array) -> plan.Int64s:
+    if len(texts) == 0:
+        return np.zeros(0, np.int64)
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return np.diff(offsets[texts.offset : texts.offset + len(texts) + 1])

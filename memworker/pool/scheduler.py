@@ -1,0 +1,182 @@
+"""Requests: admitted from any thread, dispatched and completed on the pool's own thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from functools import partial
+
+from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed
+from memworker.pool import messages, plan
+from memworker.pool.arena import RowStatus, Slot, SlotShape
+from memworker.pool.meter import Meter
+from memworker.pool.requests import Request, WorkShard
+from memworker.pool.supervisor import Outcomes, Shard, Supervisor
+from memworker.pool.worker import Loader
+
+
+class Scheduler:
+    """Feeds the workers from a queue of shards; owns the one thread that does so."""
+
+    def __init__(
+        self, loader: Loader, shapes: tuple[SlotShape, ...], costs: plan.Costs, *, workers: int
+    ) -> None:
+        self.meter = Meter()
+        self.workers = workers
+        self._costs = costs
+        self._limits = plan.SlotLimits(shapes[0].rows, shapes[0].text_bytes)
+        self._urgent_limits = plan.SlotLimits(shapes[-1].rows, shapes[-1].text_bytes)
+        self._supervisor = Supervisor(
+            loader,
+            shapes,
+            workers=workers,
+            outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
+        )
+        self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
+        self._urgent: deque[Shard] = deque()
+        self._bulk: deque[Shard] = deque()
+        self._requests: set[Request] = set()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._admission = threading.Lock()
+        self._started = threading.Event()
+        self._closing = False
+        self._failure: PoolError | None = None
+        self._thread = threading.Thread(target=self._run, name="memworker-pool", daemon=True)
+
+    # ── callers' side ──
+
+    def start(self) -> None:
+        """Start workers and wait until every one has its session open."""
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its future completes on the pool's thread."""
+        limits = self._urgent_limits if request.query else self._limits
+        if request.query and int(request.byte_lengths.max(initial=0)) > limits.text_bytes:
+            limits = self._limits
+        shards = request.cut(self._costs, limits, workers=self.workers)
+        for shard in shards:
+            shard.urgent = limits is self._urgent_limits
+        with self._admission:
+            self._refuse_if_closed()
+            self._inbox.append((request, shards))
+        self._wake()
+
+    def close(self) -> None:
+        """Stop admission, drop what has not begun, end the workers. Safe to call twice."""
+        with self._admission:
+            self._closing = True
+        self._wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, in order of their numbers."""
+        return [handle.process.pid for handle in self._supervisor.workers]
+
+    def _refuse_if_closed(self) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(*self._failure.args) from self._failure
+        if self._closing:
+            raise PoolClosed("the pool is closed; make a new EmbeddingPool")
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # the pipe is full, so a wake-up is on its way; or the thread has ended
+
+    # ── the pool's thread ──
+
+    def _run(self) -> None:
+        # Workers inherit this mask: a Ctrl-C during their start must not end them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._supervisor.watch(self._wake_read, self._drain_wake_ups)
+            self._supervisor.start()
+            while not self._closing:
+                self._step()
+        except MemworkerError as error:
+            self._failure = error if isinstance(error, PoolError) else PoolError(str(error))
+        except Exception as error:
+            self._failure = WorkerCrashed(f"the pool's thread failed: {error!r}")
+        finally:
+            self._end()
+
+    def _step(self) -> None:
+        self._supervisor.poll(timeout=None)
+        if self._supervisor.ready:
+            self._started.set()
+        self._admit()
+        self._dispatch()
+
+    def _admit(self) -> None:
+        while self._inbox:
+            request, shards = self._inbox.popleft()
+            self._requests.add(request)
+            request.future.add_done_callback(partial(self._forget, request))
+            for shard in shards:
+                (self._urgent if shard.urgent else self._bulk).append(shard)
+            request.settle_if_empty()
+
+    def _forget(self, request: Request, _: object) -> None:
+        self._requests.discard(request)
+
+    def _dispatch(self) -> None:
+        while self._supervisor.returned:
+            shard = self._supervisor.returned.pop()
+            (self._urgent if shard.urgent else self._bulk).appendleft(shard)
+        for queue in (self._urgent, self._bulk):
+            while queue:
+                if not queue[0].abandoned and not self._supervisor.offer(queue[0]):
+                    break
+                self.meter.dispatched()
+                queue.popleft()
+
+    def _drain_wake_ups(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _shard_done(self, shard: Shard, slot: Slot, done: messages.Done) -> None:
+        assert isinstance(shard, WorkShard)
+        status = slot.status[: shard.rows]
+        self.meter.add(
+            texts=shard.rows,
+            truncated=int((status == RowStatus.TRUNCATED).sum()),
+            failed=int((status == RowStatus.FAILED).sum()),
+            real_tokens=done.real_tokens,
+            padded_tokens=done.padded_tokens,
+            tokenize_s=done.tokenize_s,
+            encode_s=done.encode_s,
+            shards=1,
+        )
+        if not shard.abandoned:
+            shard.request.collect(shard.indices, slot, done.error)
+
+    def _shard_failed(self, shard: Shard, error: PoolError) -> None:
+        assert isinstance(shard, WorkShard)
+        self.meter.add(texts=shard.rows, failed=shard.rows)
+        if not shard.abandoned:
+            shard.request.fail_rows(shard.indices, error)
+
+    def _end(self) -> None:
+        error = self._failure or PoolClosed("the pool was closed before this work was done")
+        with self._admission:
+            self._closing = True
+            self._requests.update(request for request, _ in self._inbox)
+        for request in list(self._requests):
+            request.fail(error)
+        self._supervisor.close(graceful=self._failure is None)
+        self._started.set()
+        os.close(self._wake_read)
+        os.close(self._wake_write)

@@ -1,0 +1,69 @@
+"""Starts a fresh interpreter for a worker, without running the caller's script again.
+
+Spawn imports the parent's main module into every child. That breaks scripts
+without a ``__main__`` guard, notebooks and code on stdin, and a worker has no
+use for it: what it needs travels by value (multiprocess pickles with dill).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from multiprocess import context, reduction, spawn, util
+
+
+def start(target: Callable[..., None], args: tuple[Any, ...], *, name: str) -> Any:
+    """Start `target(*args)` in a spawned daemon process and return the process object."""
+    process = _WorkerProcess(target=target, args=args, name=name, daemon=True)
+    process.start()
+    return process
+
+
+class _WorkerProcess(context.SpawnProcess):  # type: ignore[misc]
+    @staticmethod
+    def _Popen(process: Any) -> Any:  # noqa: N802 - the name multiprocess calls
+        return _Popen(process)
+
+
+if sys.platform == "win32":
+    from multiprocess.popen_spawn_win32 import Popen as _Popen
+else:
+    from multiprocess import popen_spawn_posix
+
+    class _Popen(popen_spawn_posix.Popen):  # type: ignore[misc]
+        """A spawn whose preparation data leaves the parent's main module out."""
+
+        def _launch(self, process: Any) -> None:
+            payload = self._payload(process)
+            child_reads, parent_writes = os.pipe()
+            parent_reads, child_writes = os.pipe()
+            try:
+                # No resource tracker: nothing of ours has a name that one could clean up.
+                command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
+                passed = [*self._fds, child_reads, child_writes]
+                self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
+                self.sentinel = parent_reads
+                with open(parent_writes, "wb", closefd=False) as pipe:
+                    pipe.write(payload)
+            finally:
+                # The write end stays open: its closing tells the worker that we are gone.
+                self.finalizer = util.Finalize(self, util.close_fds, (parent_reads, parent_writes))
+                os.close(child_reads)
+                os.close(child_writes)
+
+        def _payload(self, process: Any) -> bytes:
+            preparation = spawn.get_preparation_data(process._name)
+            preparation.pop("init_main_from_name", None)
+            preparation.pop("init_main_from_path", None)
+            buffer = io.BytesIO()
+            context.set_spawning_popen(self)
+            try:
+                reduction.dump(preparation, buffer)
+                reduction.dump(process, buffer)
+            finally:
+                context.set_spawning_popen(None)
+            return buffer.getvalue()

@@ -1,0 +1,189 @@
+"""The child's loop: read a header, encode the slot it names, answer with a header.
+
+Between two micro-batches it looks at its pipe, so that an urgent shard waits
+for one micro-batch and not for a bulk shard.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from memworker.pool import messages
+from memworker.pool.arena import Region, RowStatus, Slot, SlotState
+
+_PARENT_CHECK_S = 1.0
+URGENT_SLOT = 2
+
+
+class Texts(Sequence[str]):
+    """The texts of a slot, decoded on access; `query` tells questions from passages."""
+
+    def __init__(
+        self, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], *, query: bool = False
+    ) -> None:
+        self.offsets = offsets
+        self.data = data
+        self.query = query
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return bytes(self.data[self.offsets[index] : self.offsets[index + 1]]).decode()
+
+    def decode_all(self) -> list[str]:
+        """Decode every text at once."""
+        ends = self.offsets.tolist()
+        raw = bytes(self.data[ends[0] : ends[-1]])
+        base = ends[0]
+        return [raw[a - base : b - base].decode() for a, b in zip(ends, ends[1:], strict=False)]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Where an encoder writes the result of its texts, row by row.
+
+    `vectors` is float32[n, dim], `tokens` int32[n], `status` uint8[n]
+    (`RowStatus`); a FAILED row's vector is not looked at.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int32]
+    status: npt.NDArray[np.uint8]
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    tokenize_s: float = 0.0
+    encode_s: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+
+class Encoder(Protocol):
+    """What a worker runs. `encode` yields after each micro-batch."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode(self, texts: Texts, rows: Rows) -> Iterator[None]: ...
+
+
+class Loader(Protocol):
+    """Opens an encoder in the worker. Pickled by value, so it must be small."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def __call__(self) -> Encoder: ...
+
+
+def main(pipe: Any, region: Region, loader: Callable[[], Encoder]) -> None:
+    """Run a worker until it is told to stop or its parent is gone."""
+    _settle_process()
+    started = time.perf_counter()
+    try:
+        encoder = loader()
+    except Exception as error:
+        pipe.send_bytes(messages.encode(messages.BootFailed(f"{type(error).__name__}: {error}")))
+        return
+    loaded = messages.Ready(dim=encoder.dim, load_s=time.perf_counter() - started)
+    pipe.send_bytes(messages.encode(loaded))
+    try:
+        _Loop(pipe, region, encoder).run()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+def _settle_process() -> None:
+    # Threads of the tokenizer would compete with the other workers for cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches the whole process group; it is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_leave_with_parent, daemon=True, name="parent-watch").start()
+
+
+def _leave_with_parent() -> None:
+    from multiprocess import connection, parent_process
+
+    parent = parent_process()
+    assert parent is not None
+    # A fork of the parent may keep the sentinel's pipe open: look at the parent's pid too.
+    while not connection.wait([parent.sentinel], timeout=_PARENT_CHECK_S):
+        if sys.platform != "win32" and os.getppid() != parent.pid:
+            break
+    os._exit(0)
+
+
+class _Loop:
+    """Takes shards from the pipe, urgent ones first."""
+
+    def __init__(self, pipe: Any, region: Region, encoder: Encoder) -> None:
+        self._pipe = pipe
+        self._slots = region.slots
+        self._encoder = encoder
+        self._bulk: deque[messages.Encode] = deque()
+        self._urgent: deque[messages.Encode] = deque()
+        self._stopping = False
+
+    def run(self) -> None:
+        while not self._stopping:
+            self._receive(block=not self._urgent and not self._bulk)
+            if self._urgent:
+                self._encode(self._urgent.popleft())
+            elif self._bulk:
+                self._encode(self._bulk.popleft())
+
+    def _receive(self, *, block: bool) -> None:
+        while block or self._pipe.poll(0):
+            block = False
+            message = messages.decode_for_worker(self._pipe.recv_bytes())
+            if isinstance(message, messages.Stop):
+                self._stopping = True
+            elif message.slot >= URGENT_SLOT:
+                self._urgent.append(message)
+            else:
+                self._bulk.append(message)
+
+    def _encode(self, order: messages.Encode) -> None:
+        slot = self._slots[order.slot]
+        slot.state = SlotState.BEGUN
+        rows = Rows(slot.vectors[: slot.rows], slot.tokens[: slot.rows], slot.status[: slot.rows])
+        texts = Texts(slot.offsets[: slot.rows + 1], slot.text, query=order.query)
+        urgent = order.slot >= URGENT_SLOT
+        try:
+            for _ in self._encoder.encode(texts, rows):
+                self._receive(block=False)
+                if self._stopping:
+                    return
+                while self._urgent and not urgent:
+                    self._encode(self._urgent.popleft())
+        except Exception as error:
+            rows.status[:] = RowStatus.FAILED
+            rows.errors.append(f"{type(error).__name__}: {error}")
+        self._answer(order, slot, rows)
+
+    def _answer(self, order: messages.Encode, slot: Slot, rows: Rows) -> None:
+        slot.state = SlotState.WRITTEN
+        done = messages.Done(
+            shard=order.shard,
+            slot=order.slot,
+            generation=order.generation,
+            real_tokens=rows.real_tokens,
+            padded_tokens=rows.padded_tokens,
+            tokenize_s=rows.tokenize_s,
+            encode_s=rows.encode_s,
+            error="; ".join(rows.errors[:3]),
+        )
+        self._pipe.send_bytes(messages.encode(done))

@@ -1,0 +1,47 @@
+"""Shared fixtures: the reference data, and a watch for what a test leaves behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data", default=os.environ.get("MEMWORKER_DATA"), help="reference data")
+
+
+@pytest.fixture(scope="session")
+def data_dir(request) -> Path:
+    """The folder of reference data; the test is skipped without it."""
+    given = request.config.getoption("--data")
+    if not given:
+        pytest.skip("needs the reference data: --data DIR or MEMWORKER_DATA")
+    return Path(given)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fail a test that leaves a worker process or a shared-memory entry."""
+    before = _workers(), _shared_memory()
+    yield
+    # Counts, for a pool shared by several tests may have replaced a killed worker.
+    assert _workers() <= before[0], "worker processes left behind"
+    assert _shared_memory() <= before[1], "shared memory left behind"
+
+
+def _workers() -> int:
+    found = 0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            found += "multiprocess.spawn" in " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _shared_memory() -> set[str]:
+    shared = Path("/dev/shm")
+    return {str(path) for path in shared.glob("*memworker*")} if shared.is_dir() else set()
