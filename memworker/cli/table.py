@@ -1,0 +1,91 @@
+"""``memworker table``: what a table holds, and keeping it quick."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memworker.store import Table, TableInfo, parse_where
+
+app = typer.Typer(help="Show, count and optimise tables.", no_args_is_help=True)
+
+Db = Annotated[Path, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
+Name = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Only rows that meet FIELD=VALUE, n>=3, …; may be repeated."),
+]
+
+
+@app.command()
+def info(db: Db, table: Name, as_json: Json = False) -> None:
+    """Show a table's model, rows, version, indices and size."""
+    facts = Table.open(db, table).info()
+    _print(_readable(facts), asdict(facts), as_json)
+
+
+@app.command()
+def count(db: Db, table: Name, where: Where = None, as_json: Json = False) -> None:
+    """Count a table's rows."""
+    rows = Table.open(db, table).count(parse_where(where or []))
+    _print(str(rows), {"table": table, "rows": rows}, as_json)
+
+
+@app.command()
+def optimize(db: Db, table: Name, as_json: Json = False) -> None:
+    """Compact fragments, build or update the index, delete old versions."""
+    opened = Table.open(db, table)
+    before = opened.info()
+    built = opened.ensure_index()
+    opened.optimize()
+    after = opened.info()
+    line = (
+        f"{after.rows} rows: {before.fragments} fragments became {after.fragments}, "
+        f"{_size(before.bytes_on_disk)} became {_size(after.bytes_on_disk)}"
+        + (", index built" if built else "")
+    )
+    result = {
+        "table": table,
+        "rows": after.rows,
+        "version": after.version,
+        "fragments_before": before.fragments,
+        "fragments": after.fragments,
+        "bytes_before": before.bytes_on_disk,
+        "bytes_on_disk": after.bytes_on_disk,
+        "index_built": built,
+    }
+    _print(line, result, as_json)
+
+
+def _print(text: str, result: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def _readable(facts: TableInfo) -> str:
+    indices = [f"{i.kind} on {', '.join(i.columns)}" for i in facts.indices]
+    lines = {
+        "table": facts.name,
+        "rows": f"{facts.rows:,}",
+        "version": facts.version,
+        "model": f"{facts.model} ({facts.precision}, at most {facts.max_tokens} tokens)",
+        "vectors": f"{facts.dim} dimensions, {facts.distance}",
+        "fingerprint": facts.fingerprint,
+        "indices": "; ".join(indices) or "none",
+        "fragments": facts.fragments,
+        "size": _size(facts.bytes_on_disk),
+    }
+    return "\n".join(f"{label:<12} {value}" for label, value in lines.items())
+
+
+def _size(n_bytes: int) -> str:
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

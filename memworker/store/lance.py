@@ -1,0 +1,105 @@
+"""The way into LanceDB: connecting, opening, and its errors in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
+from memworker.store.lock import ensure_writable
+
+if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
+    from lancedb.table import LanceTable
+
+# "\Z", not "$": the latter lets a final newline through.
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+
+
+def table_name(name: str) -> str:
+    """Return `name` when it can name a table and a folder; raise UsageError otherwise."""
+    if not _TABLE_NAME.match(name) or name.endswith(".lance"):
+        raise UsageError(
+            f"{name!r} cannot name a table; use letters, digits, '_', '-' and '.', "
+            "beginning with a letter, a digit or '_', at most 200"
+        )
+    return name
+
+
+def database_path(db: str | Path) -> Path:
+    """Return the database's directory; raise UsageError for a remote address."""
+    if "://" in str(db):
+        raise UsageError(f"the database must be a local directory, not {str(db)!r}")
+    return Path(db)
+
+
+def connect(db: Path, *, writable: bool) -> LanceDBConnection:
+    """Connect to a directory. Tables opened through it see every commit of any process."""
+    if writable:
+        ensure_writable(db)
+    elif not db.is_dir():
+        raise TableNotFound(
+            f"there is no database directory {db}; name the one that was given to ingest --db"
+        )
+    # Lazy: importing lancedb takes up to 5 s, and not every command needs it.
+    import lancedb
+
+    with lance_errors(f"opening the database {db}"):
+        return lancedb.connect(db, read_consistency_interval=timedelta(0))
+
+
+def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable:
+    """Open a table, or raise TableNotFound with the names of those there are."""
+    if not (db / f"{name}.lance").is_dir():
+        raise TableNotFound(_no_table(db, name))
+    with lance_errors(f"opening table {name!r} of {db}"):
+        try:
+            return connection.open_table(name)
+        except ValueError as error:
+            # A create that was killed leaves a folder without a version.
+            if "was not found" not in str(error):
+                raise
+            raise TableNotFound(_no_table(db, name)) from error
+
+
+def table_names(db: str | Path) -> list[str]:
+    """Return the names of the tables in a database directory, sorted."""
+    return sorted(path.name.removesuffix(".lance") for path in Path(db).glob("*.lance"))
+
+
+@contextmanager
+def lance_errors(doing: str) -> Iterator[None]:
+    """Raise what LanceDB and Arrow raise as StoreError, saying what was being done."""
+    try:
+        yield
+    except MemworkerError:
+        raise
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError) as error:
+        raise StoreError(_explain(doing, error)) from error
+
+
+def is_commit_conflict(error: BaseException) -> bool:
+    """Tell whether another writer's commit came first, so that trying again can help."""
+    text = str(error).lower()
+    return "commit conflict" in text or "too many concurrent writers" in text
+
+
+def _explain(doing: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "No space left on device" in text or "os error 28" in text:
+        return (
+            f"the disk is full: {doing} failed, nothing of this batch was committed; "
+            "free some space and run the same command again"
+        )
+    # Rust source positions and nested causes can run to kilobytes.
+    return f"{doing} failed: {type(error).__name__}: {text[:400]}"
+
+
+def _no_table(db: Path, name: str) -> str:
+    names = table_names(db)
+    there = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
+    return f"there is no table {name!r} in {db}; tables there: {there}"

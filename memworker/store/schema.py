@@ -1,0 +1,263 @@
+"""What a row is: the columns, the vector space in the vector field's metadata, batches of rows."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.errors import StoreError, TableMismatch, UsageError
+from memworker.store.keys import dedup_keys as make_dedup_keys
+from memworker.store.keys import string_array
+
+SCHEMA_VERSION = 1
+SCOPES = ("user_id", "agent_id", "run_id")
+TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
+DISTANCES = ("cosine", "dot")
+
+Vectors = npt.NDArray[np.float32]
+
+_PREFIX = "memworker."
+# What set_unenforced_primary_key("id") would write in a second commit; it wants the
+# column non-null in the table and in every batch.
+_PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSpace:
+    """What makes vectors comparable: the model as it was run, and how they are compared."""
+
+    model: str
+    precision: str
+    max_tokens: int
+    dim: int
+    fingerprint: str
+    distance: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise UsageError(f"unknown distance {self.distance!r}; use cosine or dot")
+        if self.dim < 1:
+            raise UsageError(f"a vector needs at least 1 dimension, got {self.dim}")
+
+    def must_equal(self, wanted: VectorSpace, table: str) -> None:
+        """Raise TableMismatch, naming every difference, unless `wanted` is this space."""
+        ours, theirs = asdict(self), asdict(wanted)
+        differing = [key for key in ours if ours[key] != theirs[key]]
+        if not differing:
+            return
+        said = "; ".join(f"{key} {ours[key]!r}, not {theirs[key]!r}" for key in differing)
+        raise TableMismatch(
+            f"table {table!r} was made with {self.model!r} ({self.dim} dimensions, "
+            f"{self.distance}) and cannot take vectors of {wanted.model!r} ({wanted.dim}, "
+            f"{wanted.distance}): it has {said}; use the same model options, or another table"
+        )
+
+
+def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return the columns of a table, or of a batch, of `dim`-dimensional vectors."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False, metadata=_PRIMARY_KEY),
+            pa.field("dedup_key", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dim), metadata=field_metadata),
+            pa.field("metadata", pa.json_()),
+            *(pa.field(name, pa.string(), nullable=False) for name in SCOPES),
+            pa.field("created_at", _TIMESTAMP, nullable=False),
+            pa.field("updated_at", _TIMESTAMP, nullable=False),
+            pa.field("expires_at", _TIMESTAMP),
+            pa.field("superseded_at", _TIMESTAMP),
+        ]
+    )
+
+
+def new_field_metadata(space: VectorSpace) -> dict[str, str]:
+    """Return the vector field's metadata for a table that is about to be made."""
+    facts = {key: str(value) for key, value in asdict(space).items()}
+    facts |= {
+        "active": "true",
+        "schema_version": str(SCHEMA_VERSION),
+        # A table dropped and made again under its name is another table.
+        "identity": uuid.uuid4().hex,
+    }
+    return {_PREFIX + key: value for key, value in facts.items()}
+
+
+def read_field_metadata(schema: pa.Schema, table: str) -> tuple[VectorSpace, str]:
+    """Return the vector space and the identity that a table was made with."""
+    field = schema.field("vector") if "vector" in schema.names else pa.field("vector", pa.null())
+    raw = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    facts = {k.removeprefix(_PREFIX): v for k, v in raw.items() if k.startswith(_PREFIX)}
+    try:
+        space = VectorSpace(
+            model=facts["model"],
+            precision=facts["precision"],
+            max_tokens=int(facts["max_tokens"]),
+            dim=int(facts["dim"]),
+            fingerprint=facts["fingerprint"],
+            distance=facts["distance"],
+        )
+        version, identity = int(facts["schema_version"]), facts["identity"]
+    except (KeyError, ValueError) as error:
+        raise TableMismatch(
+            f"table {table!r} was not made by memworker (its vector field lacks {error}); "
+            "use another table name"
+        ) from error
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"table {table!r} has schema version {version}, this memworker knows "
+            f"{SCHEMA_VERSION}; use a newer memworker"
+        )
+    return space, identity
+
+
+def records(
+    ids: pa.Array | None,
+    texts: pa.Array,
+    vectors: Vectors,
+    *,
+    scopes: Mapping[str, pa.Array | str] | None = None,
+    metadata_json: pa.Array | None = None,
+    dedup_keys: pa.Array | None = None,
+    created_at: pa.Array | datetime | None = None,
+    updated_at: pa.Array | datetime | None = None,
+    expires_at: pa.Array | datetime | None = None,
+    superseded_at: pa.Array | datetime | None = None,
+) -> pa.Table:
+    """Build a batch of rows from columns; the vectors are not copied.
+
+    `vectors` is float32[n, dim]. `ids` may be None, or hold nulls: such a row's
+    id is its `dedup_key`. `scopes` maps user_id, agent_id and run_id to an
+    array or to one string for all rows. `metadata_json` holds one JSON object
+    a row, or null. Times default to now (UTC) or, for the last two, to none.
+    Raises UsageError when the lengths differ.
+    """
+    texts, scopes = string_array(texts), dict(scopes or {})
+    n = len(texts)
+    scope_columns = {name: _filled(scopes.pop(name, ""), n) for name in SCOPES}
+    if scopes:
+        raise UsageError(f"unknown scopes {sorted(scopes)}; there are {', '.join(SCOPES)}")
+    if dedup_keys is None:
+        dedup_keys = make_dedup_keys(texts, *scope_columns.values())
+    now = datetime.now(UTC)
+    columns = {
+        "id": dedup_keys if ids is None else _or_key(ids, dedup_keys),
+        "dedup_key": dedup_keys,
+        "text": texts,
+        "vector": vector_array(vectors),
+        "metadata": _json_array(metadata_json, n),
+        **scope_columns,
+        "created_at": _times(created_at or now, n),
+        "updated_at": _times(updated_at or created_at or now, n),
+        "expires_at": _times(expires_at, n),
+        "superseded_at": _times(superseded_at, n),
+    }
+    _check_lengths(columns, n)
+    schema = table_schema(vectors.shape[1])
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def conform(batch: pa.Table | pa.RecordBatch, dim: int) -> pa.Table:
+    """Return `batch` with exactly a table's columns, in its order and types.
+
+    Columns that may be null may be missing. Raises UsageError for a missing or
+    unknown column, a null where there must be none, or vectors of another size.
+    """
+    schema = table_schema(dim)
+    if isinstance(batch, pa.RecordBatch):
+        batch = pa.Table.from_batches([batch])
+    if batch.schema == schema:
+        return batch
+    unknown = [name for name in batch.column_names if name not in schema.names]
+    if unknown:
+        raise UsageError(f"unknown columns {unknown}; a table has {', '.join(schema.names)}")
+    columns = [_conform_column(batch, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def vector_array(vectors: Vectors) -> pa.FixedSizeListArray:
+    """Wrap float32[n, dim] as an Arrow array over the same memory."""
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise UsageError(f"vectors must be float32[n, dim], got {vectors.dtype}{vectors.shape}")
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def vectors_of(column: pa.ChunkedArray | pa.Array, dim: int) -> Vectors:
+    """Return float32[n, dim] of a vector column, without a copy when it is one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat: Vectors = array.flatten().to_numpy(zero_copy_only=False)
+    if array.null_count or len(flat) != len(array) * dim:
+        raise UsageError("a row has no vector; leave such rows out")
+    return flat.reshape(-1, dim)
+
+
+def bad_vectors(vectors: Vectors) -> npt.NDArray[np.int64]:
+    """Return the indices of rows that hold NaN or infinity, or are zero.
+
+    Such rows would be found for every query or for none. One pass without a
+    temporary: the squared length of a row is finite and above zero otherwise.
+    """
+    # Lengths beyond 1e19 overflow here; LanceDB's own cosine could not compare them either.
+    with np.errstate(all="ignore"):
+        lengths = np.einsum("ij,ij->i", vectors, vectors)
+    return np.flatnonzero(~((lengths > 0) & (lengths < np.inf)))
+
+
+def _conform_column(batch: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in batch.column_names:
+        if not field.nullable:
+            raise UsageError(f"the batch has no column {field.name!r}; build it with records()")
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(field.name)
+    if column.null_count and not field.nullable:
+        raise UsageError(f"column {field.name!r} holds {column.null_count} nulls; fill them")
+    if column.type == field.type:
+        return column
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise UsageError(
+            f"column {field.name!r} is {column.type}, the table's is {field.type}: {error}"
+        ) from error
+
+
+def _or_key(ids: pa.Array, keys: pa.Array) -> pa.Array:
+    return string_array(pc.coalesce(ids.cast(pa.string()), keys) if ids.null_count else ids)
+
+
+def _filled(values: pa.Array | str, n: int) -> pa.Array:
+    if isinstance(values, str):
+        return pa.repeat(pa.scalar(values, pa.string()), n)
+    return string_array(values.fill_null(""))
+
+
+def _json_array(values: pa.Array | None, n: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(n, pa.json_())
+    if values.type == pa.json_():
+        return values
+    return pa.ExtensionArray.from_storage(pa.json_(), values.cast(pa.string()))
+
+
+def _times(values: pa.Array | datetime | None, n: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(n, _TIMESTAMP)
+    if isinstance(values, datetime):
+        moment = values if values.tzinfo else values.replace(tzinfo=UTC)
+        return pa.repeat(pa.scalar(moment, _TIMESTAMP), n)
+    return values.cast(_TIMESTAMP)
+
+
+def _check_lengths(columns: Mapping[str, pa.Array], n: int) -> None:
+    wrong = {name: len(column) for name, column in columns.items() if len(column) != n}
+    if wrong:
+        raise UsageError(f"{n} texts, but other lengths: {wrong}; give every column the same rows")

@@ -1,0 +1,110 @@
+"""Search: one query vector to ranked hits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.errors import BadVector, UsageError
+from memworker.store import index
+from memworker.store.filters import to_sql
+from memworker.store.lance import lance_errors
+from memworker.store.schema import Vectors, VectorSpace
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+HIT_COLUMNS = (
+    "id",
+    "text",
+    "metadata",
+    "user_id",
+    "agent_id",
+    "run_id",
+    "created_at",
+    "updated_at",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A found row. `score` is the cosine or the dot product: higher is nearer.
+
+    What was not asked for by `columns` has its default.
+    """
+
+    id: str
+    score: float
+    text: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    user_id: str = ""
+    agent_id: str = ""
+    run_id: str = ""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How to search; see `Table.search`."""
+
+    limit: int = 10
+    where: Mapping[str, Any] | None = None
+    exact: bool = False
+    columns: Sequence[str] | None = None
+
+
+def search(
+    table: LanceTable, space: VectorSpace, vector: Vectors, options: SearchOptions
+) -> list[Hit]:
+    """Return the nearest rows, best first."""
+    query = _checked(vector, space)
+    columns = _columns(options)
+    with lance_errors(f"searching table {table.name!r}"):
+        builder = table.search(query, vector_column_name="vector")
+        builder = builder.distance_type(space.distance).limit(options.limit)
+        builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
+        if options.where:
+            # Before the search, so that a small scope still gets its `limit` hits.
+            builder = builder.where(to_sql(options.where), prefilter=True)
+        found = builder.select([*columns, "_distance"]).to_arrow()
+    return _hits(found, columns)
+
+
+def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
+    query = np.asarray(vector, np.float32)
+    if query.shape != (space.dim,):
+        raise UsageError(
+            f"the query vector has shape {query.shape}, the table's vectors have {space.dim} "
+            f"dimensions; embed the query with {space.model!r}"
+        )
+    length = float(np.dot(query, query))
+    if not 0 < length < np.inf:
+        raise BadVector("the query vector is zero, or holds NaN or infinity; it has no direction")
+    return query
+
+
+def _columns(options: SearchOptions) -> list[str]:
+    if options.limit < 1:
+        raise UsageError(f"a search needs a limit of at least 1, got {options.limit}")
+    unknown = [name for name in options.columns or () if name not in HIT_COLUMNS]
+    if unknown:
+        raise UsageError(f"a hit has no {unknown}; it has {', '.join(HIT_COLUMNS)}")
+    return list(dict.fromkeys(["id", *(options.columns or HIT_COLUMNS)]))
+
+
+def _hits(found: pa.Table, columns: Sequence[str]) -> list[Hit]:
+    # LanceDB's distance is 1 minus the cosine, or 1 minus the dot product.
+    hits = []
+    for row in found.select([*columns, "_distance"]).to_pylist():
+        score = 1.0 - row.pop("_distance")
+        if "metadata" in row:
+            row["metadata"] = json.loads(row["metadata"]) if row["metadata"] else {}
+        hits.append(Hit(score=score, **row))
+    return hits
