@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from memworker.models.spec import ModelSpec, Pooling, Precision, ReadyModel
 
 if TYPE_CHECKING:
-    from memworker.models.ready import ready_model
+    from memworker.models.ready import (
+        ModelListing,
+        list_models,
+        pull_model,
+        ready_model,
+        verify_model,
+    )
+    from memworker.models.reference import export_reference
 
-__all__ = ["ModelSpec", "Pooling", "Precision", "ReadyModel", "ready_model"]
+__all__ = [
+    "ModelListing",
+    "ModelSpec",
+    "Pooling",
+    "Precision",
+    "ReadyModel",
+    "export_reference",
+    "list_models",
+    "pull_model",
+    "ready_model",
+    "verify_model",
+]
+
+_ROOMS = {"export_reference": "memworker.models.reference"}
 
 
 def __getattr__(name: str) -> Any:
     # A worker imports this package for the types in `spec` and needs none of the rest.
-    if name in __all__:
-        from memworker.models import ready
-
-        return getattr(ready, name)
-    raise AttributeError(f"module 'memworker.models' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'memworker.models' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS.get(name, "memworker.models.ready")), name)

@@ -40,7 +40,8 @@ class ModelCache:
         """
         path = self.root.joinpath(*parts)
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.root.parent, self.root, path):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ModelUnavailable(
                 f"the model cache {path} cannot be made: {error}. "
@@ -53,6 +54,12 @@ class ModelCache:
         from filelock import FileLock
 
         return FileLock(self.folder("locks") / f"{key}.lock", timeout=_LOCK_TIMEOUT_S, mode=0o600)
+
+    def discard(self, folder: Path) -> None:
+        """Remove a published folder of this cache, if it is there."""
+        assert folder.is_relative_to(self.root)
+        with self.lock(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, room: str, key: str, fill: Callable[[Path], None]) -> Path:
         """Let `fill` write a new folder, record its hashes, then rename it to room/key.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from memworker.errors import UnknownModel
 from memworker.models.cache import ModelCache
+from memworker.models.directory import looks_like_model, read_directory
+from memworker.models.fastembed_catalog import fastembed_entries
 from memworker.models.spec import (
     HubRepo,
     ModelEntry,
@@ -20,19 +23,37 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
 def find(name: str | Path, cache: ModelCache) -> ModelEntry:
-    """Return the entry of that name or directory.
+    """Return the entry of that name, or of the directory that lies there.
 
-    Raises UnknownModel, with the nearest names there are.
+    Built-in names go before directories, and these before fastembed's names.
+    Raises UnknownModel with the nearest names there are.
     """
-    by_name = {known.lower(): entry for entry in BUILT_IN for known in entry.names}
-    if isinstance(name, str) and name.lower() in by_name:
-        return by_name[name.lower()]
-    raise _unknown(str(name), [known for entry in BUILT_IN for known in entry.names])
+    if isinstance(name, Path):
+        return read_directory(name.expanduser())
+    if (entry := _named(name, BUILT_IN)) is not None:
+        return entry
+    folder = Path(name).expanduser()
+    if looks_like_model(folder) or (folder.is_dir() and "/" in name):
+        return read_directory(folder)
+    everything = entries(cache)
+    if (entry := _named(name, everything)) is not None:
+        return entry
+    raise _unknown(name, [known for entry in everything for known in entry.names])
 
 
 def entries(cache: ModelCache) -> list[ModelEntry]:
-    """Return every entry that has a name."""
-    return list(BUILT_IN)
+    """Return every entry that has a name: built in, then fastembed's others."""
+    taken = {name.lower() for entry in BUILT_IN for name in entry.names}
+    others = [e for e in fastembed_entries(cache) if e.spec.name.lower() not in taken]
+    return [*BUILT_IN, *sorted(others, key=lambda entry: entry.spec.name.lower())]
+
+
+def _named(name: str, among: Sequence[ModelEntry]) -> ModelEntry | None:
+    wanted = name.lower()
+    full = [e for e in among if wanted in (known.lower() for known in e.names)]
+    # "bge-small-en-v1.5" is enough where one publisher alone has it.
+    short = [e for e in among if e.spec.name.rpartition("/")[2].lower() == wanted]
+    return full[0] if full else short[0] if len(short) == 1 else None
 
 
 def _unknown(name: str, known: list[str]) -> UnknownModel:

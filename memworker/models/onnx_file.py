@@ -29,17 +29,30 @@ class GraphWriter:
         self._weights[name] = array
         return name
 
-    def op(self, kind: str, *inputs: str, name: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output and return that output's name; unused inputs are ""."""
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        name: str,
+        domain: str = "",
+        outputs: int = 1,
+        **attributes: Any,
+    ) -> str:
+        """Add a node and return its first output, called `name`; the others are unused."""
         from onnx import helper
 
-        node = helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes)
+        spare = [f"{name}.{number}" for number in range(1, outputs)]
+        node = helper.make_node(
+            kind, list(inputs), [name, *spare], name=name, domain=domain, **attributes
+        )
         self._nodes.append(node)
         return name
 
-    def fused(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+    def fused(self, kind: str, *inputs: str, name: str, outputs: int = 1, **attributes: Any) -> str:
         """Add one of onnxruntime's own operators."""
-        return self.op(kind, *inputs, name=name, domain="com.microsoft", **attributes)
+        return self.op(
+            kind, *inputs, name=name, domain="com.microsoft", outputs=outputs, **attributes
+        )
 
     def save(self, path: Path, inputs: list[Any], outputs: list[Any]) -> None:
         """Write the graph to `path` and its large weights to WEIGHTS_FILE in the same folder."""

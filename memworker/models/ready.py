@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memworker.errors import UsageError
+from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
 from memworker.models import catalog, sources
-from memworker.models.cache import MANIFEST, HashBook, ModelCache
+from memworker.models.build import built_folders, check_built, digest_of, fused_graph
+from memworker.models.cache import ModelCache
+from memworker.models.directory import token_limits
 from memworker.models.spec import ModelEntry, ModelSpec, Precision, ReadyModel
 
-GRAPH_FILE = "model.onnx"
+# Special tokens at both ends and one between them.
+_FEWEST_TOKENS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelListing:
+    """One line of `list_models`: a catalogue entry, and whether its files are here."""
+
+    spec: ModelSpec
+    aliases: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    cached: bool
+    unsupported: str
 
 
 def ready_model(
@@ -32,10 +44,13 @@ def ready_model(
     chosen = _precision(precision)
     cache = ModelCache.locate(cache_dir)
     entry = catalog.find(name, cache)
+    _refuse_unsupported(entry)
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
-    limit = _token_limit(entry.spec, max_tokens)
-    graph = _built(entry, folder, hashes, cache)
+    if entry.weights.endswith(".onnx"):
+        return _foreign(entry, folder, hashes, cache, max_tokens)
+    graph, recipe = fused_graph(entry, folder, hashes, cache)
+    limit = token_limit(entry.spec, max_tokens)
     return ReadyModel(
         spec=entry.spec,
         precision=chosen,
@@ -43,8 +58,68 @@ def ready_model(
         graph=graph,
         tokenizer=folder / "tokenizer.json",
         pooled=True,
-        fingerprint=_fingerprint(entry, hashes, chosen, limit),
+        fingerprint=_fingerprint(entry.spec, recipe, hashes["tokenizer.json"], chosen, limit),
     )
+
+
+def list_models(*, cache_dir: Path | None = None) -> list[ModelListing]:
+    """Return the built-in models, then fastembed's."""
+    cache = ModelCache.locate(cache_dir)
+    return [
+        ModelListing(
+            spec=entry.spec,
+            aliases=entry.aliases,
+            precisions=() if entry.unsupported else (Precision.FP32,),
+            cached=sources.cached_folder(entry, cache) is not None,
+            unsupported=entry.unsupported,
+        )
+        for entry in catalog.entries(cache)
+    ]
+
+
+def pull_model(name: str | Path, *, cache_dir: Path | None = None) -> ReadyModel:
+    """Make a model ready, fetching again what is there but damaged."""
+    cache = ModelCache.locate(cache_dir)
+    entry = catalog.find(name, cache)
+    try:
+        verify_model(name, cache_dir=cache_dir)
+    except ModelCorrupt:
+        if entry.directory is None:
+            sources.discard(entry, cache)
+        for folder in built_folders(entry, cache):
+            cache.discard(folder)
+    return ready_model(name, cache_dir=cache_dir)
+
+
+def verify_model(name: str | Path, *, cache_dir: Path | None = None) -> dict[Path, str]:
+    """Hash every cached file of a model afresh and return the hashes by path.
+
+    Empty where nothing is cached. Raises ModelCorrupt for the first file that
+    is not what was fetched or built.
+    """
+    cache = ModelCache.locate(cache_dir)
+    entry = catalog.find(name, cache)
+    folder = entry.directory or sources.cached_folder(entry, cache)
+    if folder is None:
+        return {}
+    fetched = sources.verified_hashes(entry, folder, cache, recheck=True)
+    hashes = {folder / path: digest for path, digest in fetched.items()}
+    for home in built_folders(entry, cache):
+        hashes |= {home / path: d for path, d in check_built(home, recheck=True).items()}
+    return hashes
+
+
+def token_limit(spec: ModelSpec, max_tokens: int | None) -> int:
+    """Return the truncation in force; UsageError where the model cannot take so many."""
+    if max_tokens is None:
+        return spec.max_tokens
+    most = spec.position_limit or spec.max_tokens
+    if not _FEWEST_TOKENS <= max_tokens <= most:
+        raise UsageError(
+            f"max_tokens is {max_tokens}; {spec.name} takes {_FEWEST_TOKENS} to {most}, "
+            f"{spec.max_tokens} unless told otherwise."
+        )
+    return max_tokens
 
 
 def _precision(precision: str) -> Precision:
@@ -53,62 +128,64 @@ def _precision(precision: str) -> Precision:
     return Precision.FP32
 
 
-def _token_limit(spec: ModelSpec, max_tokens: int | None) -> int:
-    if max_tokens is None:
-        return spec.max_tokens
-    most = spec.position_limit or spec.max_tokens
-    if not 3 <= max_tokens <= most:
-        raise UsageError(
-            f"max_tokens is {max_tokens}; {spec.name} takes 3 to {most}, "
-            f"{spec.max_tokens} unless told otherwise."
+def _refuse_unsupported(entry: ModelEntry) -> None:
+    if entry.unsupported:
+        raise ModelUnsupported(
+            f"{entry.spec.name} cannot be used: {entry.unsupported}. "
+            "`memworker models list` shows those that can."
         )
-    return max_tokens
 
 
-def _built(entry: ModelEntry, folder: Path, hashes: dict[str, str], cache: ModelCache) -> Path:
-    key = _build_key(entry, hashes)
-    home = cache.root / "built" / key
-    if not (home / MANIFEST).is_file():
-        with cache.lock(key):
-            if not (home / MANIFEST).is_file():
-                cache.publish("built", key, partial(_build, entry, folder))
-    check_built(home)
-    return home / GRAPH_FILE
+def _foreign(
+    entry: ModelEntry,
+    folder: Path,
+    hashes: dict[str, str],
+    cache: ModelCache,
+    max_tokens: int | None,
+) -> ReadyModel:
+    """Take an ONNX file as it is; what it leaves out, the encoder does as `spec` says."""
+    from memworker.models.foreign import external_hashes, inspect
+
+    path = folder / entry.weights
+    facts = inspect(path, hashes[entry.weights], folder, cache)
+    spec = _completed(entry, folder, facts.dim)
+    limit = token_limit(spec, max_tokens)
+    data = external_hashes(entry, path, facts, hashes, cache)
+    shape = [spec.pooling, str(spec.normalize), str(facts.rank)]
+    recipe = digest_of(["as-is-1", hashes[entry.weights], *data, *shape])
+    return ReadyModel(
+        spec=spec,
+        precision=Precision.FP32,
+        max_tokens=limit,
+        graph=path,
+        tokenizer=folder / "tokenizer.json",
+        pooled=facts.rank == 2,
+        fingerprint=_fingerprint(spec, recipe, hashes["tokenizer.json"], Precision.FP32, limit),
+        needs_l2=facts.rank == 2 and spec.normalize,
+    )
 
 
-def check_built(home: Path, *, recheck: bool = False) -> None:
-    """Raise ModelCorrupt where a built graph or its weights are not as they were built."""
-    book = HashBook(home / MANIFEST, base=home)
-    for path in book.files():
-        book.require(path, recheck=recheck)
-    book.save()
-
-
-def _build(entry: ModelEntry, folder: Path, draft: Path) -> None:
-    from memworker.models.graph import build_bert
-    from memworker.models.weights import read_bert
-
-    bert = read_bert(folder, entry.weights)
-    build_bert(bert, entry.spec.pooling, entry.spec.normalize, draft / GRAPH_FILE)
-
-
-def _build_key(entry: ModelEntry, hashes: dict[str, str]) -> str:
-    from memworker.models.graph import RECIPE
-
-    facts = [RECIPE, hashes[entry.weights], hashes["config.json"]]
-    facts += [entry.spec.pooling, str(entry.spec.normalize)]
-    return f"{entry.slug}-{_digest(facts)[:16]}"
+def _completed(entry: ModelEntry, folder: Path, dim: int) -> ModelSpec:
+    """Add to the catalogue's facts what only the files say."""
+    spec = entry.spec
+    if entry.directory is None:
+        limit, positions = token_limits(folder)
+        spec = replace(spec, max_tokens=limit, position_limit=positions)
+    if dim and spec.dim and dim != spec.dim:
+        raise ModelCorrupt(
+            f"{folder / entry.weights} gives {dim} dimensions, expected {spec.dim}: "
+            "it is another model than its config or the catalogue says."
+        )
+    if not (dim or spec.dim):
+        raise ModelUnsupported(
+            f"neither {folder / entry.weights} nor config.json says how many dimensions there "
+            "are; add hidden_size to config.json."
+        )
+    return replace(spec, dim=dim or spec.dim)
 
 
 def _fingerprint(
-    entry: ModelEntry, hashes: dict[str, str], precision: Precision, max_tokens: int
+    spec: ModelSpec, recipe: str, tokenizer: str, precision: Precision, max_tokens: int
 ) -> str:
-    spec = entry.spec
-    facts = [_build_key(entry, hashes).rpartition("-")[2], hashes["tokenizer.json"], precision]
-    facts += [str(max_tokens), str(spec.add_special_tokens)]
-    facts += [spec.query_prefix, spec.passage_prefix]
-    return _digest(facts)[:32]
-
-
-def _digest(facts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    facts = [recipe, tokenizer, precision, str(max_tokens), str(spec.add_special_tokens)]
+    return digest_of([*facts, spec.query_prefix, spec.passage_prefix])[:32]

@@ -48,8 +48,7 @@ def cached_folder(entry: ModelEntry, cache: ModelCache) -> Path | None:
 
 def discard(entry: ModelEntry, cache: ModelCache) -> None:
     """Remove the fetched files of `entry`, so that the next fetch starts afresh."""
-    with cache.lock(entry.slug):
-        shutil.rmtree(cache.root / "files" / entry.slug, ignore_errors=True)
+    cache.discard(cache.root / "files" / entry.slug)
 
 
 def _download(entry: ModelEntry, cache: ModelCache, offline: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -93,8 +94,11 @@ class ModelEntry:
 
     @property
     def slug(self) -> str:
-        """The name as one safe path component."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "--", self.spec.name).strip(".-")
+        """The name as one path component, another for every directory."""
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "--", self.spec.name).strip(".-") or "model"
+        if self.directory is None:
+            return slug
+        return f"{slug}-{hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,143 @@
+"""ONNX files made by others: what they take and give, and that their data stays with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from memworker.errors import ModelCorrupt, ModelUnsupported
+from memworker.models.cache import HashBook, ModelCache
+from memworker.models.spec import ModelEntry
+
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignGraph:
+    """Facts of an ONNX file: rank and width of its first output (0: dynamic), external files."""
+
+    rank: int
+    dim: int
+    inputs: tuple[str, ...]
+    external: tuple[str, ...]
+
+
+def inspect(graph: Path, sha256: str, root: Path, cache: ModelCache) -> ForeignGraph:
+    """Return the facts of `graph`, remembered by its hash, and check that it can be run.
+
+    Raises ModelCorrupt where it is no ONNX file and ModelUnsupported where its
+    inputs or outputs are not an encoder's or its data lies outside of `root`.
+    """
+    record = cache.folder("facts") / f"{sha256}.json"
+    facts = _recall(record)
+    if facts is None:
+        facts = _read(graph)
+        _remember(record, facts)
+    _check_shape(graph, facts)
+    for location in facts.external:
+        _check_location(graph, location, root)
+    return facts
+
+
+def external_hashes(
+    entry: ModelEntry, graph: Path, facts: ForeignGraph, known: dict[str, str], cache: ModelCache
+) -> list[str]:
+    """Return the hashes of the graph's external files, those `known` not taken again."""
+    root = entry.directory or graph.parents[entry.weights.count("/")]
+    paths = {location: graph.parent / location for location in facts.external}
+    names = {loc: os.path.relpath(path, root) for loc, path in paths.items()}
+    rest = [loc for loc in facts.external if names[loc] not in known]
+    if not rest:
+        return [known[names[loc]] for loc in facts.external]
+    book = HashBook(cache.folder("stamps") / f"{entry.slug}.data.json", base=root)
+    hashes = [known.get(names[loc]) or book.digest(paths[loc]) for loc in facts.external]
+    book.save()
+    return hashes
+
+
+def _read(graph: Path) -> ForeignGraph:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise ModelCorrupt(f"{graph} is no ONNX file: {error}. Fetch the model again.") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(i.name for i in model.graph.input if i.name not in constants)
+    if not model.graph.output:
+        raise ModelCorrupt(f"{graph} has no output. Fetch the model again.")
+    shape = model.graph.output[0].type.tensor_type.shape.dim
+    width = shape[-1].dim_value if shape else 0
+    return ForeignGraph(len(shape), int(width), inputs, tuple(sorted(_locations(model))))
+
+
+def _locations(model: Any) -> set[str]:
+    """Collect every external file that any tensor of any graph names."""
+    from onnx import TensorProto
+
+    found = set()
+    pending = [model.graph, *model.functions]
+    while pending:
+        graph = pending.pop()
+        tensors = list(getattr(graph, "initializer", ()))
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            tensors += [sparse.values, sparse.indices]
+        for attribute in (a for node in graph.node for a in node.attribute):
+            tensors += [attribute.t, *attribute.tensors]
+            pending += [attribute.g, *attribute.graphs]
+        for tensor in tensors:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                found |= {e.value for e in tensor.external_data if e.key == "location"}
+    return found
+
+
+def _check_shape(graph: Path, facts: ForeignGraph) -> None:
+    if strange := set(facts.inputs) - _INPUTS or {"input_ids"} - set(facts.inputs):
+        raise ModelUnsupported(
+            f"{graph} has the inputs {', '.join(facts.inputs)}; memworker feeds input_ids, "
+            f"attention_mask and token_type_ids, and cannot do with {', '.join(sorted(strange))}."
+        )
+    if facts.rank not in (2, 3):
+        raise ModelUnsupported(
+            f"{graph}: its first output has {facts.rank} dimensions; expected [n, dim] or "
+            "[n, tokens, dim]. Export the encoder without a task head."
+        )
+
+
+def _check_location(graph: Path, location: str, root: Path) -> None:
+    """Refuse data outside of `root`: a model must not make a worker map other files."""
+    parts = PurePosixPath(location).parts
+    rooted = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+    path = graph.parent / location
+    if rooted or ".." in parts or "\\" in location or not _inside(path, root):
+        raise ModelUnsupported(
+            f"{graph} keeps weights in {location!r}, outside of {root}; they are not loaded. "
+            "Copy the files themselves, not links, into the model's directory."
+        )
+    if not path.is_file():
+        raise ModelCorrupt(f"{graph} keeps weights in {location!r}, and that file is not there.")
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def _recall(record: Path) -> ForeignGraph | None:
+    try:
+        facts = json.loads(record.read_bytes())
+        inputs, external = tuple(facts["inputs"]), tuple(facts["external"])
+        return ForeignGraph(int(facts["rank"]), int(facts["dim"]), inputs, external)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _remember(record: Path, facts: ForeignGraph) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{record.name}.", dir=record.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(asdict(facts), file)
+    os.replace(name, record)

@@ -1,0 +1,26 @@
+"""The words that some models want before a query or a passage, by family."""
+
+from __future__ import annotations
+
+import re
+
+_SEARCHING = "Represent this sentence for searching relevant passages: "
+
+# Pattern of the model's name, query prefix, passage prefix: as the model cards say.
+_FAMILIES = (
+    (r"e5-(small|base|large)(-v2|-unsupervised)?$", "query: ", "passage: "),
+    (r"bge-(small|base|large)-en(-v1\.5)?$", _SEARCHING, ""),
+    (r"bge-(small|base|large)-zh(-v1\.5)?$", "为这个句子生成表示以用于检索相关文章：", ""),
+    (r"arctic-embed-(xs|s|m|m-long|l|m-v1\.5)$", _SEARCHING, ""),
+    (r"arctic-embed-(m|l)-v2\.0$", "query: ", ""),
+    (r"mxbai-embed-(large|xsmall)-v1$", _SEARCHING, ""),
+    (r"nomic-embed-text-v1(\.5)?(-Q)?$", "search_query: ", "search_document: "),
+)
+
+
+def prefixes_of(name: str) -> tuple[str, str]:
+    """Return the query and passage prefix for a model's name, "" for none."""
+    for pattern, query, passage in _FAMILIES:
+        if re.search(rf"(^|[/_-]){pattern}", name, re.IGNORECASE):
+            return query, passage
+    return "", ""
