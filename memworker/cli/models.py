@@ -1,0 +1,121 @@
+"""`memworker models`: list, pull, verify and locate models."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from memworker.models import ModelListing, ReadyModel
+
+app = typer.Typer(help="List, fetch, verify and locate models.", no_args_is_help=True)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+_Name = Annotated[str, typer.Argument(help="A catalogue name or a directory.")]
+
+
+@app.command("list")
+def list_(as_json: _Json = False) -> None:
+    """List the models of the catalogue."""
+    from memworker.models import list_models
+
+    listings = list_models()
+    if as_json:
+        typer.echo(json.dumps({"models": [_as_dict(listing) for listing in listings]}))
+        return
+    width = max(len(listing.spec.name) for listing in listings)
+    for listing in listings:
+        typer.echo(_line(listing, width))
+
+
+@app.command()
+def pull(name: _Name, as_json: _Json = False) -> None:
+    """Fetch, verify and build a model; damaged files are replaced."""
+    from memworker.models import pull_model
+
+    model = pull_model(name)
+    told = f"{model.spec.name} is ready: {model.graph}"
+    typer.echo(json.dumps(_location(model)) if as_json else told)
+
+
+@app.command()
+def path(name: _Name, as_json: _Json = False) -> None:
+    """Print where a model's graph lies, without reaching for the network."""
+    from memworker.models import ready_model
+
+    model = ready_model(name, offline=True)
+    typer.echo(json.dumps(_location(model)) if as_json else str(model.graph))
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="A model; without it, every model that was fetched.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Hash every file of a model, or of all fetched ones, afresh."""
+    from memworker.errors import ModelCorrupt
+    from memworker.models import list_models, verify_model
+
+    cached = [listing.spec.name for listing in list_models() if listing.cached]
+    verified: dict[str, dict[str, str]] = {}
+    corrupt: dict[str, str] = {}
+    for model in [name] if name is not None else cached:
+        try:
+            verified[model] = {str(at): digest for at, digest in verify_model(model).items()}
+        except ModelCorrupt as error:
+            corrupt[model] = str(error)
+    _report(verified, corrupt, as_json)
+    if corrupt:
+        raise typer.Exit(1)
+
+
+def _report(verified: dict[str, dict[str, str]], corrupt: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"verified": verified, "corrupt": corrupt}))
+        return
+    for model, files in verified.items():
+        typer.echo(f"{model}: {len(files)} files as expected" if files else f"{model}: not cached")
+    for model, reason in corrupt.items():
+        typer.echo(f"{model}: {reason}", err=True)
+    if not verified and not corrupt:
+        typer.echo("no model was fetched yet; `memworker models pull NAME` fetches one")
+
+
+def _line(listing: ModelListing, width: int) -> str:
+    spec = listing.spec
+    precisions = ",".join(listing.precisions) or "-"
+    state = "cached" if listing.cached else "not usable" if listing.unsupported else ""
+    return (
+        f"{spec.name:{width}}  {spec.dim:5}  {precisions:10}  {spec.license:12}  {state}".rstrip()
+    )
+
+
+def _as_dict(listing: ModelListing) -> dict[str, Any]:
+    spec = listing.spec
+    return {
+        "name": spec.name,
+        "aliases": list(listing.aliases),
+        "dim": spec.dim,
+        "max_tokens": spec.max_tokens,
+        "precisions": list(listing.precisions),
+        "license": spec.license,
+        "cached": listing.cached,
+        "unsupported": listing.unsupported,
+        "description": spec.description,
+    }
+
+
+def _location(model: ReadyModel) -> dict[str, Any]:
+    return {
+        "name": model.spec.name,
+        "dim": model.spec.dim,
+        "precision": model.precision,
+        "max_tokens": model.max_tokens,
+        "graph": str(model.graph),
+        "tokenizer": str(model.tokenizer),
+        "fingerprint": model.fingerprint,
+    }
