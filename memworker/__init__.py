@@ -7,12 +7,17 @@ must not pay for LanceDB, and a caller of the pool must not pay for the store.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import memworker.ingest
 from memworker import errors
 
 if TYPE_CHECKING:
     from memworker.ingest import IngestReport, ingest
     from memworker.pool import EmbeddingPool
     from memworker.store import Table
+
+# The function `ingest` shares its name with its room, which the import system would put in its
+# place at whatever moment the room is first imported. So that moment is now.
+del globals()["ingest"]
 
 __version__ = "0.1.0"
 
@@ -29,7 +34,8 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'memworker' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+    value = globals()[name] = getattr(import_module(_ROOMS[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

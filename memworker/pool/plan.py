@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
+_SHARDS_PER_WINDOW = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Costs:
@@ -71,6 +73,23 @@ def cut_shards(
         shards.append(order[start:end])
         start = end
     return shards
+
+
+def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int]:
+    """Cut rows, in order, into windows of about `_SHARDS_PER_WINDOW` shards a worker.
+
+    Returns the windows' ends; the last is n. Within a window texts are sorted by
+    length: a longer one pads less, a shorter one is finished, and committed, sooner.
+    """
+    total = len(byte_lengths)
+    done = np.cumsum(estimate_tokens(byte_lengths, costs))
+    budget = float(costs.shard_tokens) * workers * _SHARDS_PER_WINDOW
+    ends, start, before = [], 0, 0.0
+    while start < total:
+        end = max(int(np.searchsorted(done, before + budget, side="right")), start + 1)
+        ends.append(end)
+        start, before = end, float(done[end - 1])
+    return ends
 
 
 def cut_micro_batches(token_counts: Int64s, batch_tokens: int) -> Iterator[Int64s]:

@@ -6,16 +6,19 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from memworker.errors import PoolForked, TextTooLarge, UsageError
+from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
 from memworker.models import ReadyModel, ready_model
 from memworker.pool import machine, plan
 from memworker.pool.arena import SlotShape
@@ -27,6 +30,7 @@ from memworker.pool.scheduler import Scheduler
 from memworker.pool.worker import Loader
 
 Kind = Literal["passage", "query"]
+W = TypeVar("W")
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
@@ -37,13 +41,17 @@ _URGENT_TEXT_BYTES = 1 << 18
 _WINDOWS_IN_FLIGHT = 3
 
 
+def _itself(window: Any) -> Any:
+    return window
+
+
 class EmbeddingPool:
     """Worker processes that embed texts, each with its own ONNX Runtime session.
 
-    `model` is a catalogue name, a local directory, ``"echo"`` (no model: for
-    measuring everything else) or a picklable loader. `workers` defaults to the
-    physical cores that this process may use. Use it as a context manager, or
-    call `close`; a forgotten pool is cleaned up.
+    `model` is a catalogue name, a local directory, what `resolve` gave, ``"echo"``
+    (no model: for measuring everything else) or a picklable loader. `workers`
+    defaults to the physical cores that this process may use. Use it as a context
+    manager, or call `close`; a forgotten pool is cleaned up.
 
     Raises UsageError for bad arguments, ModelError when the model cannot be
     had, WorkerStartFailed and SharedMemoryExhausted when workers cannot start.
@@ -51,7 +59,7 @@ class EmbeddingPool:
 
     def __init__(
         self,
-        model: str | Path | Loader = DEFAULT_MODEL,
+        model: str | Path | ReadyModel | Loader = DEFAULT_MODEL,
         *,
         workers: int | None = None,
         precision: str = "fp32",
@@ -65,11 +73,13 @@ class EmbeddingPool:
         if max_text_bytes < 1:
             raise UsageError(f"max_text_bytes must be at least 1, not {max_text_bytes}")
         self.max_text_bytes = max_text_bytes
-        self.model, loader, costs = _prepare(model, precision, max_tokens)
+        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+        loader, self._costs = _loader(resolved)
+        self.identity = identity(resolved)
         self.dim = loader.dim
         self._pid = os.getpid()
         shapes = _slot_shapes(self.dim, max_text_bytes)
-        self._scheduler = Scheduler(loader, shapes, costs, workers=self.workers)
+        self._scheduler = Scheduler(loader, shapes, self._costs, workers=self.workers)
         self._finalizer = weakref.finalize(self, _close_here, self._scheduler, self._pid)
         self._scheduler.start()
         self.startup_seconds = time.perf_counter() - started
@@ -123,17 +133,24 @@ class EmbeddingPool:
         source = iter(texts)
         batches = iter(lambda: list(islice(source, batch_size)), [])
         for batch, embedded in self.stream(batches, kind=kind):
-            _raise_first(embedded)
+            embedded.raise_first()
             yield batch, embedded.vectors
 
     def stream(
-        self, windows: Iterable[Any], *, kind: Kind = "passage"
-    ) -> Iterator[tuple[Any, Embedded]]:
-        """Embed windows (lists of str or Arrow string arrays) with a few in flight, in order."""
-        flying: deque[tuple[Any, Future[Embedded]]] = deque()
+        self,
+        windows: Iterable[W],
+        *,
+        texts: Callable[[W], Sequence[str] | pa.Array] = _itself,
+        kind: Kind = "passage",
+    ) -> Iterator[tuple[W, Embedded]]:
+        """Embed windows with a few in flight; yields each with its outcome, in order.
+
+        `texts` gives a window's texts: a list of str or an Arrow string array.
+        """
+        flying: deque[tuple[W, Future[Embedded]]] = deque()
         try:
             for window in windows:
-                flying.append((window, self.submit_rows(window, kind=kind)))
+                flying.append((window, self.submit_rows(texts(window), kind=kind)))
                 if len(flying) >= _WINDOWS_IN_FLIGHT:
                     done, future = flying.popleft()
                     yield done, future.result()
@@ -144,10 +161,24 @@ class EmbeddingPool:
             for _, future in flying:
                 future.cancel()
 
+    def window_ends(self, texts: pa.Array) -> list[int]:
+        """Cut an Arrow string array[n] into windows, given by their ends; the last is n.
+
+        A window is work enough to keep all workers busy for seconds, and little
+        enough to be committed every few seconds.
+        """
+        lengths = np.asarray(pc.binary_length(texts).fill_null(0), np.int64)
+        return plan.cut_windows(lengths, self._costs, workers=self.workers)
+
     @property
     def work(self) -> Work:
         """Totals since the pool began: texts, tokens, padding, times."""
         return self._scheduler.meter.work
+
+    @property
+    def busy_workers(self) -> int:
+        """How many workers have something to do at this moment."""
+        return self._scheduler.busy_workers()
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
@@ -178,16 +209,50 @@ class EmbeddingPool:
             )
 
 
-def _prepare(
-    model: str | Path | Loader, precision: str, max_tokens: int | None
-) -> tuple[ReadyModel | None, Loader, plan.Costs]:
-    loader = EchoLoader() if model == "echo" else model
-    if not isinstance(loader, (str, Path)):
-        rows_only = plan.Costs(max_tokens=1 << 30, shard_tokens=1 << 30, row_tokens=1.0)
-        return None, loader, rows_only
-    ready = ready_model(loader, precision=precision, max_tokens=max_tokens)
-    costs = plan.Costs(max_tokens=ready.max_tokens)
-    return ready, OnnxLoader(ready, costs.batch_tokens), costs
+def resolve(
+    model: str | Path | ReadyModel | Loader,
+    *,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+) -> ReadyModel | Loader:
+    """Get a model's files ready (fetched, verified, built), without starting a worker."""
+    if model == "echo":
+        return EchoLoader()
+    if isinstance(model, (str, Path)):
+        return ready_model(model, precision=precision, max_tokens=max_tokens)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a pool's vectors are made with; equal fingerprints may be compared."""
+
+    name: str
+    precision: str
+    max_tokens: int
+    dim: int
+    fingerprint: str
+
+
+def identity(resolved: ReadyModel | Loader) -> Identity:
+    """Say what vectors a resolved model gives."""
+    if isinstance(resolved, ReadyModel):
+        return Identity(
+            name=resolved.spec.name,
+            precision=str(resolved.precision),
+            max_tokens=resolved.max_tokens,
+            dim=resolved.spec.dim,
+            fingerprint=resolved.fingerprint,
+        )
+    name = "echo" if isinstance(resolved, EchoLoader) else type(resolved).__qualname__
+    return Identity(name, "fp32", 0, resolved.dim, fingerprint=f"{name}-{resolved.dim}")
+
+
+def _loader(resolved: ReadyModel | Loader) -> tuple[Loader, plan.Costs]:
+    if isinstance(resolved, ReadyModel):
+        costs = plan.Costs(max_tokens=resolved.max_tokens)
+        return OnnxLoader(resolved, costs.batch_tokens), costs
+    return resolved, plan.Costs(max_tokens=1 << 30, shard_tokens=1 << 30)
 
 
 def _slot_shapes(dim: int, max_text_bytes: int) -> tuple[SlotShape, ...]:
@@ -209,13 +274,8 @@ def _hand_over(inner: Future[Embedded], outer: Future[Floats]) -> None:
     if error is not None:
         outer.set_exception(error)
         return
-    embedded = inner.result()
-    if embedded.failures:
-        outer.set_exception(embedded.failures[min(embedded.failures)])
-    else:
-        outer.set_result(embedded.vectors)
-
-
-def _raise_first(embedded: Embedded) -> None:
-    if embedded.failures:
-        raise embedded.failures[min(embedded.failures)]
+    try:
+        inner.result().raise_first()
+        outer.set_result(inner.result().vectors)
+    except TextFailed as failure:
+        outer.set_exception(failure)

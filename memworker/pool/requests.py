@@ -26,13 +26,20 @@ class Embedded:
     """The outcome of one request, rows in input order.
 
     `vectors` is float32[n, dim] (NaN where `failures` names the row), `tokens`
-    int32[n] counts what the model saw, `truncated` bool[n] marks cut texts.
+    int32[n] counts what the model saw, `truncated` bool[n] marks cut texts,
+    `failures` gives the reason a failed row.
     """
 
     vectors: Floats
     tokens: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
-    failures: dict[int, TextFailed]
+    failures: dict[int, str]
+
+    def raise_first(self) -> None:
+        """Raise TextFailed for the first row that failed, if one did."""
+        if self.failures:
+            row = min(self.failures)
+            raise TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
 
 
 class Request:
@@ -47,7 +54,7 @@ class Request:
         self._vectors = np.empty((rows, dim), np.float32)
         self._tokens = np.zeros(rows, np.int32)
         self._truncated = np.zeros(rows, np.bool_)
-        self._failures: dict[int, TextFailed] = {}
+        self._failures: dict[int, str] = {}
         self._rows_left = rows
 
     @property
@@ -73,10 +80,10 @@ class Request:
             self._fail_row(row, error or "the encoder gave no reason")
         self._settle(count)
 
-    def fail_rows(self, rows: plan.Int64s, error: PoolError) -> None:
+    def fail_rows(self, rows: plan.Int64s, reason: str) -> None:
         """Mark rows that will not be tried again."""
         for row in rows.tolist():
-            self._fail_row(row, str(error))
+            self._fail_row(row, reason)
         self._settle(len(rows))
 
     def fail(self, error: PoolError) -> None:
@@ -86,7 +93,7 @@ class Request:
 
     def _fail_row(self, row: int, reason: str) -> None:
         self._vectors[row] = np.nan
-        self._failures[row] = TextFailed(f"text {row} could not be embedded: {reason}", row)
+        self._failures[row] = reason
 
     def _settle(self, rows: int) -> None:
         self._rows_left -= rows

@@ -78,6 +78,10 @@ class Scheduler:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def busy_workers(self) -> int:
+        """Count workers that hold a shard."""
+        return sum(bool(handle.slots) for handle in self._supervisor.workers)
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, in order of their numbers."""
         return [handle.process.pid for handle in self._supervisor.workers]
@@ -163,11 +167,11 @@ class Scheduler:
         if not shard.abandoned:
             shard.request.collect(shard.indices, slot, done.error)
 
-    def _shard_failed(self, shard: Shard, error: PoolError) -> None:
+    def _shard_failed(self, shard: Shard, reason: str) -> None:
         assert isinstance(shard, WorkShard)
         self.meter.add(texts=shard.rows, failed=shard.rows)
         if not shard.abandoned:
-            shard.request.fail_rows(shard.indices, error)
+            shard.request.fail_rows(shard.indices, reason)
 
     def _end(self) -> None:
         error = self._failure or PoolClosed("the pool was closed before this work was done")

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from multiprocess import Pipe
 
-from memworker.errors import PoolError, TextFailed, WorkerStartFailed
+from memworker.errors import WorkerStartFailed
 from memworker.pool import messages, spawn, worker
 from memworker.pool.arena import Region, Slot, SlotShape, SlotState
 
@@ -90,7 +90,7 @@ class Outcomes:
     """Where the supervisor reports: called on its own thread, before a slot is free again."""
 
     done: Callable[[Shard, Slot, messages.Done], None]
-    failed: Callable[[Shard, PoolError], None]
+    failed: Callable[[Shard, str], None]
 
 
 class Supervisor:
@@ -240,10 +240,7 @@ class Supervisor:
             self.returned.extendleft(reversed(shard.split()))
         elif shard.blames >= _BLAMES_BEFORE_QUARANTINE:
             self._outcomes.failed(
-                shard,
-                TextFailed(
-                    f"this text ended {shard.blames} workers, the last {_cause(handle)}", index=0
-                ),
+                shard, f"the text ended {shard.blames} workers, the last {_cause(handle)}"
             )
         else:
             self.returned.appendleft(shard)

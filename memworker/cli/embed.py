@@ -1,0 +1,49 @@
+"""`memworker embed`: files into a file of vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memworker.cli import options, progress
+
+
+def embed(
+    inputs: options.Inputs,
+    out: Annotated[Path, typer.Option(help="FILE.npy or FILE.parquet.", show_default=False)],
+    text_field: options.TextField = "text",
+    id_field: options.IdField = "id",
+    format: options.Format = None,
+    model: options.Model = "all-MiniLM-L6-v2",
+    precision: options.Precision = "fp32",
+    workers: options.Workers = None,
+    max_tokens: options.MaxTokens = None,
+    limit: options.Limit = None,
+    on_error: Annotated[str, typer.Option(help="Bad rows: reject or stop.")] = "reject",
+    rejects: Annotated[
+        Path | None, typer.Option(help="Where rejected rows are listed; default: OUT.rejects.jsonl")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Embed texts into a file: row i is text i, a rejected row is NaN (npy) or null (parquet)."""
+    from memworker.ingest.export import embed_to_file
+
+    with progress.shown(limit) as observer:
+        report = embed_to_file(
+            inputs,
+            out,
+            model=model,
+            precision=precision,
+            workers=workers,
+            max_tokens=max_tokens,
+            text_field=text_field,
+            id_field=id_field,
+            limit=limit,
+            format=format,
+            on_error=on_error,
+            rejects=rejects,
+            observer=observer,
+        )
+    options.print_report(report, as_json=as_json, done=str(out))

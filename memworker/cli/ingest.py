@@ -1,0 +1,62 @@
+"""`memworker ingest`: files into a LanceDB table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memworker.cli import options, progress
+
+
+def ingest(
+    inputs: options.Inputs,
+    db: options.Db,
+    table: options.TableName,
+    text_field: options.TextField = "text",
+    id_field: options.IdField = "id",
+    scope: options.Scope = None,
+    format: options.Format = None,
+    model: options.Model = "all-MiniLM-L6-v2",
+    precision: options.Precision = "fp32",
+    workers: options.Workers = None,
+    max_tokens: options.MaxTokens = None,
+    limit: options.Limit = None,
+    distance: Annotated[str, typer.Option(help="cosine or dot; for a new table.")] = "cosine",
+    on_error: Annotated[str, typer.Option(help="Bad rows: reject or stop.")] = "reject",
+    on_conflict: Annotated[
+        str, typer.Option(help="Same id, other text: reject, skip or update.")
+    ] = "reject",
+    rejects: Annotated[
+        Path | None, typer.Option(help="Where rejected rows are listed; default: beside the table.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Embed texts and add them to a LanceDB table, each row once.
+
+    Running the same command again adds only what is not there yet.
+    """
+    from memworker.ingest.job import ingest as run
+
+    with progress.shown(limit) as observer:
+        report = run(
+            inputs,
+            db=db,
+            table=table,
+            text_field=text_field,
+            id_field=id_field,
+            scope=options.pairs(scope, "--scope"),
+            format=format,
+            model=model,
+            precision=precision,
+            workers=workers,
+            max_tokens=max_tokens,
+            limit=limit,
+            distance=distance,
+            on_error=on_error,
+            on_conflict=on_conflict,
+            rejects=rejects,
+            observer=observer,
+        )
+    options.print_report(report, as_json=as_json, done=f"{db} · {table}")

@@ -1,0 +1,85 @@
+"""Options that several verbs share, and how a report is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from memworker.ingest.report import IngestReport
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False),
+]
+Db = Annotated[Path, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
+TableName = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
+TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
+IdField = Annotated[str, typer.Option(help="The field that holds the id, where there is one.")]
+Scope = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scope", help="COLUMN=FIELD: take user_id, agent_id or run_id from a field; repeatable."
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="jsonl, csv, tsv, parquet, arrow or txt; default: by suffix, stdin jsonl."),
+]
+Model = Annotated[
+    str, typer.Option(help="A name from `memworker models list`, or a model's directory.")
+]
+Precision = Annotated[str, typer.Option(help="How the linear layers are computed.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Worker processes; default: the usable physical cores."),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Truncate texts here; default: the model's own limit.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read this many rows at most.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+
+
+def pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    """Split repeated KEY=VALUE options."""
+    found = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{option} takes KEY=VALUE, not {item!r}")
+        found[key] = value
+    return found
+
+
+def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
+    """Print a job's outcome and leave with 3 if rows were rejected, else return."""
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        print(done)
+        print(_figures(report))
+    if report.rejects is not None:
+        if not as_json:
+            print(f"rejected rows, with their reasons: {report.rejects}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+def _figures(report: IngestReport) -> str:
+    counts = [f"{report.read:,} read", f"{report.embedded:,} embedded"]
+    for name in ("written", "duplicates", "conflicts", "updated", "rejected", "truncated"):
+        if value := getattr(report, name):
+            counts.append(f"{value:,} {name}")
+    return (
+        f"{', '.join(counts)}\n"
+        f"{report.seconds:.1f} s: {report.texts_per_second:,.0f} texts/s,"
+        f" {report.tokens_per_second:,.0f} tokens/s, {report.padding_ratio:.1%} padding,"
+        f" {report.workers} workers, {report.model} {report.precision}"
+        f" (start-up {report.startup_seconds:.1f} s)"
+    )

@@ -1,0 +1,73 @@
+"""`memworker search`: the nearest rows to a question."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memworker.cli import options
+
+if TYPE_CHECKING:
+    from memworker.store import Hit
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    db: options.Db,
+    table: options.TableName,
+    limit: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows that meet FIELD=VALUE, n>=3, …; repeatable."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Scan every row, index or not.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the rows of a table that are nearest to a question, best first."""
+    from memworker.ingest.job import vector_space
+    from memworker.pool.pool import EmbeddingPool
+    from memworker.store import Table, parse_where
+
+    opened = Table.open(db, table)
+    conditions = parse_where(where or [])
+    space = opened.space
+    with EmbeddingPool(
+        space.model, precision=space.precision, max_tokens=space.max_tokens or None, workers=1
+    ) as pool:
+        space.must_equal(vector_space(pool.identity, space.distance), table)
+        (vector,) = pool.embed([query], kind="query")
+    started = time.perf_counter()
+    hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
+    seconds = time.perf_counter() - started
+    if as_json:
+        found = [_plain(hit) for hit in hits]
+        print(json.dumps({"query": query, "table": table, "seconds": seconds, "hits": found}))
+    else:
+        _show(hits)
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    values = asdict(hit)
+    for name in ("created_at", "updated_at"):
+        values[name] = values[name].isoformat() if values[name] else None
+    return values
+
+
+def _show(hits: list[Hit]) -> None:
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("score", "right"), ("id", "left"), ("text", "left")):
+        grid.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for hit in hits:
+        owner = f"[{hit.user_id}] " if hit.user_id else ""
+        shown = " ".join(hit.text.split())
+        grid.add_row(f"{hit.score:.3f}", Text(hit.id[:24]), Text(owner + shown[:300]))
+    console = Console()
+    console.print(grid if hits else "no hits")

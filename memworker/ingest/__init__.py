@@ -1,0 +1,18 @@
+"""Readers, and the job that takes their rows through the pool into the store."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memworker.ingest.job import ingest
+    from memworker.ingest.report import IngestReport
+
+__all__ = ["IngestReport", "ingest"]
+
+_MODULES = {"IngestReport": "report", "ingest": "job"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'memworker.ingest' has no attribute {name!r}")
+    return getattr(import_module(f"memworker.ingest.{_MODULES[name]}"), name)

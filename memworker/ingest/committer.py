@@ -1,0 +1,148 @@
+"""Commits finished windows on a thread of its own, so that writing and embedding overlap."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.ingest.report import Counts
+from memworker.ingest.windows import Sieve, Window
+from memworker.pool.requests import Embedded, Floats
+from memworker.store import Table, bad_vectors, records
+
+COMMIT_ROWS = 4096
+COMMIT_S = 15.0
+
+_Item = tuple[Window, Embedded] | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    windows: list[Window] = field(default_factory=list)
+    vectors: list[Floats] = field(default_factory=list)
+    rows: int = 0
+    since: float = 0.0
+
+
+class Committer:
+    """Gathers windows to commits of about `COMMIT_ROWS` rows or `COMMIT_S` seconds.
+
+    Windows are committed in input order, so that of equal ids the first wins.
+    The table is made at the first commit: a job without a good row makes none.
+    """
+
+    def __init__(self, open_table: Callable[[], Table], sieve: Sieve, counts: Counts) -> None:
+        self._open_table = open_table
+        self._table: Table | None = None
+        self._sieve = sieve
+        self._counts = counts
+        self._pending = _Pending()
+        self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="memworker-commit", daemon=True)
+        self._thread.start()
+
+    def put(self, window: Window, embedded: Embedded) -> None:
+        """Hand a finished window over; raises what an earlier commit raised."""
+        self._raise()
+        self._items.put((window, embedded))
+
+    def finish(self) -> Table | None:
+        """Commit what is left and return the table, if there is one."""
+        if self._thread.is_alive():
+            self._items.put(None)
+            self._thread.join()
+        self._raise()
+        return self._table
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (item := self._next()) is not None:
+            # After an error go on taking windows, or `put` would wait for ever.
+            if self._error is None:
+                self._guard(partial(self._take, *item))
+        if self._error is None:
+            self._guard(self._commit)
+
+    def _next(self) -> _Item:
+        while True:
+            try:
+                return self._items.get(timeout=self._patience())
+            except queue.Empty:
+                self._guard(self._commit)
+
+    def _patience(self) -> float | None:
+        if not self._pending.rows or self._error is not None:
+            return None
+        return max(0.0, self._pending.since + COMMIT_S - time.monotonic())
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except BaseException as error:  # raised again on the job's own thread
+            self._error = error
+
+    def _take(self, window: Window, embedded: Embedded) -> None:
+        good = np.ones(window.rows, np.bool_)
+        reasons = dict(embedded.failures)
+        for row in bad_vectors(embedded.vectors):
+            reasons.setdefault(int(row), "the model gave a vector of NaN, infinity or all zeros")
+        good[list(reasons)] = False
+        if not self._pending.rows:
+            self._pending.since = time.monotonic()
+        self._pending.windows.append(window.keep(good))
+        self._pending.vectors.append(embedded.vectors if not reasons else embedded.vectors[good])
+        self._pending.rows += int(good.sum())
+        self._sieve.refuse_rows(window, reasons)
+        due = time.monotonic() - self._pending.since >= COMMIT_S
+        if self._pending.rows >= COMMIT_ROWS or due:
+            self._commit()
+
+    def _commit(self) -> None:
+        pending, self._pending = self._pending, _Pending()
+        if not pending.rows:
+            return
+        if self._table is None:
+            self._table = self._open_table()
+        batch = pa.concat_tables(
+            [
+                _as_records(window, vectors)
+                for window, vectors in zip(pending.windows, pending.vectors, strict=True)
+            ]
+        )
+        done = self._table.append(batch, on_conflict=self._sieve.on_conflict)
+        self._counts.written += done.written
+        self._counts.duplicates += done.duplicates
+        self._counts.updated += done.updated
+        self._counts.conflicts += done.updated
+        self._counts.table_version = done.version
+        self._counts.last_commit = time.perf_counter()
+        self._refuse_conflicts(pending.windows, done.conflicts)
+
+    def _refuse_conflicts(self, windows: list[Window], rows: tuple[int, ...]) -> None:
+        start = 0
+        for window in windows:
+            inside = [row - start for row in rows if start <= row < start + window.rows]
+            self._sieve.refuse_conflicts(window, inside)
+            start += window.rows
+
+
+def _as_records(window: Window, vectors: Floats) -> pa.Table:
+    return records(
+        window.ids,
+        window.texts,
+        vectors,
+        scopes=window.batch.scopes,
+        metadata_json=window.batch.metadata,
+        dedup_keys=window.keys,
+    )

@@ -1,0 +1,127 @@
+"""Texts to a file of vectors, without a database: read, embed, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.errors import RowRejected
+from memworker.ingest.ahead import ahead
+from memworker.ingest.job import Live, checked_choice, not_empty
+from memworker.ingest.readers import Chunk, Fields, read
+from memworker.ingest.records import EXCERPT_CHARS, Reject
+from memworker.ingest.rejects import RejectFile
+from memworker.ingest.report import Counts, IngestReport, Setting, report
+from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, identity, resolve
+from memworker.pool.requests import Embedded
+
+
+def embed_to_file(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: Any = DEFAULT_MODEL,
+    precision: str = "fp32",
+    workers: int | None = None,
+    max_tokens: int | None = None,
+    text_field: str = "text",
+    id_field: str = "id",
+    limit: int | None = None,
+    format: str | None = None,
+    on_error: str = "reject",
+    rejects: str | Path | None = None,
+    observer: Callable[[Live], None] | None = None,
+) -> IngestReport:
+    """Embed texts into a .npy (float32[n, dim]) or .parquet (id, text, vector) file.
+
+    Row i is row i of the input; a rejected row is NaN (npy) or null (parquet),
+    and is listed in the file `rejects` (default: OUT.rejects.jsonl). An empty
+    text is embedded like any other. The file appears when it is complete.
+
+    Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
+    StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
+    """
+    path = Path(out)
+    check_suffix(path)
+    stop = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
+    fields = Fields(text_field, id_field, metadata=False)
+    chunks = not_empty(read(inputs, fields, limit=limit, format=format, allow_empty=True))
+    started = time.perf_counter()
+    resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+    kind = identity(resolved)
+    counts = Counts()
+    refused = RejectFile(Path(rejects) if rejects else path.with_name(path.name + ".rejects.jsonl"))
+    with (
+        vectors_file(path, kind.dim) as file,
+        refused,
+        EmbeddingPool(resolved, workers=workers) as pool,
+        ahead(chunks) as coming,
+    ):
+        startup_seconds = time.perf_counter() - started
+        if observer is not None:
+            observer(Live(counts, pool))
+        export = _Export(file, refused, counts, stop)
+        for chunk, embedded in pool.stream(coming, texts=lambda chunk: chunk.batch.texts):
+            export.write(chunk, embedded)
+        setting = Setting(
+            startup_seconds=startup_seconds,
+            workers=pool.workers,
+            model=kind.name,
+            precision=kind.precision,
+            rejects=str(refused.path) if refused.rows else None,
+        )
+        return report(counts, pool.work, setting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    file: VectorsFile
+    rejects: RejectFile
+    counts: Counts
+    stop_at_reject: bool
+
+    def write(self, chunk: Chunk, embedded: Embedded) -> None:
+        """Write a chunk's rows in their places, the refused ones as NaN."""
+        self.counts.read += chunk.read
+        self._refuse([*chunk.rejects, *_failures(chunk, embedded)])
+        batch = chunk.batch
+        if not chunk.rejects:
+            self.file.write(embedded.vectors, batch.texts, batch.ids)
+            return
+        ordinals = [int(reject.ordinal) for reject in chunk.rejects]
+        base = min([*ordinals, *batch.ordinals[:1].tolist()])
+        vectors = np.full((chunk.read, embedded.vectors.shape[1]), np.nan, np.float32)
+        vectors[batch.ordinals - base] = embedded.vectors
+        sources = np.full(chunk.read, -1, np.int64)
+        sources[batch.ordinals - base] = np.arange(batch.rows)
+        rows = pa.array(sources, mask=sources < 0)
+        ids = None if batch.ids is None else batch.ids.take(rows)
+        self.file.write(vectors, batch.texts.take(rows), ids)
+
+    def _refuse(self, rejects: list[Reject]) -> None:
+        self.counts.rejected += len(rejects)
+        self.rejects.add(rejects)
+        if rejects and self.stop_at_reject:
+            first = rejects[0]
+            raise RowRejected(f"{first.path}:{first.line}: {first.reason}. Nothing was written.")
+
+
+def _failures(chunk: Chunk, embedded: Embedded) -> list[Reject]:
+    batch = chunk.batch
+    return [
+        Reject(
+            path=batch.path,
+            line=int(batch.lines[row]),
+            ordinal=int(batch.ordinals[row]),
+            reason=reason,
+            excerpt=batch.texts[row].as_py()[:EXCERPT_CHARS],
+        )
+        for row, reason in sorted(embedded.failures.items())
+    ]

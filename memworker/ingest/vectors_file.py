@@ -1,0 +1,105 @@
+"""Vectors to a .npy or .parquet file: row i of the file is row i of the input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memworker.errors import StoreUnwritable, UsageError
+
+Floats = npt.NDArray[np.float32]
+_NPY_HEADER_BYTES = 128
+
+
+class VectorsFile(Protocol):
+    """Takes blocks of rows in order; a row of NaN is one that was rejected."""
+
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None: ...
+    def close(self) -> None: ...
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UsageError unless the suffix names a format that can be written."""
+    if path.suffix not in (".npy", ".parquet"):
+        raise UsageError(f"--out must end in .npy or .parquet, not {path.name!r}")
+
+
+@contextmanager
+def vectors_file(path: Path, dim: int) -> Iterator[VectorsFile]:
+    """Write to a temporary name; the file takes its own name when all is written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    kind = _NpyFile if path.suffix == ".npy" else _ParquetFile
+    try:
+        file: VectorsFile = kind(temporary, dim)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"cannot write {path}: {error.strerror or error}; name a file in a directory that is"
+            " there and that you may write to"
+        ) from error
+    try:
+        yield file
+        file.close()
+        os.replace(temporary, path)
+    finally:
+        file.close()
+        temporary.unlink(missing_ok=True)
+
+
+class _NpyFile:
+    """Appends float32 rows behind a header whose shape is filled in at the end."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self._dim, self._rows = dim, 0
+        self._file: IO[bytes] = path.open("wb")
+        self._file.write(bytes(_NPY_HEADER_BYTES))
+
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None:
+        self._file.write(np.ascontiguousarray(vectors).data)
+        self._rows += len(vectors)
+
+    def close(self) -> None:
+        if self._file.closed:
+            return
+        self._file.seek(0)
+        self._file.write(_npy_header(self._rows, self._dim))
+        self._file.close()
+
+
+def _npy_header(rows: int, dim: int) -> bytes:
+    """Give version 1.0's header, padded to `_NPY_HEADER_BYTES` (numpy.lib.format)."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+    room = _NPY_HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode() + b"\n"
+
+
+class _ParquetFile:
+    """Columns id, text and vector; the vector of a rejected row is null."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self._dim = dim
+        self._schema = pa.schema(
+            [
+                pa.field("id", pa.string()),
+                pa.field("text", pa.string()),
+                pa.field("vector", pa.list_(pa.float32(), dim)),
+            ]
+        )
+        self._writer: Any = pq.ParquetWriter(path, self._schema)
+
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None:
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        missing = pa.array(np.isnan(vectors[:, 0]))
+        column = pa.FixedSizeListArray.from_arrays(flat, self._dim, mask=missing)
+        ids = pa.nulls(len(texts), pa.string()) if ids is None else ids
+        self._writer.write_table(pa.table([ids, texts, column], schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()

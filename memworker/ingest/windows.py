@@ -1,0 +1,155 @@
+"""Windows: the rows that are embedded and committed together, with their ids and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.errors import RowRejected
+from memworker.ingest.records import EXCERPT_CHARS, Chunk, InputBatch, Reject
+from memworker.ingest.rejects import RejectFile
+from memworker.ingest.report import Counts
+from memworker.store import OnConflict, RowStatus, Table, dedup_keys
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows of one input with what the store needs: ids and keys (Arrow string[n])."""
+
+    batch: InputBatch
+    ids: pa.Array
+    keys: pa.Array
+
+    @property
+    def texts(self) -> pa.Array:
+        return self.batch.texts
+
+    @property
+    def rows(self) -> int:
+        return self.batch.rows
+
+    def keep(self, mask: Mask) -> Window:
+        """Give the window of the rows that `mask` marks."""
+        if mask.all():
+            return self
+        kept = pa.array(mask)
+        batch = replace(
+            self.batch,
+            texts=self.batch.texts.filter(kept),
+            ids=None,
+            scopes={name: column.filter(kept) for name, column in self.batch.scopes.items()},
+            metadata=None if self.batch.metadata is None else self.batch.metadata.filter(kept),
+            lines=self.batch.lines[mask],
+            ordinals=self.batch.ordinals[mask],
+        )
+        return Window(batch, self.ids.filter(kept), self.keys.filter(kept))
+
+    def cut(self, ends: Iterable[int]) -> Iterator[Window]:
+        """Give the windows that end before these rows, without copying."""
+        start = 0
+        for end in ends:
+            yield self._slice(start, end)
+            start = end
+
+    def _slice(self, start: int, end: int) -> Window:
+        batch, rows = self.batch, slice(start, end)
+        part = replace(
+            batch,
+            texts=batch.texts[rows],
+            ids=None,
+            scopes={name: column[rows] for name, column in batch.scopes.items()},
+            metadata=None if batch.metadata is None else batch.metadata[rows],
+            lines=batch.lines[rows],
+            ordinals=batch.ordinals[rows],
+        )
+        return Window(part, self.ids[rows], self.keys[rows])
+
+    def reject(self, row: int, reason: str) -> Reject:
+        """Describe one row as refused."""
+        return Reject(
+            path=self.batch.path,
+            line=int(self.batch.lines[row]),
+            ordinal=int(self.batch.ordinals[row]),
+            reason=reason,
+            id=self.ids[row].as_py(),
+            excerpt=self.texts[row].as_py()[:EXCERPT_CHARS],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sieve:
+    """Lets through the rows that must be embedded; counts and reports the others."""
+
+    table: Table | None
+    counts: Counts
+    rejects: RejectFile
+    on_conflict: OnConflict
+    stop_at_reject: bool
+
+    def windows(
+        self, chunks: Iterable[Chunk], ends: Callable[[pa.Array], list[int]]
+    ) -> Iterator[Window]:
+        """Turn chunks into windows of new rows, in input order; `ends` says where to cut."""
+        for chunk in chunks:
+            self.counts.read += chunk.read
+            self._refuse(list(chunk.rejects))
+            window = self._new_rows(_window(chunk.batch))
+            yield from window.cut(ends(window.texts))
+
+    def _new_rows(self, window: Window) -> Window:
+        if self.table is None or not window.rows:
+            return window
+        statuses = self.table.classify(window.ids, window.keys)
+        conflicts = statuses == RowStatus.CONFLICT
+        self.counts.duplicates += int((statuses == RowStatus.DUPLICATE).sum())
+        if self.on_conflict is OnConflict.UPDATE:
+            return window.keep((statuses == RowStatus.NEW) | conflicts)
+        self.refuse_conflicts(window, np.flatnonzero(conflicts))
+        return window.keep(statuses == RowStatus.NEW)
+
+    def refuse_conflicts(self, window: Window, rows: Iterable[int]) -> None:
+        """Count rows whose id has another text already; report them unless they are skipped."""
+        found = [
+            window.reject(
+                int(row), f"id {window.ids[int(row)].as_py()!r} is already there with another text"
+            )
+            for row in rows
+        ]
+        self.counts.conflicts += len(found)
+        if self.on_conflict is OnConflict.REJECT:
+            self._report(found)
+
+    def refuse_rows(self, window: Window, reasons: dict[int, str]) -> None:
+        """Count and report rows that could not be embedded or written."""
+        self._refuse([window.reject(row, reason) for row, reason in reasons.items()])
+
+    def _refuse(self, rejects: list[Reject]) -> None:
+        self.counts.rejected += len(rejects)
+        self._report(rejects)
+
+    def _report(self, rejects: list[Reject]) -> None:
+        self.rejects.add(rejects)
+        if rejects and self.stop_at_reject:
+            first = rejects[0]
+            raise RowRejected(
+                f"{first.path}:{first.line}: {first.reason}. Mend the row, or leave out"
+                " --on-error stop to have such rows set aside."
+            )
+
+
+def _window(batch: InputBatch) -> Window:
+    keys = dedup_keys(
+        batch.texts,
+        batch.scopes.get("user_id"),
+        batch.scopes.get("agent_id"),
+        batch.scopes.get("run_id"),
+    )
+    ids = keys if batch.ids is None else pc.coalesce(batch.ids, keys)
+    return Window(batch, ids, keys)
