@@ -156,7 +156,7 @@ class _Tensors:
             self._by_name: dict[str, Any] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ModelCorrupt(
-                f"{path} cannot be read: {error}. It is truncated or damaged: copy or fetch it again."
+                f"{path} cannot be read: {error}. It is damaged: copy or fetch it again."
             ) from error
         self._prefix = next((p for p in ("", "bert.") if f"{p}{_ANCHOR}" in self._by_name), "")
 
