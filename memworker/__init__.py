@@ -7,7 +7,7 @@ must not pay for LanceDB, and a caller of the pool must not pay for the store.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import memworker.ingest
+import memworker.ingest  # noqa: F401 - see below
 from memworker import errors
 
 if TYPE_CHECKING:
