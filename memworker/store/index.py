@@ -10,12 +10,15 @@ from memworker.store.lance import lance_errors
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
+# Measured on 2 cores at 384 dims, 10 hits: an exact scan takes 40 ms at 50,000 rows and
+# 100 to 700 ms at 200,000. IVF_SQ is built in 0.3 s and 3 s, answers in 4 and 11 ms at
+# recall@10 1.0 (clustered vectors); IVF_PQ took 13 s at 50,000 and had 0.81 with refinement.
 INDEX_MIN_ROWS = 50_000
-"""Below this an exact scan answers in well under 200 ms on two cores and forgets nothing."""
-
 INDEX_NAME = "vector_idx"
-NPROBES = 32
-REFINE_FACTOR = 10
+# LanceDB makes partitions of about 8,192 rows, so up to 500,000 rows all are probed.
+NPROBES = 64
+# So many times `limit` candidates are compared again by their full vectors.
+REFINE_FACTOR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,11 @@ def has_vector_index(table: LanceTable) -> bool:
 
 def build(table: LanceTable, distance: str) -> None:
     """Build the vector index, replacing the one there is."""
-    from lancedb.index import IvfPq
+    from lancedb.index import IvfSq
 
     with lance_errors(f"indexing table {table.name!r}"):
         table.create_index(
-            vector_column_name="vector",
-            name=INDEX_NAME,
-            replace=True,
-            config=IvfPq(distance_type=distance),
+            "vector", name=INDEX_NAME, replace=True, config=IvfSq(distance_type=distance)
         )
 
 

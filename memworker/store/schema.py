@@ -224,7 +224,7 @@ def _conform_column(batch: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Ar
         return column
     try:
         return column.cast(field.type)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise UsageError(
             f"column {field.name!r} is {column.type}, the table's is {field.type}: {error}"
         ) from error

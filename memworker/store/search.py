@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class SearchOptions:
     where: Mapping[str, Any] | None = None
     exact: bool = False
     columns: Sequence[str] | None = None
+    alive_only: bool = False
 
 
 def search(
@@ -70,9 +71,10 @@ def search(
         builder = table.search(query, vector_column_name="vector")
         builder = builder.distance_type(space.distance).limit(options.limit)
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
-        if options.where:
+        where = _where(options)
+        if where:
             # Before the search, so that a small scope still gets its `limit` hits.
-            builder = builder.where(to_sql(options.where), prefilter=True)
+            builder = builder.where(to_sql(where), prefilter=True)
         found = builder.select([*columns, "_distance"]).to_arrow()
     return _hits(found, columns)
 
@@ -88,6 +90,13 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
     if not 0 < length < np.inf:
         raise BadVector("the query vector is zero, or holds NaN or infinity; it has no direction")
     return query
+
+
+def _where(options: SearchOptions) -> Mapping[str, Any] | None:
+    if not options.alive_only:
+        return options.where
+    not_expired = {"OR": [{"expires_at": None}, {"expires_at": {"gt": datetime.now(UTC)}}]}
+    return {"AND": [options.where or {}, {"superseded_at": None}, not_expired]}
 
 
 def _columns(options: SearchOptions) -> list[str]:

@@ -51,8 +51,10 @@ class KnownRows:
 
     def committed(self, version: int, keys: Hashes, records: Hashes) -> None:
         """Note rows that this process has committed as `version`."""
-        self._ids.add(keys, records)
-        self._version = version
+        # Any other version has rows of an outside writer in it, which refresh() will read.
+        if version == self._version + 1:
+            self._ids.add(keys, records)
+            self._version = version
 
     def _read_newer(self, table: LanceTable) -> bool:
         """Read the rows beyond the last address; tell whether no earlier one has gone."""

@@ -83,6 +83,7 @@ class Table:
         self.space, self.identity = read_field_metadata(handle.schema, name)
         self._handle = handle
         self._known = sync.KnownRows()
+        self._mortals = (-1, False)
         self._mutex = threading.RLock()
 
     @classmethod
@@ -161,15 +162,16 @@ class Table:
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
         columns: Sequence[str] | None = None,
+        include_expired: bool = False,
     ) -> list[Hit]:
         """Return the rows nearest to `vector` (float32[dim]), best first.
 
         `where` is applied before the search (see filters.py). `exact` looks at
         every row instead of going through the index. `columns` limits what is
-        read. Expired and superseded rows are found too; filter by
-        `expires_at` and `superseded_at` to hide them.
+        read. Expired and superseded rows are left out unless `include_expired`.
         """
-        options = SearchOptions(limit=limit, where=where, exact=exact, columns=columns)
+        alive_only = not include_expired and self._has_mortals()
+        options = SearchOptions(limit, where, exact, columns, alive_only)
         return search.search(self._handle, self.space, vector, options)
 
     def rows(
@@ -269,6 +271,20 @@ class Table:
         chosen = np.concatenate([plan.write, plan.update])
         self._known.committed(version, plan.keys[chosen], plan.records[chosen])
         return _outcome(plan, policy, version, written)
+
+    def _has_mortals(self) -> bool:
+        """Tell whether any row expires or is superseded, asking once a version.
+
+        Filtering them out costs 10 ms and more a search at 200,000 rows, this
+        question 2.5 ms, and most tables have none.
+        """
+        version, found = self._mortals
+        newest = self.version
+        if version != newest:
+            either = {"OR": [{"expires_at": {"ne": None}}, {"superseded_at": {"ne": None}}]}
+            found = self.count(either) > 0
+            self._mortals = (newest, found)
+        return found
 
     def _plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
         known = self._known.refresh(self._handle)

@@ -1,0 +1,202 @@
+"""Filters against a real table: each value is data, whatever it looks like."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from memworker.errors import FilterError
+from memworker.store import Table, parse_where
+from memworker.store.filters import to_sql
+from tests.store.helpers import SPACE, batch
+
+NASTY = [
+    "x' OR '1'='1",
+    "'; DROP TABLE t; --",
+    'double "quoted"',
+    "back\\slash \\' \\\\ \\n",
+    "100% under_score",
+    "NUL\0inside",
+    "line\nbreak\ttab\r",
+    "naïve 日本語 😀 \u202e bidi",
+    "--comment /* */ ?1 $1 {x}",
+    "",
+    " ",
+]
+
+METADATA = [
+    {"n": 3, "tag": "a"},
+    {"n": "3", "tag": "b"},
+    {"n": 3.5, "tag": "a", "flag": True},
+    {"n": True, "flag": False},
+    {"n": None},
+    {},
+    None,
+    {"n": [3], "tag": {"a": 1}},
+    {"n": 9007199254740993, "a.b": "dotted", "text": "shadowed", "q\"u'o\\te": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory):
+    table = Table.create(tmp_path_factory.mktemp("db"), "nasty", SPACE)
+    metadata = pa.array([json.dumps({"v": text}) for text in NASTY])
+    rows = [(f"id{i}", text) for i, text in enumerate(NASTY)]
+    table.append(batch(rows, scopes={"user_id": pa.array(NASTY)}, metadata_json=metadata))
+    return table
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    table = Table.create(tmp_path_factory.mktemp("db"), "mixed", SPACE)
+    metadata = pa.array([None if m is None else json.dumps(m) for m in METADATA])
+    times = pa.array([datetime(2026, 1, 1 + i, tzinfo=UTC) for i in range(len(METADATA))])
+    expires = pa.array([None] * 8 + [datetime(2026, 6, 1)], pa.timestamp("us", "UTC"))
+    rows = [(str(i), f"text {i}") for i in range(len(METADATA))]
+    table.append(batch(rows, metadata_json=metadata, created_at=times, expires_at=expires))
+    return table
+
+
+def found(table, where):
+    return sorted(table.rows(where, columns=["id"])["id"].to_pylist())
+
+
+@pytest.mark.parametrize("i", range(len(NASTY)))
+@pytest.mark.parametrize("field", ["text", "user_id", "v"])
+def test_any_text_finds_itself_alone(nasty, field, i):
+    value = NASTY[i]
+    assert found(nasty, {field: value}) == [f"id{i}"]
+    assert found(nasty, {field: {"in": [value]}}) == [f"id{i}"]
+    assert len(found(nasty, {field: {"ne": value}})) == len(NASTY) - 1
+    assert len(found(nasty, {field: {"nin": [value]}})) == len(NASTY) - 1
+    contains = {f"id{j}" for j, text in enumerate(NASTY) if value in text}
+    if field != "v" or "\0" not in value:
+        assert set(found(nasty, {field: {"contains": value}})) == contains
+
+
+def test_wildcards_are_plain_characters(nasty):
+    assert found(nasty, {"text": {"contains": "%"}}) == ["id4"]
+    assert found(nasty, {"v": {"contains": "_"}}) == ["id4"]
+    assert found(nasty, {"v": {"contains": "n"}}) == sorted(
+        f"id{i}" for i, text in enumerate(NASTY) if "n" in text
+    )
+
+
+def test_order_of_metadata_texts(nasty):
+    for bound in NASTY:
+        above = sorted(f"id{i}" for i, text in enumerate(NASTY) if text > bound)
+        assert [i for i in found(nasty, {"v": {"gt": bound}}) if i != "id5"] == [
+            i for i in above if i != "id5"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        ({"n": 3}, "0"),
+        ({"n": 3.0}, "0"),
+        ({"n": "3"}, "1"),
+        ({"n": True}, "3"),
+        ({"n": None}, "456"),
+        ({"n": {"gt": 3}}, "28"),
+        ({"n": {"gte": 3, "lt": 4}}, "02"),
+        ({"n": {"lte": -1e300}}, ""),
+        ({"n": 9007199254740993}, "8"),
+        ({"n": 9007199254740992 + 2}, ""),
+        ({"n": {"ne": 3}}, "12345678"),
+        ({"n": {"in": [3, "3", True]}}, "013"),
+        ({"n": {"in": []}}, ""),
+        ({"n": {"nin": []}}, "012345678"),
+        ({"tag": {"in": ["a", "b"]}}, "012"),
+        ({"flag": False}, "3"),
+        ({"a.b": "dotted"}, "8"),
+        ({"metadata.text": "shadowed"}, "8"),
+        ({"q\"u'o\\te": 1}, "8"),
+        ({}, "012345678"),
+        ({"NOT": {"tag": "a"}}, "1345678"),
+        ({"NOT": [{"tag": "a"}, {"tag": "b"}]}, "345678"),
+        ({"OR": [{"tag": "b"}, {"n": 3, "tag": "a"}]}, "01"),
+        ({"AND": [{"tag": "a"}, {"NOT": {"OR": [{"n": 3}]}}]}, "2"),
+        ({"created_at": {"gt": "2026-01-08T00:00:00Z"}}, "8"),
+        ({"created_at": datetime(2026, 1, 2)}, "1"),
+        ({"created_at": {"in": ["2026-01-01", "2026-01-03T01:00:00+01:00"]}}, "02"),
+        ({"expires_at": None}, "01234567"),
+        ({"expires_at": {"ne": None}}, "8"),
+        ({"user_id": None}, "012345678"),
+    ],
+)
+def test_meaning(mixed, where, ids):
+    assert "".join(found(mixed, where)) == ids
+    assert mixed.count(where) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"user_id": {"like": "a%"}},
+        {"user_id": {"$gt": 1}},
+        {"user_id": 3},
+        {"user_id": {}},
+        {"n": {"gt": [1]}},
+        {"n": {"gt": True}},
+        {"n": float("nan")},
+        {"n": {"lt": float("inf")}},
+        {"n": {"contains": 3}},
+        {"n": {"in": "abc"}},
+        {"n": b"bytes"},
+        {"vector": [1.0]},
+        {"": 1},
+        {3: 1},
+        {"created_at": "yesterday"},
+        {"created_at": 3},
+        {"created_at": {"contains": "2026"}},
+        {"OR": []},
+        {"OR": {"a": 1}},
+        {"AND": 3},
+        {"text": "lone \ud800 surrogate"},
+        {"k\ud800": 1},
+        {"v": {"in": ["\ud800"]}},
+        "user_id = 'a'",
+    ],
+)
+def test_what_cannot_be_said_is_refused(where):
+    with pytest.raises(FilterError):
+        to_sql(where)
+
+
+def test_depth_and_width_are_bounded(mixed):
+    deep = {"n": 3}
+    for _ in range(30):
+        deep = {"NOT": deep}
+    assert found(mixed, deep) == ["0"]
+    for _ in range(10):
+        deep = {"NOT": deep}
+    with pytest.raises(FilterError, match="nested"):
+        to_sql(deep)
+    with pytest.raises(FilterError, match="at most"):
+        to_sql({"n": {"in": list(range(1000))}})
+    assert found(mixed, {"tag": {"in": ["b", *map(str, range(2000))]}}) == ["1"]
+
+
+def test_parse_where(mixed):
+    assert parse_where([]) == {}
+    assert parse_where(["user_id=42", "n=3", "s=a=b", 'q="3"', "b=true", "z=null", "nan=NaN"]) == {
+        "AND": [
+            {"user_id": {"eq": "42"}},
+            {"n": {"eq": 3}},
+            {"s": {"eq": "a=b"}},
+            {"q": {"eq": "3"}},
+            {"b": {"eq": True}},
+            {"z": {"eq": None}},
+            {"nan": {"eq": "NaN"}},
+        ]
+    }
+    assert found(mixed, parse_where(["n>=3", "n<4", "tag!=b"])) == ["0", "2"]
+    assert found(mixed, parse_where(["text~text 8", "metadata.text~shadow"])) == ["8"]
+    assert found(mixed, parse_where(["created_at>2026-01-08T00:00:00Z"])) == ["8"]
+    for bad in ["user_id", "=3", ""]:
+        with pytest.raises(FilterError, match="FIELD=VALUE"):
+            parse_where([bad])
