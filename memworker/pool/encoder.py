@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from memworker.pool import plan
 from memworker.pool.arena import RowStatus
 from memworker.pool.tokenize import Tokenizer
 from memworker.pool.worker import Rows, Texts
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class OnnxEncoder:
     def __init__(self, model: ReadyModel, batch_tokens: int) -> None:
         self.dim = model.spec.dim
         self._spec = model.spec
-        self._pooled = model.pooled
+        self._model = model
         self._batch_tokens = batch_tokens
         self._tokenizer = Tokenizer(
             model.tokenizer, model.max_tokens, add_special_tokens=model.spec.add_special_tokens
@@ -65,7 +67,7 @@ class OnnxEncoder:
             rows.encode_s += time.perf_counter() - started
             yield
 
-    def run(self, ids: list[list[int]], longest: int) -> npt.NDArray[np.float32]:
+    def run(self, ids: list[list[int]], longest: int) -> Floats:
         """Run one micro-batch of token ids, padded to `longest`; float32[n, dim]."""
         input_ids = np.zeros((len(ids), longest), np.int64)
         mask = np.zeros((len(ids), longest), np.int64)
@@ -77,17 +79,21 @@ class OnnxEncoder:
             feeds["token_type_ids"] = np.zeros_like(input_ids)
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         (output,) = self._session.run([self._output], feeds)
-        return output if self._pooled else self._pool(output, mask)
+        return self._finish(output, mask)
 
-    def _pool(self, tokens: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        if self._spec.pooling is Pooling.CLS:
-            vectors = tokens[:, 0]
-        else:
-            weights = mask[:, :, None].astype(np.float32)
-            vectors = (tokens * weights).sum(1) / np.maximum(weights.sum(1), 1e-9)
-        if self._spec.normalize:
+    def _finish(self, output: npt.NDArray[Any], mask: npt.NDArray[Any]) -> Floats:
+        """Do what the graph leaves undone: pooling, normalisation, or nothing."""
+        vectors = output if self._model.pooled else _pool(output, mask, self._model.spec.pooling)
+        if self._model.needs_l2 or (not self._model.pooled and self._model.spec.normalize):
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors.astype(np.float32)
+        return np.asarray(vectors, np.float32)
+
+
+def _pool(tokens: npt.NDArray[Any], mask: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:
+    if pooling is Pooling.CLS:
+        return tokens[:, 0]
+    weights = mask[:, :, None].astype(np.float32)
+    return np.asarray((tokens * weights).sum(1) / np.maximum(weights.sum(1), 1e-9))
 
 
 def open_session(model: ReadyModel) -> Any:
@@ -103,9 +109,6 @@ def open_session(model: ReadyModel) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Prepacked copies of the weights would be private to each worker: 100 MB for MiniLM,
-    # and no faster here.
-    options.add_session_config_entry("session.disable_prepacking", "1")
     if model.pooled:
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     else:

@@ -1,0 +1,138 @@
+"""The map of rooms in docs/ARCHITECTURE.md, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "memworker"
+
+# Which rooms a room may import; everything may use `errors`.
+ROOMS = {
+    "models": set(),
+    "pool": {"models"},
+    "store": set(),
+    "ingest": {"pool", "store"},
+    "cli": {"models", "pool", "store", "ingest"},
+}
+
+# Where a heavy package may be imported, and by whom alone.
+HEAVY = {
+    "lancedb": {"store"},
+    "onnxruntime": {"pool/encoder.py"},
+    "tokenizers": {"pool/tokenize.py"},
+    "onnx": {"models"},
+    "fastembed": {"models"},
+    "huggingface_hub": {"models"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+
+# Modules of the pool and what each may know of the others, besides itself.
+POOL = {
+    "plan": set(),
+    "arena": set(),
+    "messages": set(),
+    "machine": set(),
+    "meter": set(),
+    "spawn": set(),
+    "tokenize": set(),
+    "worker": {"plan", "arena", "messages"},
+    "echo": {"arena", "worker"},
+    "encoder": {"plan", "arena", "tokenize", "worker"},
+    "supervisor": {"worker", "arena", "messages", "spawn"},
+    "requests": {"plan", "arena"},
+    "scheduler": {
+        *("supervisor", "plan", "requests", "meter", "messages", "arena", "worker"),
+    },
+    "pool": {
+        *("scheduler", "plan", "arena", "requests", "meter", "machine", "echo", "encoder"),
+        "worker",
+    },
+}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports when it runs; type-checking imports do not count."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for node in _running(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _running(node: ast.AST):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from _running(child)
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_knows_only_what_the_map_says(path):
+    room = room_of(path)
+    if not room:
+        return
+    assert room in ROOMS, f"{room} is not on the map"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "memworker" and len(parts) > 1 and parts[1] in ROOMS:
+            allowed = ROOMS[room] | {room}
+            assert parts[1] in allowed, f"{path.name} imports {name}; {room} may not"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_stay_in_their_rooms(path):
+    relative = str(path.relative_to(PACKAGE))
+    for name in imports(path):
+        allowed = HEAVY.get(name.split(".")[0])
+        if allowed is not None:
+            assert room_of(path) in allowed or relative in allowed, f"{relative} imports {name}"
+
+
+@pytest.mark.parametrize("name", sorted(POOL))
+def test_the_pool_has_one_direction(name):
+    for imported in imports(PACKAGE / "pool" / f"{name}.py"):
+        parts = imported.split(".")
+        if parts[:2] == ["memworker", "pool"] and len(parts) > 2:
+            assert parts[2] in POOL[name], f"pool/{name}.py imports {imported}"
+
+
+def test_every_module_of_the_pool_is_on_the_map():
+    assert {p.stem for p in (PACKAGE / "pool").glob("*.py")} == set(POOL) | {"__init__"}
+
+
+def test_a_worker_loads_nothing_of_the_parents_side():
+    code = (
+        "import sys, memworker.pool.worker, memworker.pool.encoder\n"
+        "heavy = ('lancedb', 'pyarrow', 'onnx', 'fastembed', 'typer', 'onnxruntime')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_public_names_are_pinned():
+    import memworker
+
+    assert set(memworker.__all__) == {
+        *("EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"),
+    }
+    for name in memworker.__all__:
+        assert getattr(memworker, name) is not None
