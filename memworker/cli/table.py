@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memworker.store import Table, TableInfo, parse_where
+from memworker.cli.options import Db, Json, TableName
+
+if TYPE_CHECKING:
+    from memworker.store import TableInfo
 
 app = typer.Typer(help="Show, count and optimise tables.", no_args_is_help=True)
 
-Db = Annotated[Path, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
-Name = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 Where = Annotated[
     list[str] | None,
     typer.Option("--where", help="Only rows that meet FIELD=VALUE, n>=3, …; may be repeated."),
@@ -23,22 +22,28 @@ Where = Annotated[
 
 
 @app.command()
-def info(db: Db, table: Name, as_json: Json = False) -> None:
+def info(db: Db, table: TableName, as_json: Json = False) -> None:
     """Show a table's model, rows, version, indices and size."""
+    from memworker.store import Table
+
     facts = Table.open(db, table).info()
     _print(_readable(facts), asdict(facts), as_json)
 
 
 @app.command()
-def count(db: Db, table: Name, where: Where = None, as_json: Json = False) -> None:
+def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) -> None:
     """Count a table's rows."""
+    from memworker.store import Table, parse_where
+
     rows = Table.open(db, table).count(parse_where(where or []))
     _print(str(rows), {"table": table, "rows": rows}, as_json)
 
 
 @app.command()
-def optimize(db: Db, table: Name, as_json: Json = False) -> None:
+def optimize(db: Db, table: TableName, as_json: Json = False) -> None:
     """Compact fragments, build or update the index, delete old versions."""
+    from memworker.store import Table
+
     opened = Table.open(db, table)
     before = opened.info()
     built = opened.ensure_index()

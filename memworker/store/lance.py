@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # "\Z", not "$": the latter lets a final newline through.
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+_RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
 def table_name(name: str) -> str:
@@ -95,8 +96,13 @@ def _explain(doing: str, error: Exception) -> str:
             f"the disk is full: {doing} failed, nothing of this batch was committed; "
             "free some space and run the same command again"
         )
-    # Rust source positions and nested causes can run to kilobytes.
-    return f"{doing} failed: {type(error).__name__}: {text[:400]}"
+    if "object of size 0 bytes" in text:
+        return (
+            f"{doing} failed: its newest version file is empty, as a power loss leaves it; "
+            "remove the empty file from the table's _versions folder to go back by one version"
+        )
+    # Nested causes can run to kilobytes.
+    return f"{doing} failed: {type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"
 
 
 def _no_table(db: Path, name: str) -> str:

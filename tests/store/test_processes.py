@@ -68,6 +68,19 @@ def test_two_processes_appending_the_same_ids_write_each_once(tmp_path):
     assert texts_by_id(Table.open(tmp_path, "t")) == {f"id-{i}": f"text {i}" for i in range(410)}
 
 
+def test_optimising_while_another_process_appends_loses_nothing(tmp_path):
+    table = Table.create(tmp_path, "t", SPACE)
+    with child(APPENDER, tmp_path) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            table.optimize()
+        assert int(process.stdout.readline()) == 410
+    assert texts_by_id(table) == {f"id-{i}": f"text {i}" for i in range(410)}
+    assert table.append(numbered(0, 410)).duplicates == 410
+
+
 def test_a_held_lock_names_its_holder_and_is_freed_by_a_kill(tmp_path):
     table = Table.create(tmp_path, "t", SPACE)
     with child(HOLDER, tmp_path) as holder:

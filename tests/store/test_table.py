@@ -82,6 +82,31 @@ def test_a_create_that_was_killed_can_be_made_again(tmp_path):
     assert Table.open(tmp_path, "notes").count() == 3
 
 
+def test_an_empty_version_file_is_explained(table):
+    table.append(numbered(0, 3))
+    # Lance names versions so that the newest comes first.
+    newest = min((table.db / "notes.lance" / "_versions").glob("*.manifest"))
+    newest.write_bytes(b"")
+    with pytest.raises(StoreError, match="version file is empty"):
+        Table.open(table.db, "notes")
+    newest.unlink()
+    assert Table.open(table.db, "notes").append(numbered(0, 3)).written == 3
+
+
+def test_an_empty_table_answers(table):
+    assert table.search(vector_of("x"), where={"n": 1}) == []
+    assert table.count() == 0 and table.rows().num_rows == 0
+    assert table.append(numbered(0, 0)).written == 0
+    table.optimize()
+    assert not table.ensure_index()
+
+
+def test_errors_of_lancedb_come_as_ours_without_its_source_paths(table):
+    with pytest.raises(StoreError) as failed:
+        table.rows(columns=["nope"])
+    assert ".rs:" not in str(failed.value) and "notes" in str(failed.value)
+
+
 def test_append_writes_each_id_once(table):
     first = table.append(numbered(0, 10))
     assert (first.written, first.duplicates, first.conflicts) == (10, 0, ())
