@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,12 +38,6 @@ def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
     for rows in chain([first], blocks):
         for at in range(0, len(rows), options.batch_rows):
             yield _draft(source.path, header.cells, rows[at : at + options.batch_rows], options)
-
-
-class _Line(NamedTuple):
-    number: int
-    text: str
-    fault: str = ""
 
 
 class _Row(NamedTuple):
@@ -86,112 +79,74 @@ def _shown(cells: list[str]) -> str:
 
 def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_Row]]:
     """Yield the rows of block after block, never an empty list; blank lines are no rows."""
-    dialect = _Dialect("\t" if source.format == "tsv" else ",", options.max_line_bytes)
-    open_row: list[_Line] = []
+    parse = _Parser("\t" if source.format == "tsv" else ",", options.max_line_bytes)
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
-        lines = [*open_row, *_decoded(block, options)]
-        rows = None if open_row else dialect.one_row_a_line(lines)
-        if rows is None:
-            rows, open_row = dialect.rows_and_open_row(lines)
-        if rows:
+        if rows := parse.block(block, stream_faults(block, options)):
             yield rows
-    while open_row:
-        # At the end an open quote stays open: its line is bad, those after it may be good.
-        rows, open_row = dialect.rows_and_open_row(open_row, at_end=True)
+    if rows := parse.rest():
         yield rows
 
 
-def _decoded(block: LineBlock, options: ReadOptions) -> list[_Line]:
-    faults = stream_faults(block, options)
-    texts = [line.decode(errors="surrogateescape") + "\n" for line in block.lines]
-    return [
-        _Line(n, text, faults.get(n - block.first, "")) for n, text in enumerate(texts, block.first)
-    ]
+class _Parser:
+    """Parses blocks of lines; a row that a block leaves open is parsed again with the next one.
 
+    Only the first line of a bad row is given up: the lines after it, which an
+    open quote may have swallowed, are parsed again as rows of their own.
+    """
 
-class _BadLine(Exception):
-    """The line that comes next cannot be part of a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Dialect:
-    """How rows are written, and how many characters one may have."""
-
-    delimiter: str
-    cap: int
-
-    def one_row_a_line(self, lines: list[_Line]) -> list[_Row] | None:
-        """Parse lines that are a row each, all good; None if they are not."""
-        if any(line.fault for line in lines):
-            return None
-        try:
-            parsed = list(self._parser(line.text for line in lines))
-        except csv.Error:
-            return None
-        if len(parsed) != len(lines):
-            return None
-        pairs = zip(lines, parsed, strict=True)
-        return [_Row(line.number, cells) for line, cells in pairs if not _blank(cells)]
-
-    def rows_and_open_row(
-        self, lines: list[_Line], *, at_end: bool = False
-    ) -> tuple[list[_Row], list[_Line]]:
-        """Parse row by row; return also the lines of a row that is not ended yet.
-
-        Only the first line of a bad row is given up: the lines after it, which
-        an open quote may have swallowed, are parsed again.
-        """
-        rows: list[_Row] = []
-        at = 0
-        feed = _Feed(lines, self.cap)
-        parser = self._parser(feed)
-        while at < len(lines):
-            feed.begin(at)
-            try:
-                cells = next(parser)
-            except (csv.Error, _BadLine) as error:
-                if feed.ran_out and not at_end:
-                    return rows, lines[at:]
-                rows.append(_Row(lines[at].number, [lines[at].text], f"malformed row: {error}"))
-                at += 1
-                continue
-            if not _blank(cells):
-                rows.append(_Row(lines[at].number, cells))
-            at = feed.at
-        return rows, []
-
-    def _parser(self, lines: Iterator[str]) -> Any:
-        # strict: a stray quote is a fault of its row; unstrict it would swallow the lines after it.
-        return csv.reader(lines, delimiter=self.delimiter, strict=True)
-
-
-class _Feed:
-    """Gives the parser the lines of one row after the other."""
-
-    def __init__(self, lines: list[_Line], cap: int) -> None:
-        self._lines = lines
+    def __init__(self, delimiter: str, cap: int) -> None:
+        self._delimiter = delimiter
         self._cap = cap
-        self.begin(0)
+        self._open: list[str] = []
+        self._first = 1
 
-    def begin(self, at: int) -> None:
-        self.at, self._chars, self.ran_out = at, 0, False
+    def block(self, block: LineBlock, faults: dict[int, str]) -> list[_Row]:
+        """Return the rows that end in this block; its lines at the indices `faults` are bad."""
+        rows: list[_Row] = []
+        texts = [line.decode(errors="surrogateescape") + "\n" for line in block.lines]
+        start = 0
+        for i in sorted(faults):
+            self._open += texts[start:i]
+            rows += [*self.rest(), _Row(block.first + i, [texts[i]], faults[i])]
+            start, self._first = i + 1, block.first + i + 1
+        self._open += texts[start:]
+        return rows + self._rows(at_end=False)
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def rest(self) -> list[_Row]:
+        """Return the rows of what is left, when nothing follows that could end an open one."""
+        return self._rows(at_end=True)
 
-    def __next__(self) -> str:
-        if self.at == len(self._lines):
-            self.ran_out = True
-            raise StopIteration
-        line = self._lines[self.at]
-        self._chars += len(line.text)
-        if line.fault:
-            raise _BadLine(line.fault)
-        if self._chars > self._cap:
-            raise _BadLine(f"over {self._cap:,} bytes (max_line_bytes); is a quote left open?")
-        self.at += 1
-        return line.text
+    def _rows(self, *, at_end: bool) -> list[_Row]:
+        texts, first, at = self._open, self._first, 0
+        rows: list[_Row] = []
+        while at < len(texts):
+            try:
+                for cells, after in self._cells(texts, at):
+                    if cells and (len(cells) > 1 or not cells[0].isspace()):
+                        rows.append(_Row(first + at, cells))
+                    at = after
+            except _BadRow as error:
+                if error.ran_out and not at_end and sum(map(len, texts[at:])) <= self._cap:
+                    break
+                rows.append(_Row(first + at, [texts[at]], f"malformed row: {error}"))
+                at += 1
+        self._open, self._first = texts[at:], first + at
+        return rows
+
+    def _cells(self, texts: list[str], at: int) -> Iterator[tuple[list[str], int]]:
+        """Yield the cells of each row from line `at` on, and the index of the line after it."""
+        # strict: a stray quote is a fault of its row; unstrict it would swallow the lines after it.
+        rows = csv.reader(islice(texts, at, None), delimiter=self._delimiter, strict=True)
+        try:
+            for cells in rows:
+                yield cells, at + rows.line_num
+        except csv.Error as error:
+            raise _BadRow(str(error), at + rows.line_num == len(texts)) from error
 
 
-def _blank(cells: list[str]) -> bool:
-    return not cells or (len(cells) == 1 and cells[0].isspace())
+class _BadRow(Exception):
+    """A row cannot be parsed; if the lines ran out, more of them might help."""
+
+    def __init__(self, message: str, ran_out: bool) -> None:
+        super().__init__(message)
+        self.ran_out = ran_out

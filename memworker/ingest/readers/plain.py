@@ -15,9 +15,7 @@ from memworker.ingest.readers.streams import line_blocks
 
 
 def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a text file; its rows have no id and no metadata."""
-    # The lines have no fields that could be missing.
-    options.fields_seen = True
+    """Yield drafts of a text file; its one field is the text, whatever its name."""
     name = options.fields.text
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
         faults = stream_faults(block, options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import select
 import sys
 import tempfile
 import zlib
@@ -18,6 +20,7 @@ from memworker.ingest.readers.paths import STDIN, Source
 
 READ_BYTES = 1 << 20
 _LINES_BYTES = 8 << 20
+_IDLE_S = 1.0
 # One block of 2 KiB can at worst unpack to 64 MiB of zstd run-length blocks.
 _ZSTD_PIECE = 2 << 10
 _BOM = b"\xef\xbb\xbf"
@@ -50,7 +53,7 @@ def line_blocks(source: Source, max_rows: int, max_line_bytes: int) -> Iterator[
     blocks = _without_bom(byte_blocks(source, min(READ_BYTES, max_line_bytes)))
     try:
         for block in blocks:
-            yield from batcher.add(*cutter.cut(block))
+            yield from batcher.add(*cutter.cut(block)) if block else batcher.flush()
         yield from batcher.add(*cutter.rest())
         yield from batcher.flush()
     except TornStream as error:
@@ -60,7 +63,7 @@ def line_blocks(source: Source, max_rows: int, max_line_bytes: int) -> Iterator[
 
 
 def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
-    """Yield decompressed blocks of about `size` bytes.
+    """Yield decompressed blocks of about `size` bytes; an empty one when stdin has been idle.
 
     Raises TornStream after the last good block of a damaged compressed stream.
     """
@@ -103,10 +106,24 @@ def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
     # read1 on stdin: what a slow producer has written goes on at once.
     read = getattr(file, "read1", file.read)
     try:
-        while block := read(size):
+        while True:
+            while source.path == STDIN and not _has_data(file):
+                yield b""
+            block = read(size)
+            if not block:
+                return
             yield block
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
+
+
+def _has_data(file: IO[bytes]) -> bool:
+    """Wait a moment for data, or for the end; true also for what is no real stream."""
+    try:
+        ready, _, _ = select.select([file], [], [], _IDLE_S)
+    except (ValueError, io.UnsupportedOperation):
+        return True
+    return bool(ready)
 
 
 def _sniffed(blocks: Iterator[bytes]) -> tuple[str, Iterator[bytes]]:
