@@ -21,27 +21,27 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class OnnxLoader:
-    """Opens an `OnnxEncoder` in a worker: the model's files and the micro-batch budget."""
+    """Opens an `OnnxEncoder` in a worker: the model's files and what its texts cost."""
 
     model: ReadyModel
-    batch_tokens: int
+    costs: plan.Costs
 
     @property
     def dim(self) -> int:
         return self.model.spec.dim
 
     def __call__(self) -> OnnxEncoder:
-        return OnnxEncoder(self.model, self.batch_tokens)
+        return OnnxEncoder(self.model, self.costs)
 
 
 class OnnxEncoder:
     """Tokenises, packs by token count, runs the session, writes the vectors."""
 
-    def __init__(self, model: ReadyModel, batch_tokens: int) -> None:
+    def __init__(self, model: ReadyModel, costs: plan.Costs) -> None:
         self.dim = model.spec.dim
         self._spec = model.spec
         self._model = model
-        self._batch_tokens = batch_tokens
+        self._costs = costs
         self._tokenizer = Tokenizer(
             model.tokenizer, model.max_tokens, add_special_tokens=model.spec.add_special_tokens
         )
@@ -58,7 +58,7 @@ class OnnxEncoder:
         rows.tokens[:] = counts
         rows.status[:] = np.where(truncated, RowStatus.TRUNCATED, RowStatus.OK)
         rows.tokenize_s = time.perf_counter() - started
-        for batch in plan.cut_micro_batches(counts, self._batch_tokens):
+        for batch in plan.cut_micro_batches(counts, self._costs):
             started = time.perf_counter()
             longest = max(int(counts[batch[0]]), 1)
             rows.vectors[batch] = self.run([ids[row] for row in batch], longest)

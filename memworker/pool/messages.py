@@ -36,7 +36,7 @@ class BootFailed(msgspec.Struct, frozen=True, tag="boot_failed", array_like=True
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
-    """Worker to parent: every row of the shard is written, or marked failed."""
+    """Worker to parent: every row of the shard is written, or marked failed with its reason."""
 
     shard: int
     slot: int
@@ -45,8 +45,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     padded_tokens: int
     tokenize_s: float
     encode_s: float
-    error: str = ""
-    rss_bytes: int = 0
+    reasons: dict[int, str] = {}
 
 
 ToWorker = Encode | Stop

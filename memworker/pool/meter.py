@@ -57,7 +57,7 @@ class Meter:
     def reset(self) -> None:
         """Begin again at zero, for a measurement apart from warm-up."""
         with self._lock:
-            self._work = Work(restarts=self._work.restarts)
+            self._work = Work()
 
     def _add(self, **totals: float) -> None:
         with self._lock:

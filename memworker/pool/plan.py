@@ -23,12 +23,14 @@ class Costs:
 
     `row_tokens` is what a text costs beyond its own bytes (special tokens,
     Python's work for a row), in tokens. `shard_tokens` is the work that one
-    bulk slot takes; `batch_tokens` the padded tokens of one session run.
+    bulk slot takes; `batch_tokens` bounds the padded tokens of one session run,
+    which costs `run_tokens` beyond them.
     """
 
     max_tokens: int
-    shard_tokens: int = 2048
+    shard_tokens: int = 4096
     batch_tokens: int = 512
+    run_tokens: float = 10.0
     bytes_per_token: float = 4.3
     row_tokens: float = 2.0
 
@@ -92,16 +94,41 @@ def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int
     return ends
 
 
-def cut_micro_batches(token_counts: Int64s, batch_tokens: int) -> Iterator[Int64s]:
-    """Yield index arrays, longest texts first, of at most `batch_tokens` padded tokens each.
+def cut_micro_batches(token_counts: Int64s, costs: Costs) -> Iterator[Int64s]:
+    """Yield index arrays, longest texts first, that together cost least.
 
-    Padded tokens are rows times the longest row. A single text over the
-    budget is a micro-batch of its own.
+    A run of r texts costs ``costs.run_tokens + r * longest`` and at most
+    `batch_tokens` of those are padded tokens; among all cuts of the sorted texts the
+    cheapest is found by dynamic programming. A single text over the budget is a
+    micro-batch of its own.
     """
     order = np.argsort(-token_counts, kind="stable")
+    lengths = np.maximum(token_counts[order], 1).tolist()
     start = 0
-    while start < len(order):
-        longest = max(int(token_counts[order[start]]), 1)
-        end = start + max(batch_tokens // longest, 1)
+    for end in _cheapest_ends(lengths, costs):
         yield order[start:end]
         start = end
+
+
+def _cheapest_ends(lengths: list[int], costs: Costs) -> list[int]:
+    """Give where the micro-batches of texts sorted by falling length end."""
+    # Cuts are looked for at about 128 places, which bounds the work for many short texts.
+    step = 1 + len(lengths) // 128
+    places = [*range(0, len(lengths), step), len(lengths)]
+    best, came_from = [0.0], [0]
+    for at in range(1, len(places)):
+        cheapest, source = float("inf"), at - 1
+        for begin in range(at - 1, -1, -1):
+            padded = (places[at] - places[begin]) * lengths[places[begin]]
+            if padded > costs.batch_tokens and begin < at - 1:
+                break
+            total = best[begin] + costs.run_tokens + padded
+            if total < cheapest:
+                cheapest, source = total, begin
+        best.append(cheapest)
+        came_from.append(source)
+    ends, at = [], len(places) - 1
+    while at > 0:
+        ends.append(places[at])
+        at = came_from[at]
+    return ends[::-1]

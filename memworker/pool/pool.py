@@ -173,7 +173,7 @@ class EmbeddingPool:
     @property
     def work(self) -> Work:
         """Totals since the pool began: texts, tokens, padding, times."""
-        return self._scheduler.meter.work
+        return self._scheduler.work
 
     @property
     def busy_workers(self) -> int:
@@ -251,7 +251,7 @@ def identity(resolved: ReadyModel | Loader) -> Identity:
 def _loader(resolved: ReadyModel | Loader) -> tuple[Loader, plan.Costs]:
     if isinstance(resolved, ReadyModel):
         costs = plan.Costs(max_tokens=resolved.max_tokens)
-        return OnnxLoader(resolved, costs.batch_tokens), costs
+        return OnnxLoader(resolved, costs), costs
     return resolved, plan.Costs(max_tokens=1 << 30, shard_tokens=1 << 30)
 
 

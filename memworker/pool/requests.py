@@ -69,15 +69,15 @@ class Request:
         estimates = plan.estimate_tokens(lengths, costs)
         return [WorkShard(self, rows, float(estimates[rows].sum())) for rows in shards]
 
-    def collect(self, rows: plan.Int64s, slot: Slot, error: str) -> None:
+    def collect(self, rows: plan.Int64s, slot: Slot, reasons: dict[int, str]) -> None:
         """Copy a slot's rows to their places in the input; the one copy of a vector here."""
         count = len(rows)
         status = slot.status[:count]
         self._vectors[rows] = slot.vectors[:count]
         self._tokens[rows] = slot.tokens[:count]
         self._truncated[rows] = status == RowStatus.TRUNCATED
-        for row in rows[status == RowStatus.FAILED].tolist():
-            self._fail_row(row, error or "the encoder gave no reason")
+        for row in np.flatnonzero(status == RowStatus.FAILED).tolist():
+            self._fail_row(int(rows[row]), reasons.get(row, "the encoder gave no reason"))
         self._settle(count)
 
     def fail_rows(self, rows: plan.Int64s, reason: str) -> None:

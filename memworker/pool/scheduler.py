@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 from collections import deque
+from dataclasses import replace
 from functools import partial
 
 from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed
 from memworker.pool import messages, plan
 from memworker.pool.arena import RowStatus, Slot, SlotShape
-from memworker.pool.meter import Meter
+from memworker.pool.meter import Meter, Work
 from memworker.pool.requests import Request, WorkShard
 from memworker.pool.supervisor import Outcomes, Shard, Supervisor
 from memworker.pool.worker import Loader
@@ -77,6 +78,11 @@ class Scheduler:
         self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    @property
+    def work(self) -> Work:
+        """Totals since the pool began."""
+        return replace(self.meter.work, restarts=self._supervisor.restarts)
 
     def busy_workers(self) -> int:
         """Count workers that hold a shard."""
@@ -165,7 +171,7 @@ class Scheduler:
             shards=1,
         )
         if not shard.abandoned:
-            shard.request.collect(shard.indices, slot, done.error)
+            shard.request.collect(shard.indices, slot, done.reasons)
 
     def _shard_failed(self, shard: Shard, reason: str) -> None:
         assert isinstance(shard, WorkShard)

@@ -23,6 +23,7 @@ from memworker.pool import messages
 from memworker.pool.arena import Region, RowStatus, Slot, SlotState
 
 _PARENT_CHECK_S = 1.0
+_REASON_CHARS = 300
 URGENT_SLOT = 2
 
 
@@ -41,6 +42,10 @@ class Texts(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         return bytes(self.data[self.offsets[index] : self.offsets[index + 1]]).decode()
+
+    def part(self, start: int, end: int) -> Texts:
+        """Give some of the texts, over the same bytes."""
+        return Texts(self.offsets[start : end + 1], self.data, query=self.query)
 
     def decode_all(self) -> list[str]:
         """Decode every text at once."""
@@ -65,7 +70,25 @@ class Rows:
     padded_tokens: int = 0
     tokenize_s: float = 0.0
     encode_s: float = 0.0
-    errors: list[str] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def part(self, start: int, end: int) -> Rows:
+        """Give some of the rows, over the same memory, counting from zero."""
+        rows = slice(start, end)
+        return Rows(self.vectors[rows], self.tokens[rows], self.status[rows])
+
+    def fail(self, row: int, reason: str) -> None:
+        """Mark a row as failed."""
+        self.status[row] = RowStatus.FAILED
+        self.reasons[row] = reason[:_REASON_CHARS]
+
+    def add(self, part: Rows, start: int = 0) -> None:
+        """Add the counts and reasons of a part that begins at `start`."""
+        self.real_tokens += part.real_tokens
+        self.padded_tokens += part.padded_tokens
+        self.tokenize_s += part.tokenize_s
+        self.encode_s += part.encode_s
+        self.reasons |= {start + row: reason for row, reason in part.reasons.items()}
 
 
 class Encoder(Protocol):
@@ -126,6 +149,23 @@ def _leave_with_parent() -> None:
     os._exit(0)
 
 
+def encode_each(encoder: Encoder, texts: Texts, rows: Rows) -> Iterator[None]:
+    """Encode, and when that raises, halve until the text that does it stands alone and fails."""
+    trial = rows.part(0, len(texts))
+    try:
+        yield from encoder.encode(texts, trial)
+        rows.add(trial)
+    except Exception as error:
+        if len(texts) == 1:
+            rows.fail(0, f"{type(error).__name__}: {error}")
+            return
+        half = len(texts) // 2
+        for start, end in ((0, half), (half, len(texts))):
+            part = rows.part(start, end)
+            yield from encode_each(encoder, texts.part(start, end), part)
+            rows.add(part, start)
+
+
 class _Loop:
     """Takes shards from the pipe, urgent ones first."""
 
@@ -162,16 +202,12 @@ class _Loop:
         rows = Rows(slot.vectors[: slot.rows], slot.tokens[: slot.rows], slot.status[: slot.rows])
         texts = Texts(slot.offsets[: slot.rows + 1], slot.text, query=order.query)
         urgent = order.slot >= URGENT_SLOT
-        try:
-            for _ in self._encoder.encode(texts, rows):
-                self._receive(block=False)
-                if self._stopping:
-                    return
-                while self._urgent and not urgent:
-                    self._encode(self._urgent.popleft())
-        except Exception as error:
-            rows.status[:] = RowStatus.FAILED
-            rows.errors.append(f"{type(error).__name__}: {error}")
+        for _ in encode_each(self._encoder, texts, rows):
+            self._receive(block=False)
+            if self._stopping:
+                return
+            while self._urgent and not urgent:
+                self._encode(self._urgent.popleft())
         self._answer(order, slot, rows)
 
     def _answer(self, order: messages.Encode, slot: Slot, rows: Rows) -> None:
@@ -184,6 +220,6 @@ class _Loop:
             padded_tokens=rows.padded_tokens,
             tokenize_s=rows.tokenize_s,
             encode_s=rows.encode_s,
-            error="; ".join(rows.errors[:3]),
+            reasons=rows.reasons,
         )
         self._pipe.send_bytes(messages.encode(done))
