@@ -38,12 +38,12 @@ Model = Annotated[
 Precision = Annotated[str, typer.Option(help="How the linear layers are computed.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Worker processes; default: the usable physical cores."),
+    typer.Option(help="Worker processes; default: the usable physical cores."),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Truncate texts here; default: the model's own limit.")
+    int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Read this many rows at most.")]
+Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 

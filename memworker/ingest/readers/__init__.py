@@ -106,14 +106,12 @@ def _options(
 
 
 def _checked_limit(limit: int | None) -> int | None:
-    if limit is not None and limit < 0:
-        raise UsageError(f"limit={limit}: it must be 0 or more")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, not {limit}")
     return limit
 
 
 def _chunks(drafts: Iterable[tuple[str, Draft]], limit: int | None) -> Iterator[Chunk]:
-    if limit == 0:
-        return
     ordinal = 0
     for path, draft in drafts:
         if limit is not None:
