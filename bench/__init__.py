@@ -1,0 +1,1 @@
+"""Measurements of memworker beside what else there is: `python -m bench` lists them."""

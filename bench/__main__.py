@@ -1,0 +1,32 @@
+"""`python -m bench NAME [options]`: run one bench by its name."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from bench import common
+
+BENCHES = {
+    "throughput": "texts a second beside fastembed, onnxruntime and others, and coordination",
+    "quality": "STS-B, LoCoMo and SciFact for each precision",
+    "ceiling": "everything but inference: the echo encoder, to vectors and to LanceDB",
+    "ladder": "the same memories from one mutex up to a static model",
+    "scaling": "costs a text and a shard, and the curve they predict",
+    "memory_of_a_worker": "what one more worker costs in memory, and start-up",
+    "report": "one HTML page of all results",
+}
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHES:
+        print("usage: python -m bench NAME [options], where NAME is one of\n", file=sys.stderr)
+        for known, what in BENCHES.items():
+            print(f"  {known:<20} {what}", file=sys.stderr)
+        return 0 if name in ("-h", "--help") else 2
+    return common.run(import_module(f"bench.{name}").main, sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+import pytest
+
+from bench import common, quality
+
+
+def test_ranks_share_ties():
+    assert quality.ranks(np.array([10.0, 20.0, 20.0, 5.0])).tolist() == [1.0, 2.5, 2.5, 0.0]
+
+
+def test_spearman_sees_order_alone():
+    a = np.arange(10.0)
+    assert quality.spearman(a, a**3) == pytest.approx(1)
+    assert quality.spearman(a, -a) == pytest.approx(-1)
+
+
+def test_spearman_equals_scipys_with_ties():
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 5, 200), random.integers(0, 9, 200)
+    assert quality.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_recall_and_ndcg():
+    assert quality.recall([1, 2, 3], {2: 1.0, 9: 1.0}) == 0.5
+    assert quality.ndcg([2, 1], {2: 1.0}) == 1
+    assert quality.ndcg([1, 2], {2: 1.0}) == pytest.approx(1 / np.log2(3))
+
+
+def test_an_unknown_task_and_no_data_are_usage_errors(monkeypatch):
+    monkeypatch.delenv("MEMWORKER_DATA", raising=False)
+    assert common.run(quality.main, ["--tasks", "nothing"]) == 2
+    assert common.run(quality.main, []) == 2
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Write a data folder of our own in the layout of the real one."""
+    (tmp_path / "stsb").mkdir()
+    (tmp_path / "stsb" / "stsb-en-test.csv").write_text(
+        "A cat sleeps.,A cat is asleep.,5.0\n"
+        '"A man, singing.",A person sings a song.,3.5\n'
+        "A dog barks.,The stock market fell.,0.0\n"
+    )
+    folder = tmp_path / "locomo"
+    (folder / "qrels").mkdir(parents=True)
+    turns = ["Ann: I adopted a puppy.", "Bob: The rent went up.", "Ann: We flew to Oslo."]
+    rows = [{"_id": f"t{n}", "title": "", "text": turn} for n, turn in enumerate(turns)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "What pet has Ann?"}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tt0\t1\n")
+    return tmp_path
+
+
+def test_a_small_run(measure, data):
+    result = measure(
+        quality.main,
+        *("--data", str(data), "--tasks", "stsb,locomo"),
+        *("--precisions", "fp32,none", "--workers", "1"),
+    )
+    row, absent = result["rows"]
+    assert row["tasks"]["stsb"]["value"] == pytest.approx(1)
+    assert row["tasks"]["locomo"]["value"] == 1
+    assert "skipped" in absent
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_fp32_has_the_published_spearman(measure, data_dir):
+    result = measure(
+        quality.main, "--data", str(data_dir), "--tasks", "stsb", "--precisions", "fp32"
+    )
+    assert result["rows"][0]["tasks"]["stsb"]["value"] == pytest.approx(0.820, abs=0.001)
