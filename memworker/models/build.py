@@ -15,28 +15,32 @@ from pathlib import Path
 from memworker.errors import ModelUnsupported
 from memworker.models.cache import MANIFEST, HashBook, ModelCache
 from memworker.models.onnx_file import WEIGHTS_FILE
-from memworker.models.spec import ModelEntry
+from memworker.models.spec import ModelEntry, Precision
 
 GRAPH_FILE = "model.onnx"
 _PACK_TIMEOUT_S = 900.0
 
 
 def fused_graph(
-    entry: ModelEntry, folder: Path, hashes: dict[str, str], cache: ModelCache
+    entry: ModelEntry,
+    folder: Path,
+    hashes: dict[str, str],
+    cache: ModelCache,
+    precision: Precision = Precision.FP32,
 ) -> tuple[Path, str]:
     """Return the graph's path and its recipe's digest, building it where it is not there.
 
     The digest depends on the model and the recipe alone; the file is also bound
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
-    recipe = _recipe_digest(entry, hashes)
+    recipe = _recipe_digest(entry, hashes, precision)
     key = f"{entry.slug}-{digest_of([recipe, *_packing_facts()])[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
         with cache.lock(key):
             # Another process may have built it while this one waited.
             if not (home / MANIFEST).is_file():
-                cache.publish("built", key, partial(_build, entry, folder))
+                cache.publish("built", key, partial(_build, entry, folder, precision))
     check_built(home)
     return home / GRAPH_FILE, recipe
 
@@ -61,11 +65,21 @@ def digest_of(facts: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _recipe_digest(entry: ModelEntry, hashes: dict[str, str]) -> str:
-    from memworker.models.graph import RECIPE
-
-    facts = [RECIPE, hashes[entry.weights], hashes["config.json"]]
+def _recipe_digest(entry: ModelEntry, hashes: dict[str, str], precision: Precision) -> str:
+    facts = [*_recipe(precision, hashes), hashes[entry.weights], hashes["config.json"]]
     return digest_of([*facts, entry.spec.pooling, str(entry.spec.normalize)])
+
+
+def _recipe(precision: Precision, hashes: dict[str, str]) -> list[str]:
+    """Return what was decided; what was computed differs by processor in its last bits."""
+    from memworker.models import graph, graph_int8
+    from memworker.models.calibration import calibration_digest
+    from memworker.models.quantise import WEIGHT_LIMIT
+
+    if precision is Precision.FP32:
+        return [graph.RECIPE]
+    calibration = [calibration_digest(), hashes["tokenizer.json"]]
+    return [graph_int8.RECIPE, str(WEIGHT_LIMIT), *calibration]
 
 
 def _packing_facts() -> list[str]:
@@ -81,18 +95,29 @@ def _processor_features() -> str:
     return " ".join(sorted(f for f in flags.split() if f.startswith(("avx", "amx", "asimd", "sv"))))
 
 
-def _build(entry: ModelEntry, folder: Path, draft: Path) -> None:
-    from memworker.models.graph import build_bert
-    from memworker.models.weights import read_bert
-
+def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -> None:
     plain = draft / "plain"
     plain.mkdir()
-    bert = read_bert(folder, entry.weights)
-    build_bert(bert, entry.spec.pooling, entry.spec.normalize, plain / GRAPH_FILE)
+    _write_graph(entry, folder, precision, plain / GRAPH_FILE)
     _pack(plain / GRAPH_FILE, draft / GRAPH_FILE)
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         (plain / name).unlink()
     plain.rmdir()
+
+
+def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Path) -> None:
+    from memworker.models.calibration import calibration_ids
+    from memworker.models.graph import build_bert
+    from memworker.models.graph_int8 import build_bert_int8
+    from memworker.models.quantise import quantise_bert
+    from memworker.models.weights import read_bert
+
+    spec, bert = entry.spec, read_bert(folder, entry.weights)
+    if precision is Precision.FP32:
+        build_bert(bert, spec.pooling, spec.normalize, path)
+        return
+    layers = quantise_bert(bert, calibration_ids(spec, folder / "tokenizer.json"))
+    build_bert_int8(bert, layers, spec.pooling, spec.normalize, path)
 
 
 def _pack(plain: Path, packed: Path) -> None:

@@ -41,15 +41,15 @@ def ready_model(
     `offline` keeps off the network. Raises UnknownModel, ModelUnavailable,
     ModelCorrupt, ModelUnsupported and UsageError.
     """
-    chosen = _precision(precision)
     cache = ModelCache.locate(cache_dir)
     entry = catalog.find(name, cache)
     _refuse_unsupported(entry)
+    chosen = _precision(entry, precision)
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):
         return _foreign(entry, folder, hashes, cache, max_tokens)
-    graph, recipe = fused_graph(entry, folder, hashes, cache)
+    graph, recipe = fused_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
     return ReadyModel(
         spec=entry.spec,
@@ -69,7 +69,7 @@ def list_models(*, cache_dir: Path | None = None) -> list[ModelListing]:
         ModelListing(
             spec=entry.spec,
             aliases=entry.aliases,
-            precisions=() if entry.unsupported else (Precision.FP32,),
+            precisions=_precisions(entry),
             cached=sources.cached_folder(entry, cache) is not None,
             unsupported=entry.unsupported,
         )
@@ -122,10 +122,20 @@ def token_limit(spec: ModelSpec, max_tokens: int | None) -> int:
     return max_tokens
 
 
-def _precision(precision: str) -> Precision:
-    if precision != Precision.FP32:
-        raise UsageError(f"precision {precision!r} is not there; for now there is: fp32.")
-    return Precision.FP32
+def _precision(entry: ModelEntry, precision: str) -> Precision:
+    there = _precisions(entry)
+    if precision not in there:
+        raise UsageError(
+            f"{entry.spec.name} has no precision {precision!r}; it has: {', '.join(there)}."
+        )
+    return Precision(precision)
+
+
+def _precisions(entry: ModelEntry) -> tuple[Precision, ...]:
+    if entry.unsupported:
+        return ()
+    # An ONNX file runs as it is: only what is built from safetensors can be quantised.
+    return (Precision.FP32,) if entry.weights.endswith(".onnx") else tuple(Precision)
 
 
 def _refuse_unsupported(entry: ModelEntry) -> None:

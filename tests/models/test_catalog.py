@@ -68,7 +68,7 @@ def test_models_that_need_more_than_pooling_say_so(cache):
 def test_listing(catalog):
     listed = {listing.spec.name: listing for listing in list_models(cache_dir=catalog.root)}
     minilm = listed["all-MiniLM-L6-v2"]
-    assert (minilm.spec.dim, minilm.precisions, minilm.cached) == (384, ("fp32",), False)
+    assert (minilm.spec.dim, minilm.precisions, minilm.cached) == (384, ("fp32", "int8"), False)
     assert "sentence-transformers/all-MiniLM-L6-v2" not in listed
     assert not listed["BAAI/bge-small-en-v1.5"].unsupported
     assert listed["jinaai/jina-embeddings-v3"].precisions == ()
@@ -92,7 +92,7 @@ def test_prefixes(name, query, passage):
     assert found[1] == passage
 
 
-def test_other_precisions_are_refused_for_now(cache):
+def test_a_precision_that_is_not_there(cache):
     with pytest.raises(UsageError, match="fp32"):
         ready_model("all-MiniLM-L6-v2", precision="int4", cache_dir=cache)
 

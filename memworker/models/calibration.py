@@ -1,0 +1,72 @@
+"""The texts that int8 is calibrated on, shipped with memworker, as token ids of a model."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from memworker.errors import ModelUnsupported
+from memworker.models.spec import ModelSpec
+
+_TEXTS = 256
+_MOST_TOKENS = 128
+_TIMEOUT_S = 300.0
+
+
+def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
+    """Return the token ids of the calibration texts under a model's own tokenizer.
+
+    Raises ModelUnsupported where the tokenizer cannot be opened.
+    """
+    job = {
+        "texts": [spec.passage_prefix + text for text in calibration_texts()],
+        "limit": min(spec.max_tokens, _MOST_TOKENS),
+        "special": spec.add_special_tokens,
+    }
+    # In a process of its own: this one neither tokenises nor starts tokenizers' threads.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TOKENISE, str(tokenizer)],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ModelUnsupported(f"{tokenizer} cannot be used: {words[:300]}. Fetch it again.")
+    ids: list[list[int]] = json.loads(done.stdout)
+    return [tokens for tokens in ids if tokens]
+
+
+@cache
+def calibration_texts() -> tuple[str, ...]:
+    """Return the fixed selection: every so many of the shipped memories."""
+    packed = (files("memworker") / "data" / "memories.jsonl.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().splitlines()
+    chosen = lines[:: max(len(lines) // _TEXTS, 1)][:_TEXTS]
+    return tuple(str(json.loads(line)["text"]) for line in chosen)
+
+
+def calibration_digest() -> str:
+    """Return one hash for the calibration texts: part of an int8 model's fingerprint."""
+    return hashlib.sha256(json.dumps([_MOST_TOKENS, *calibration_texts()]).encode()).hexdigest()
+
+
+_TOKENISE = """
+import json, sys
+from tokenizers import Tokenizer
+job = json.load(sys.stdin)
+tokenizer = Tokenizer.from_file(sys.argv[1])
+tokenizer.no_padding()
+tokenizer.enable_truncation(job["limit"])
+encoded = tokenizer.encode_batch(job["texts"], add_special_tokens=job["special"])
+print(json.dumps([e.ids for e in encoded]))
+"""

@@ -1,0 +1,98 @@
+"""BERT's forward pass in numpy over many texts at once, layer by layer, for calibration.
+
+Texts lie one after another in a flat ``float32[all tokens, hidden]``; only
+attention looks at where each one ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memworker.models.weights import BertLayer, BertWeights, Linear, Norm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What each linear layer of one encoder layer is given, and what the layer gives."""
+
+    attention: Floats
+    attention_out: Floats
+    feed_in: Floats
+    feed_out: Floats
+    result: Floats
+
+
+def embed(bert: BertWeights, ids: list[list[int]]) -> Floats:
+    """Return the normalised embeddings of all texts, float32[all tokens, hidden]."""
+    import numpy as np
+
+    words = bert.words[np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])]
+    places = bert.positions[np.concatenate([np.arange(len(tokens)) for tokens in ids])]
+    return normalise(bert.norm, bert.shape.norm_eps, words + places + bert.token_types[0])
+
+
+def run_layer(
+    bert: BertWeights, layer: BertLayer, hidden: Floats, counts: list[int]
+) -> LayerInputs:
+    """Run one encoder layer over texts of `counts` tokens and keep what went into its products."""
+    eps = bert.shape.norm_eps
+    context = attend(layer, bert.shape.heads, hidden, counts)
+    projected = apply(layer.attention_out, context)
+    attended = normalise(layer.attention_norm, eps, projected + hidden)
+    active = gelu(apply(layer.feed_in, attended))
+    result = normalise(layer.feed_norm, eps, apply(layer.feed_out, active) + attended)
+    return LayerInputs(hidden, context, attended, active, result)
+
+
+def apply(linear: Linear, rows: Floats) -> Floats:
+    """Return ``rows @ weight + bias``."""
+    product: Floats = rows @ linear.weight + linear.bias
+    return product
+
+
+def attend(layer: BertLayer, heads: int, hidden: Floats, counts: list[int]) -> Floats:
+    """Return softmax(QK'/sqrt(d))V of every text, float32[all tokens, hidden]."""
+    import numpy as np
+
+    parts = [apply(linear, hidden) for linear in (layer.query, layer.key, layer.value)]
+    context = np.empty_like(hidden)
+    start = 0
+    for count in counts:
+        text = slice(start, start := start + count)
+        query, key, value = (p[text].reshape(count, heads, -1).swapaxes(0, 1) for p in parts)
+        scores = query @ key.swapaxes(1, 2) / np.float32(np.sqrt(query.shape[-1]))
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        context[text] = (shares @ value).swapaxes(0, 1).reshape(count, -1)
+    return context
+
+
+def normalise(norm: Norm, eps: float, rows: Floats) -> Floats:
+    """Return the layer normalisation of each row."""
+    import numpy as np
+
+    centred = rows - rows.mean(-1, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(eps))
+    result: Floats = centred / spread * norm.scale + norm.shift
+    return result
+
+
+def gelu(rows: Floats) -> Floats:
+    """Return x/2 (1 + erf(x/sqrt 2)), erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
+    import numpy as np
+
+    far = np.abs(rows) * np.float32(np.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * far)
+    tail = np.float32(1.061405429) * t + np.float32(-1.453152027)
+    for factor in (1.421413741, -0.284496736, 0.254829592):
+        tail = tail * t + np.float32(factor)
+    erf = np.copysign(1 - tail * t * np.exp(-far * far), rows)
+    result: Floats = rows * np.float32(0.5) * (1 + erf)
+    return result

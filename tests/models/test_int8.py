@@ -1,0 +1,94 @@
+"""int8: close to fp32, deaf to neighbours, safe on AVX2, and refused where it cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from memworker.errors import UsageError
+from memworker.models import export_reference, ready_model
+from memworker.models.calibration import calibration_ids, calibration_texts
+from tests.models.conftest import open_session, run_padded
+from tests.models.tiny import make_bert, write_modules
+
+
+@pytest.fixture(scope="session")
+def int8():
+    return ready_model("all-MiniLM-L6-v2", precision="int8")
+
+
+@pytest.fixture(scope="session")
+def rows(minilm):
+    """Token ids of 86 shipped texts of all lengths."""
+    return calibration_ids(minilm.spec, minilm.tokenizer)[::3]
+
+
+def cosines(one, other):
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(1) / lengths
+
+
+def test_vectors_are_close_to_fp32(minilm, int8, rows):
+    exact, small = (
+        np.concatenate([run_padded(open_session(m.graph), [row]) for row in rows])
+        for m in (minilm, int8)
+    )
+    agreement = cosines(exact, small)
+    assert agreement.mean() > 0.996 and agreement.min() > 0.98
+    np.testing.assert_allclose(np.linalg.norm(small, axis=1), 1, atol=1e-5)
+
+
+def test_a_text_never_depends_on_its_neighbours(int8, rows):
+    session = open_session(int8.graph)
+    alone = np.concatenate([run_padded(session, [row]) for row in rows[:24]])
+    together = run_padded(session, rows[:24], extra=5)
+    backwards = run_padded(session, rows[:24][::-1])[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(backwards, alone, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
+def test_no_product_saturates_on_avx2(int8):
+    model = onnx.load(str(int8.graph))
+    weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert len(weights) == 36
+    for tensor in weights:
+        assert np.abs(numpy_helper.to_array(tensor).astype(np.int32)).max() <= 63
+
+
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_any_pooling(tmp_path, cache, pooling, normalize):
+    folder = make_bert(tmp_path / "model")
+    write_modules(folder, pooling=pooling, normalize=normalize)
+    rows = [[2, 17, 9, 40, 3], [2, 3], [2, *range(5, 35), 3]]
+    exact, small = (
+        run_padded(open_session(ready_model(folder, precision=p, cache_dir=cache).graph), rows)
+        for p in ("fp32", "int8")
+    )
+    assert small.shape == exact.shape == (3, 32)
+    assert cosines(exact, small).min() > 0.99
+    np.testing.assert_allclose(
+        np.linalg.norm(small, axis=1), np.linalg.norm(exact, axis=1), rtol=0.05
+    )
+
+
+def test_the_fingerprint_tells_precisions_apart(minilm, int8):
+    assert int8.fingerprint != minilm.fingerprint
+    assert int8.precision == "int8" and int8.graph != minilm.graph
+    assert ready_model("all-MiniLM-L6-v2", precision="int8") == int8
+
+
+def test_an_onnx_file_has_no_int8(tmp_path, cache):
+    built = tmp_path / "onnx-model"
+    export_reference(ready_model(make_bert(tmp_path / "m"), cache_dir=cache), built)
+    with pytest.raises(UsageError, match="it has: fp32"):
+        ready_model(built, precision="int8", cache_dir=cache)
+
+
+def test_calibration_texts_are_fixed():
+    texts = calibration_texts()
+    assert len(texts) == len(set(texts)) == 256
+    assert min(map(len, texts)) < 40 and max(map(len, texts)) > 400
