@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "memworker"
 
-# Which rooms a room may import; everything may use `errors`.
+# Which rooms a room may import; everything may use `errors` and `failpoints`.
 ROOMS = {
     "models": set(),
     "pool": {"models"},
