@@ -8,7 +8,6 @@ import io
 import json
 
 import pyarrow as pa
-import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 import zstandard
@@ -40,8 +39,11 @@ def arrow_stream(table: pa.Table) -> bytes:
 
 
 def as_feather(table: pa.Table) -> bytes:
+    # Feather V2 is the Arrow file format, compressed with LZ4 by its usual writers.
     out = io.BytesIO()
-    feather.write_feather(table, out)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_file(out, table.schema, options=options) as writer:
+        writer.write_table(table)
     return out.getvalue()
 
 
