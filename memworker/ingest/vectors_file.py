@@ -89,15 +89,18 @@ class _ParquetFile:
             [
                 pa.field("id", pa.string()),
                 pa.field("text", pa.string()),
-                pa.field("vector", pa.list_(pa.float32(), dim)),
+                # Not of fixed size: pyarrow before 26 cannot write such lists with nulls.
+                pa.field("vector", pa.list_(pa.float32())),
             ]
         )
         self._writer: Any = pq.ParquetWriter(path, self._schema)
 
     def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None:
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-        missing = pa.array(np.isnan(vectors[:, 0]))
-        column = pa.FixedSizeListArray.from_arrays(flat, self._dim, mask=missing)
+        missing = np.isnan(vectors[:, 0])
+        ends = np.cumsum(np.where(missing, 0, self._dim))
+        offsets = pa.array(np.concatenate(([0], ends)).astype(np.int32))
+        flat = pa.array(vectors[~missing].reshape(-1))
+        column = pa.ListArray.from_arrays(offsets, flat, mask=pa.array(missing))
         ids = pa.nulls(len(texts), pa.string()) if ids is None else ids
         self._writer.write_table(pa.table([ids, texts, column], schema=self._schema))
 
