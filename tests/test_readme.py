@@ -1,0 +1,45 @@
+"""What the README says can be run, can be run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMAND = Path(sys.executable).with_name("memworker")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    lines = [f'{{"id": "{n}", "text": "{t}"}}\n' for n, t in enumerate(["likes tea", "hates nuts"])]
+    (tmp_path / "memories.jsonl").write_text("".join(lines))
+    (code,) = blocks("python")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert "hates nuts" in done.stdout.splitlines()[0]
+
+
+def test_the_verbs_and_options_of_the_readme_exist():
+    documented = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for line in documented if line.startswith("memworker ")]
+    assert commands
+    for line in commands:
+        words = line.split()
+        verb = words[1:3] if words[1] in ("models", "table") else words[1:2]
+        helped = subprocess.run(
+            [COMMAND, *verb, "--help"], capture_output=True, text=True, timeout=60, check=True
+        )
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in helped.stdout, line
+
+
+def test_the_scripts_of_the_readme_exist():
+    for name in re.findall(r"^scripts/(\w+)", "\n".join(blocks("bash")), re.M):
+        assert (ROOT / "scripts" / name).stat().st_mode & 0o111
