@@ -68,12 +68,20 @@ def run(
 
 
 def publish(
-    name: str, result: Result, options: argparse.Namespace, show: Callable[[Result], None]
+    name: str,
+    result: Result,
+    options: argparse.Namespace,
+    show: Callable[[Result], None],
+    *,
+    variant: str = "",
 ) -> None:
-    """Keep a result with the machine's facts, and print it as a table or as JSON."""
+    """Keep a result with the machine's facts, and print it as a table or as JSON.
+
+    Results of another `variant` of a bench are kept beside each other.
+    """
     full = {"bench": name, "machine": machine_facts(), **result}
     options.save.mkdir(parents=True, exist_ok=True)
-    path = options.save / f"{name}.json"
+    path = options.save / f"{'-'.join(filter(None, (name, variant)))}.json"
     path.write_text(json.dumps(full, indent=1))
     if options.json:
         print(json.dumps(full))

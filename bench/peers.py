@@ -168,7 +168,7 @@ def lancedb_registry(load: Workload) -> Iterator[Run]:
         _sentence_transformer(load).save(f"{folder}/model")
         function = get_registry().get("sentence-transformers").create(name=f"{folder}/model")
 
-        class Row(LanceModel):
+        class Row(LanceModel):  # type: ignore[misc]
             text: str = function.SourceField()
             vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
 
@@ -204,7 +204,7 @@ def independent_session(load: Workload) -> Iterator[Run]:
         ends = np.cumsum(load.batches if len(texts) == sum(load.batches) else [len(texts)])
         found, start = [], 0
         for end in ends:
-            found.append(_run_padded(session, ids[start:end]))
+            found.append(run_padded(session, ids[start:end]))
             start = end
         tokens = sum(map(len, ids))
         return Outcome(np.concatenate(found), real_tokens=tokens, padded_tokens=tokens)
@@ -251,7 +251,7 @@ def _fastembed(load: Workload) -> Any:
 
 
 def _one(model: Any, text: str) -> npt.NDArray[Any]:
-    return next(iter(model.embed([text])))  # type: ignore[no-any-return]
+    return next(iter(model.embed([text])))
 
 
 def _session(load: Workload, *, threads: int) -> Any:
@@ -272,12 +272,12 @@ def _session(load: Workload, *, threads: int) -> Any:
 
 
 def _encode_one(session: Any, tokenizer: Any, text: str) -> npt.NDArray[Any]:
-    tokens = _run_padded(session, [tokenizer.encode(text).ids])[0]
+    tokens = run_padded(session, [tokenizer.encode(text).ids])[0]
     mean = tokens.mean(axis=0)
     return mean / np.linalg.norm(mean)  # type: ignore[no-any-return]
 
 
-def _run_padded(session: Any, ids: list[list[int]]) -> npt.NDArray[np.float32]:
+def run_padded(session: Any, ids: list[list[int]]) -> npt.NDArray[np.float32]:
     """Run token ids as one batch, padded to the longest."""
     input_ids = np.zeros((len(ids), max(map(len, ids))), np.int64)
     mask = np.zeros_like(input_ids)
@@ -295,8 +295,8 @@ def _run_padded(session: Any, ids: list[list[int]]) -> npt.NDArray[np.float32]:
 
 
 def _sentence_transformer(load: Workload) -> Any:
-    import torch
-    from sentence_transformers import SentenceTransformer, models
+    import torch  # type: ignore[import-not-found]
+    from sentence_transformers import SentenceTransformer, models  # type: ignore[import-not-found]
 
     torch.set_num_threads(load.threads)
     body = models.Transformer(load.model_dir, max_seq_length=load.max_tokens)

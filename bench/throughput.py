@@ -89,7 +89,7 @@ class Entry:
     @property
     def tokens_per_second(self) -> float:
         """Real tokens a second, the median over the turns; 0 without turns."""
-        return median(self.real_tokens / turn["seconds"] for turn in self.turns or [_NEVER])
+        return float(median(self.real_tokens / turn["seconds"] for turn in self.turns or [_NEVER]))
 
 
 @dataclass(slots=True)
