@@ -88,10 +88,10 @@ def _report(verified: dict[str, dict[str, str]], corrupt: dict[str, str], as_jso
 def _line(listing: ModelListing, width: int) -> str:
     spec = listing.spec
     precisions = ",".join(listing.precisions) or "-"
+    kind = "static" if spec.static else ""
     state = "cached" if listing.cached else "not usable" if listing.unsupported else ""
-    return (
-        f"{spec.name:{width}}  {spec.dim:5}  {precisions:10}  {spec.license:12}  {state}".rstrip()
-    )
+    facts = f"{spec.dim:5}  {precisions:10}  {kind:6}  {spec.license:12}  {state}"
+    return f"{spec.name:{width}}  {facts}".rstrip()
 
 
 def _as_dict(listing: ModelListing) -> dict[str, Any]:
@@ -101,6 +101,7 @@ def _as_dict(listing: ModelListing) -> dict[str, Any]:
         "aliases": list(listing.aliases),
         "dim": spec.dim,
         "max_tokens": spec.max_tokens,
+        "static": spec.static,
         "precisions": list(listing.precisions),
         "license": spec.license,
         "cached": listing.cached,

@@ -1,4 +1,4 @@
-"""Builds the fused graph of a safetensors model once, and keeps it with packed weights."""
+"""Builds the graph of a safetensors model once, and keeps it with packed weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from memworker.errors import ModelUnsupported
+from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, HashBook, ModelCache
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.spec import ModelEntry, Precision
 
 GRAPH_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
 _PACK_TIMEOUT_S = 900.0
 
 
-def fused_graph(
+def built_graph(
     entry: ModelEntry,
     folder: Path,
     hashes: dict[str, str],
@@ -66,19 +67,22 @@ def digest_of(facts: list[str]) -> str:
 
 
 def _recipe_digest(entry: ModelEntry, hashes: dict[str, str], precision: Precision) -> str:
-    facts = [*_recipe(precision, hashes), hashes[entry.weights], hashes["config.json"]]
+    facts = [*_recipe(entry, precision, hashes), hashes[entry.weights]]
+    facts.append(hashes.get("config.json", ""))
     return digest_of([*facts, entry.spec.pooling, str(entry.spec.normalize)])
 
 
-def _recipe(precision: Precision, hashes: dict[str, str]) -> list[str]:
+def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> list[str]:
     """Return what was decided; what was computed differs by processor in its last bits."""
-    from memworker.models import graph, graph_int8
+    from memworker.models import graph, graph_int8, graph_static
     from memworker.models.calibration import calibration_digest
     from memworker.models.quantise import WEIGHT_LIMIT
 
+    if entry.spec.static:
+        return [graph_static.RECIPE]
     if precision is Precision.FP32:
         return [graph.RECIPE]
-    calibration = [calibration_digest(), hashes["tokenizer.json"]]
+    calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
     return [graph_int8.RECIPE, str(WEIGHT_LIMIT), *calibration]
 
 
@@ -96,6 +100,9 @@ def _processor_features() -> str:
 
 
 def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -> None:
+    if entry.spec.static:
+        _write_static(entry, folder, draft)
+        return
     plain = draft / "plain"
     plain.mkdir()
     _write_graph(entry, folder, precision, plain / GRAPH_FILE)
@@ -103,6 +110,21 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         (plain / name).unlink()
     plain.rmdir()
+
+
+def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:
+    from memworker.models.graph_static import build_static, faster_tokenizer, read_table
+
+    tokenizer = folder / TOKENIZER_FILE
+    table = read_table(folder / entry.weights, tokenizer)
+    if table.shape[1] != entry.spec.dim:
+        raise ModelCorrupt(
+            f"{folder / entry.weights} has rows of {table.shape[1]}; {entry.spec.name} should "
+            f"have {entry.spec.dim} (hidden_dim in config.json). Fetch the model again."
+        )
+    build_static(table, entry.spec.normalize, draft / GRAPH_FILE)
+    faster = faster_tokenizer(tokenizer)
+    (draft / TOKENIZER_FILE).write_text(faster or tokenizer.read_text("utf-8"), "utf-8")
 
 
 def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Path) -> None:
@@ -116,7 +138,7 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     if precision is Precision.FP32:
         build_bert(bert, spec.pooling, spec.normalize, path)
         return
-    layers = quantise_bert(bert, calibration_ids(spec, folder / "tokenizer.json"))
+    layers = quantise_bert(bert, calibration_ids(spec, folder / TOKENIZER_FILE))
     build_bert_int8(bert, layers, spec.pooling, spec.normalize, path)
 
 

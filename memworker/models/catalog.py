@@ -105,4 +105,40 @@ _MINILM = ModelEntry(
     ),
 )
 
-BUILT_IN: tuple[ModelEntry, ...] = (_MINILM,)
+_WORDLLAMA = ModelEntry(
+    spec=ModelSpec(
+        name="wordllama-256",
+        dim=256,
+        pooling=Pooling.MEAN,
+        normalize=True,
+        # wordllama itself truncates at 1,024 in training and nowhere in use.
+        max_tokens=1024,
+        add_special_tokens=False,
+        license="mit",
+        description="English, static: a mean of token vectors, for speed above all.",
+        static=True,
+    ),
+    weights="model.safetensors",
+    files=(
+        ModelFile(
+            "model.safetensors",
+            "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+            packed="weights/l2_supercat_256.safetensors",
+        ),
+        ModelFile(
+            "tokenizer.json",
+            "93248f2a9ec36c7b35f700a033d5f36228aae48db61aee31007fa49062cdeb68",
+            packed="tokenizers/l2_supercat_tokenizer_config.json",
+        ),
+    ),
+    aliases=("wordllama", "dleemiller/word-llama-l2-supercat"),
+    wheel=WheelFile(
+        "wordllama==0.4.0.post1",
+        "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+        "wordllama",
+        platform="manylinux2014_x86_64",
+        python="3.11",
+    ),
+)
+
+BUILT_IN: tuple[ModelEntry, ...] = (_MINILM, _WORDLLAMA)

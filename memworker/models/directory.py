@@ -60,8 +60,9 @@ def _weights(path: Path) -> str:
 def _can_build(path: Path) -> bool:
     from memworker.models.weights import bert_shape
 
+    config = read_json(path / "config.json")
     try:
-        bert_shape(read_json(path / "config.json"))
+        _ = config.get("model_type") == _MODEL2VEC or bert_shape(config)
     except ModelUnsupported:
         return False
     return True
@@ -69,6 +70,8 @@ def _can_build(path: Path) -> bool:
 
 def _spec(path: Path) -> ModelSpec:
     config = read_json(path / "config.json")
+    if config.get("model_type") == _MODEL2VEC:
+        return _static_spec(path, config)
     pooling, normalize = _pooling(path)
     limit, positions = token_limits(path)
     query, passage = _prefixes(path, config)
@@ -85,6 +88,22 @@ def _spec(path: Path) -> ModelSpec:
     )
 
 
+def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        name=path.name,
+        dim=int(config.get("hidden_dim") or 0),
+        pooling=Pooling.MEAN,
+        normalize=bool(config.get("normalize", True)),
+        max_tokens=STATIC_MAX_TOKENS,
+        add_special_tokens=False,
+        description=f"local directory {path}",
+        static=True,
+    )
+
+
+_MODEL2VEC = "model2vec"
+# What model2vec truncates at unless told otherwise.
+STATIC_MAX_TOKENS = 512
 _POOLING_FILE = "1_Pooling/config.json"
 _BERT_FILE = "sentence_bert_config.json"
 _PROMPT_FILE = "config_sentence_transformers.json"

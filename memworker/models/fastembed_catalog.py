@@ -22,6 +22,7 @@ _CLASSES = {
     "OnnxTextEmbedding": (Pooling.CLS, True),
     "PooledNormalizedEmbedding": (Pooling.MEAN, True),
     "PooledEmbedding": (Pooling.MEAN, False),
+    "StaticTextEmbedding": (Pooling.MEAN, True),
 }
 
 
@@ -76,6 +77,7 @@ print(json.dumps(models))
 def _entry(model: dict[str, Any]) -> ModelEntry:
     name, about = str(model["name"]), str(model["about"])
     pooling, normalize = _CLASSES.get(model["class"], (Pooling.MEAN, True))
+    static = model["class"] == "StaticTextEmbedding"
     query, passage = prefixes_of(name)
     spec = ModelSpec(
         name=name,
@@ -87,6 +89,8 @@ def _entry(model: dict[str, Any]) -> ModelEntry:
         passage_prefix=passage,
         license=str(model["license"]),
         description=about,
+        static=static,
+        add_special_tokens=not static,
     )
     hub = HubRepo(str(model["hub"])) if model["hub"] else None
     return ModelEntry(

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,12 +19,16 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 @dataclass(frozen=True, slots=True)
 class ForeignGraph:
-    """Facts of an ONNX file: rank and width of its first output (0: dynamic), external files."""
+    """Facts of an ONNX file: rank and width of its first output (0: dynamic), external files.
+
+    `flops_per_token` is two operations for each weight that a product takes.
+    """
 
     rank: int
     dim: int
     inputs: tuple[str, ...]
     external: tuple[str, ...]
+    flops_per_token: float
 
 
 def inspect(graph: Path, sha256: str, root: Path, cache: ModelCache) -> ForeignGraph:
@@ -73,7 +78,19 @@ def _read(graph: Path) -> ForeignGraph:
         raise ModelCorrupt(f"{graph} has no output. Fetch the model again.")
     shape = model.graph.output[0].type.tensor_type.shape.dim
     width = shape[-1].dim_value if shape else 0
-    return ForeignGraph(len(shape), int(width), inputs, tuple(sorted(_locations(model))))
+    external = tuple(sorted(_locations(model)))
+    return ForeignGraph(len(shape), int(width), inputs, external, _flops_per_token(model.graph))
+
+
+def _flops_per_token(graph: Any) -> float:
+    sizes = {tensor.name: prod(tensor.dims) for tensor in graph.initializer}
+    products = [n for n in graph.node if "MatMul" in n.op_type or n.op_type in _PRODUCTS]
+    taken = {name for node in products for name in node.input}
+    weights: int = sum(size for name, size in sizes.items() if name in taken)
+    return 2.0 * weights
+
+
+_PRODUCTS = {"Gemm", "Attention", "QAttention"}
 
 
 def _locations(model: Any) -> set[str]:
@@ -131,7 +148,8 @@ def _recall(record: Path) -> ForeignGraph | None:
     try:
         facts = json.loads(record.read_bytes())
         inputs, external = tuple(facts["inputs"]), tuple(facts["external"])
-        return ForeignGraph(int(facts["rank"]), int(facts["dim"]), inputs, external)
+        flops = float(facts["flops_per_token"])
+        return ForeignGraph(int(facts["rank"]), int(facts["dim"]), inputs, external, flops)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

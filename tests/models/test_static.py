@@ -1,0 +1,141 @@
+"""Static models: the mean of token vectors, as their own libraries compute it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from memworker.errors import ModelCorrupt, UsageError
+from memworker.models import list_models, ready_model
+from memworker.models.calibration import calibration_texts
+from memworker.pool.tokenize import Tokenizer as PoolTokenizer
+from tests.models.conftest import open_session, run_padded
+from tests.models.tiny import WORDS, make_bert
+
+ODD = [" two  spaces ", "▁", "   ", "a\tb\nc", "<s>marked</s> up", "naïve café 東京 🙂", "x" * 3000]
+
+
+@pytest.fixture(scope="session")
+def wordllama():
+    return ready_model("wordllama-256")
+
+
+def official_files(wordllama):
+    folder = wordllama.graph.parents[2] / "files" / "wordllama-256"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return load_file(folder / "model.safetensors")["embedding.weight"], tokenizer
+
+
+def token_ids(model, texts):
+    tokenise = PoolTokenizer(model.tokenizer, model.max_tokens, add_special_tokens=False)
+    return tokenise(texts)[0]
+
+
+def test_what_is_said_of_it(wordllama):
+    spec = wordllama.spec
+    assert (spec.dim, spec.static, spec.add_special_tokens) == (256, True, False)
+    assert (wordllama.precision, wordllama.max_tokens) == ("fp32", 1024)
+    assert wordllama.pooled and wordllama.flops_per_token == 0
+    assert ready_model("wordllama-256", max_tokens=4096).max_tokens == 4096
+
+
+def test_vectors_are_the_means_of_the_table(wordllama):
+    table, tokenizer = official_files(wordllama)
+    texts = [*calibration_texts()[:60], *ODD]
+    official = [tokenizer.encode(text, add_special_tokens=False).ids[:1024] for text in texts]
+    means = np.stack([table[ids].astype(np.float64).mean(0) for ids in official])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    got = run_padded(open_session(wordllama.graph), token_ids(wordllama, texts), extra=3)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_vectors_are_those_of_the_package(wordllama):
+    package = pytest.importorskip("wordllama", reason="compares with wordllama where installed")
+    texts = list(calibration_texts()[:60])
+    expected = package.WordLlama.load(disable_download=True).embed(texts, norm=True)
+    got = run_padded(open_session(wordllama.graph), token_ids(wordllama, texts))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_the_faster_tokenizer_gives_the_same_ids(wordllama):
+    _, official = official_files(wordllama)
+    texts = ["", *ODD, *calibration_texts()]
+    expected = [e.ids[:1024] for e in official.encode_batch(texts, add_special_tokens=False)]
+    assert token_ids(wordllama, texts) == expected
+    assert wordllama.tokenizer.parent == wordllama.graph.parent
+
+
+@pytest.mark.data
+def test_the_faster_tokenizer_on_the_reference_texts(wordllama, data_dir):
+    _, official = official_files(wordllama)
+    with gzip.open(data_dir / "mix_open.jsonl.gz", "rt") as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, 20_000)]
+    texts += [row["text"] for row in map(json.loads, _lines(data_dir / "edge/edge_texts.jsonl"))]
+    expected = official.encode_batch(texts, add_special_tokens=False)
+    got = token_ids(wordllama, texts)
+    assert all(ids == e.ids[:1024] for ids, e in zip(got, expected, strict=True))
+
+
+def _lines(path):
+    # A line ends at a newline only, not at the separators that texts may hold.
+    return path.read_text("utf-8").strip("\n").split("\n")
+
+
+def test_an_empty_text_is_a_zero_vector(wordllama):
+    assert token_ids(wordllama, [""]) == [[]]
+    vectors = run_padded(open_session(wordllama.graph), [[], [22172]])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [0, 1], atol=1e-5)
+
+
+@pytest.fixture
+def model2vec(tmp_path):
+    """A directory as model2vec writes it: shared rows, weights a token, an unknown token."""
+    folder = make_bert(tmp_path / "tiny")
+    random = np.random.default_rng(3)
+    tensors = {
+        "embeddings": random.standard_normal((20, 24)).astype(np.float32),
+        "mapping": random.integers(0, 20, len(WORDS)),
+        "weights": random.random(len(WORDS)) + 0.5,
+    }
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "model2vec", "hidden_dim": 24, "normalize": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_model2vec_directory_as_fastembed_runs_it(model2vec, cache):
+    from fastembed import TextEmbedding
+
+    texts = ["w1 w2 w3", "w7 nonsense w7 words", "w9"]
+    ready = ready_model(model2vec, cache_dir=cache)
+    assert (ready.spec.dim, ready.max_tokens, ready.spec.static) == (24, 512, True)
+    got = run_padded(open_session(ready.graph), token_ids(ready, texts))
+    theirs = TextEmbedding("minishlab/potion-base-8M", specific_model_path=str(model2vec))
+    np.testing.assert_allclose(got, list(theirs.embed(texts)), atol=1e-6)
+
+
+def test_a_table_of_another_width(model2vec, cache):
+    config = {"model_type": "model2vec", "hidden_dim": 32}
+    (model2vec / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelCorrupt, match="rows of 24"):
+        ready_model(model2vec, cache_dir=cache)
+
+
+def test_a_file_without_a_table(model2vec, cache):
+    save_file({"other": np.zeros(3, np.float32)}, model2vec / "model.safetensors")
+    with pytest.raises(ModelCorrupt, match="no table"):
+        ready_model(model2vec, cache_dir=cache)
+
+
+def test_static_models_have_one_precision(model2vec, cache):
+    with pytest.raises(UsageError, match="it has: fp32"):
+        ready_model(model2vec, precision="int8", cache_dir=cache)
+    listed = {listing.spec.name: listing for listing in list_models(cache_dir=cache)}
+    assert listed["wordllama-256"].precisions == ("fp32",)
+    assert listed["minishlab/potion-base-8M"].spec.static
