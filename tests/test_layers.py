@@ -45,14 +45,15 @@ POOL = {
     "worker": {"plan", "arena", "messages"},
     "echo": {"arena", "worker"},
     "encoder": {"plan", "arena", "tokenize", "worker"},
-    "supervisor": {"worker", "arena", "messages", "spawn"},
+    "handle": {"worker", "arena", "messages"},
+    "supervisor": {"handle", "worker", "arena", "messages", "spawn"},
     "requests": {"plan", "arena"},
     "scheduler": {
-        *("supervisor", "plan", "requests", "meter", "messages", "arena", "worker"),
+        *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "worker"),
     },
     "pool": {
         *("scheduler", "plan", "arena", "requests", "meter", "machine", "echo", "encoder"),
-        "worker",
+        *("worker", "supervisor"),
     },
 }
 

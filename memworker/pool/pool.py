@@ -27,6 +27,7 @@ from memworker.pool.encoder import OnnxLoader
 from memworker.pool.meter import Work
 from memworker.pool.requests import Embedded, Floats, Request, arrow_texts
 from memworker.pool.scheduler import Scheduler
+from memworker.pool.supervisor import Care
 from memworker.pool.worker import Loader
 
 Kind = Literal["passage", "query"]
@@ -34,6 +35,8 @@ W = TypeVar("W")
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
+DEFAULT_STALL_TIMEOUT_S = 30.0
+DEFAULT_MEMORY_GROWTH_BYTES = 512 << 20
 _SLOT_VECTOR_BYTES = 4 << 20
 _SLOT_ROWS = 1024
 _URGENT_ROWS = 64
@@ -50,8 +53,10 @@ class EmbeddingPool:
 
     `model` is a catalogue name, a local directory, what `resolve` gave, ``"echo"``
     (no model: for measuring everything else) or a picklable loader. `workers`
-    defaults to the physical cores that this process may use. Use it as a context
-    manager, or call `close`; a forgotten pool is cleaned up.
+    defaults to the physical cores that this process may use. A worker that gives no
+    sign of life for `stall_timeout_s` beyond its estimated work, or that holds
+    `memory_growth_bytes` more than at its beginning, is replaced. Use the pool as a
+    context manager, or call `close`; a forgotten pool is cleaned up.
 
     Raises UsageError for bad arguments, ModelError when the model cannot be
     had, WorkerStartFailed and SharedMemoryExhausted when workers cannot start.
@@ -65,6 +70,8 @@ class EmbeddingPool:
         precision: str = "fp32",
         max_tokens: int | None = None,
         max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES,
+        stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
+        memory_growth_bytes: int = DEFAULT_MEMORY_GROWTH_BYTES,
     ) -> None:
         started = time.perf_counter()
         self.workers = machine.usable_cores() if workers is None else workers
@@ -79,7 +86,13 @@ class EmbeddingPool:
         self.dim = loader.dim
         self._pid = os.getpid()
         shapes = _slot_shapes(self.dim, max_text_bytes)
-        self._scheduler = Scheduler(loader, shapes, self._costs, workers=self.workers)
+        self._scheduler = Scheduler(
+            loader,
+            shapes,
+            self._costs,
+            workers=self.workers,
+            care=Care(stall_timeout_s, memory_growth_bytes),
+        )
         self._finalizer = weakref.finalize(self, _close_here, self._scheduler, self._pid)
         self._scheduler.start()
         self.startup_seconds = time.perf_counter() - started

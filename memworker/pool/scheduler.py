@@ -9,12 +9,13 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
-from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed
+from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed, WorkerStartFailed
 from memworker.pool import messages, plan
 from memworker.pool.arena import RowStatus, Slot, SlotShape
+from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
 from memworker.pool.requests import Request, WorkShard
-from memworker.pool.supervisor import Outcomes, Shard, Supervisor
+from memworker.pool.supervisor import Care, Outcomes, Supervisor
 from memworker.pool.worker import Loader
 
 
@@ -22,7 +23,13 @@ class Scheduler:
     """Feeds the workers from a queue of shards; owns the one thread that does so."""
 
     def __init__(
-        self, loader: Loader, shapes: tuple[SlotShape, ...], costs: plan.Costs, *, workers: int
+        self,
+        loader: Loader,
+        shapes: tuple[SlotShape, ...],
+        costs: plan.Costs,
+        *,
+        workers: int,
+        care: Care,
     ) -> None:
         self.meter = Meter()
         self.workers = workers
@@ -34,6 +41,7 @@ class Scheduler:
             shapes,
             workers=workers,
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
+            care=care,
         )
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
         self._urgent: deque[Shard] = deque()
@@ -116,13 +124,19 @@ class Scheduler:
                 self._step()
         except MemworkerError as error:
             self._failure = error if isinstance(error, PoolError) else PoolError(str(error))
+        except OSError as error:
+            self._failure = WorkerStartFailed(
+                f"a worker could not be started: {error.strerror or error}. {self.workers} workers"
+                " need about 4 open files and 1 process each; see ulimit -n and ulimit -u, or run"
+                " with fewer workers."
+            )
         except Exception as error:
             self._failure = WorkerCrashed(f"the pool's thread failed: {error!r}")
         finally:
             self._end()
 
     def _step(self) -> None:
-        self._supervisor.poll(timeout=None)
+        self._supervisor.poll()
         if self._supervisor.ready:
             self._started.set()
         self._admit()

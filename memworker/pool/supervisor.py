@@ -2,12 +2,14 @@
 
 ::
 
-    STARTING ──Ready──► READY ──Stop──► (gone)
+    STARTING ──Ready──► READY ──memory has grown──► RETIRING ──last answer──► (replaced)
+       │                  │                            │
+    BootFailed          dies, or gives no sign of life within its deadline and is killed
        │                  │
-    BootFailed          dies ──► its shards go back: the one it was working on is
-       │                         blamed, twice and it is split, a lone text that
-     fatal                       killed three workers fails by itself
-                          └────► a fresh worker takes its place and its slots
+     fatal                ├──► its shards go back: the one it was working on is blamed;
+                          │    twice and it is split; a lone text that ended three fails alone
+                          └──► a fresh worker takes its place and its slots; where workers
+                               die without having done anything, later and later
 
 Everything here runs on one thread, the scheduler's; one selector watches all
 pipes, all process sentinels and the wake-up.
@@ -15,74 +17,33 @@ pipes, all process sentinels and the wake-up.
 
 from __future__ import annotations
 
+import os
 import selectors
-import signal
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from multiprocess import Pipe
 
-from memworker.errors import WorkerStartFailed
+from memworker.errors import WorkerCrashed, WorkerStartFailed
 from memworker.pool import messages, spawn, worker
-from memworker.pool.arena import Region, Slot, SlotShape, SlotState
+from memworker.pool.arena import Region, Slot, SlotShape
+from memworker.pool.handle import BOOT_PATIENCE_S, Shard, WorkerHandle, WorkerState
 
 _BOOT_DEATHS_ALLOWED = 3
 _BLAMES_BEFORE_SPLIT = 2
 _BLAMES_BEFORE_QUARANTINE = 3
+_IDLE_DEATHS_AT_ONCE = 2
+_IDLE_DEATHS_ALLOWED = 10
 _STOP_PATIENCE_S = 2.0
-
-
-class Shard(Protocol):
-    """What the supervisor must know of a piece of work."""
-
-    id: int
-    urgent: bool
-    query: bool
-    blames: int
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def cost(self) -> float: ...
-    @property
-    def abandoned(self) -> bool: ...
-    def fill(self, slot: Slot) -> None: ...
-    def split(self) -> list[Any]: ...
-
-
-class WorkerState(Enum):
-    """Life cycle of a worker process."""
-
-    STARTING = auto()
-    READY = auto()
-    GONE = auto()
-
-
-@dataclass(slots=True, eq=False)
-class WorkerHandle:
-    """One worker process and what it has been given."""
-
-    number: int
-    region: Region
-    process: Any
-    pipe: Any
-    state: WorkerState = WorkerState.STARTING
-    slots: dict[int, Shard] = field(default_factory=dict)
-    load_s: float = 0.0
-    shards_done: int = 0
-
-    @property
-    def outstanding(self) -> float:
-        """Tokens given to this worker and not yet answered."""
-        return sum(shard.cost for shard in self.slots.values())
-
-    def free_slot(self, *, urgent: bool) -> int | None:
-        candidates = range(worker.URGENT_SLOT, len(self.region.slots)) if urgent else range(2)
-        return next((slot for slot in candidates if slot not in self.slots), None)
+_HALF_MESSAGE_S = 2
+# Before anything is measured: slower than any model on any processor in use.
+_SLOWEST_TOKENS_PER_S = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +52,19 @@ class Outcomes:
 
     done: Callable[[Shard, Slot, messages.Done], None]
     failed: Callable[[Shard, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How workers are looked after.
+
+    `stall_s`: seconds without a sign of life, beyond the estimated work, after
+    which a worker is taken for hung. `growth_bytes`: a worker whose resident
+    memory has grown by this much since its first shards is replaced.
+    """
+
+    stall_s: float
+    growth_bytes: int
 
 
 class Supervisor:
@@ -103,13 +77,18 @@ class Supervisor:
         *,
         workers: int,
         outcomes: Outcomes,
+        care: Care,
     ) -> None:
         self._loader = loader
         self._shapes = shapes
         self._outcomes = outcomes
+        self._care = care
         self._count = workers
         self._selector = selectors.DefaultSelector()
         self._boot_deaths = 0
+        self._idle_deaths = 0
+        self._tokens_per_s = _SLOWEST_TOKENS_PER_S
+        self._to_start: list[tuple[float, int, Region]] = []
         self.workers: list[WorkerHandle] = []
         self.returned: deque[Shard] = deque()
         self.restarts = 0
@@ -133,8 +112,8 @@ class Supervisor:
         """Stop the workers: by word, then by signal; release pipes and memory."""
         alive = [handle for handle in self.workers if handle.state is not WorkerState.GONE]
         for handle in alive:
-            if graceful and handle.state is WorkerState.READY:
-                _send(handle, messages.Stop())
+            if graceful and handle.state is not WorkerState.STARTING:
+                handle.send(messages.Stop())
             else:
                 handle.process.terminate()
         deadline = time.monotonic() + _STOP_PATIENCE_S
@@ -144,6 +123,7 @@ class Supervisor:
                 handle.process.terminate()
                 handle.process.join(_STOP_PATIENCE_S / 4)
             self._bury(handle)
+        for handle in self.workers:
             handle.region.close()
         self._selector.close()
 
@@ -155,35 +135,41 @@ class Supervisor:
         for handle in sorted(ready, key=lambda handle: handle.outstanding):
             index = handle.free_slot(urgent=shard.urgent)
             if index is not None:
-                self._dispatch(handle, index, shard)
+                handle.give(index, shard)
                 return True
         return False
 
-    def _dispatch(self, handle: WorkerHandle, index: int, shard: Shard) -> None:
-        slot = handle.region.slots[index]
-        shard.fill(slot)
-        handle.slots[index] = shard
-        order = messages.Encode(shard.id, index, slot.generation, shard.query)
-        # A failed send means the worker is dead: its sentinel returns the shard.
-        _send(handle, order)
-
-    def poll(self, timeout: float | None) -> None:
-        """Wait for news and act on it."""
-        woken = self._selector.select(timeout)
+    def poll(self) -> None:
+        """Wait for news, a deadline or the time of a restart, and act on it."""
+        woken = self._selector.select(self._patience())
         # Read the pipe before the sentinel: a worker may finish and then die.
         woken.sort(key=lambda event: isinstance(event[0].data, _Death))
         for key, _ in woken:
             key.data()
+        self._restart_due()
+        self._end_hung()
+
+    def _patience(self) -> float | None:
+        deadlines = [self._deadline(handle) for handle in self.workers]
+        times = [due for due in deadlines if due is not None]
+        times += [due for due, _, _ in self._to_start]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _deadline(self, handle: WorkerHandle) -> float | None:
+        if handle.state is WorkerState.GONE:
+            return None
+        return handle.deadline(self._care.stall_s, self._tokens_per_s)
 
     # ── news from workers ──
 
     def _read(self, handle: WorkerHandle) -> None:
-        if handle.state is WorkerState.GONE:
-            return
         try:
-            while handle.pipe.poll(0):
+            while handle.state is not WorkerState.GONE and handle.pipe.poll(0):
                 self._receive(handle, messages.decode_for_parent(handle.pipe.recv_bytes()))
         except (EOFError, OSError):
+            self._replace(handle)
+        except msgspec.MsgspecError as error:
+            handle.ended_by = f"was ended, for it sent what is no message ({error})"
             self._replace(handle)
 
     def _receive(self, handle: WorkerHandle, message: messages.ToParent) -> None:
@@ -200,48 +186,96 @@ class Supervisor:
                 self._finish(handle, message)
 
     def _finish(self, handle: WorkerHandle, done: messages.Done) -> None:
-        shard, slot = handle.slots.get(done.slot), handle.region.slots[done.slot]
-        if shard is None or shard.id != done.shard or slot.generation != done.generation:
+        shard = handle.answered(done)
+        if shard is None:
             return
-        self._outcomes.done(shard, slot, done)
-        slot.state = SlotState.FREE
-        del handle.slots[done.slot]
-        handle.shards_done += 1
+        self._idle_deaths = 0
+        self._learn_speed(shard, handle)
+        self._outcomes.done(shard, handle.region.slots[done.slot], done)
+        handle.release(done.slot)
+        if handle.state is WorkerState.READY and handle.has_grown(self._care.growth_bytes):
+            handle.state = WorkerState.RETIRING
+        if handle.state is WorkerState.RETIRING and not handle.slots:
+            handle.ended_by = "was replaced, for its memory had grown"
+            self._replace(handle)
+
+    def _learn_speed(self, shard: Shard, handle: WorkerHandle) -> None:
+        # The slowest shard seen sets the deadline, so that a slow machine is no fault.
+        speed = shard.cost / max(time.monotonic() - handle.last_sign, 1e-3)
+        first = self._tokens_per_s == _SLOWEST_TOKENS_PER_S
+        self._tokens_per_s = speed if first else min(self._tokens_per_s, speed)
 
     # ── death ──
 
+    def _end_hung(self) -> None:
+        now = time.monotonic()
+        for handle in list(self.workers):
+            due = self._deadline(handle)
+            if due is None or due > now:
+                continue
+            silent_s = now - handle.last_sign
+            handle.ended_by = f"was ended, for it gave no sign of life for {silent_s:.0f} s"
+            self._replace(handle)
+
     def _replace(self, handle: WorkerHandle) -> None:
-        """Bury a dead worker, take its shards back, start another in its place."""
+        """Bury a worker, take its shards back, start another in its place."""
         was_starting = handle.state is WorkerState.STARTING
-        begun = {
-            index
-            for index in handle.slots
-            if handle.region.slots[index].state in (SlotState.BEGUN, SlotState.WRITTEN)
-        }
+        begun = handle.begun()
         self._bury(handle)
         if was_starting:
-            self._boot_deaths += 1
-            if self._boot_deaths >= _BOOT_DEATHS_ALLOWED:
-                raise WorkerStartFailed(
-                    f"{self._boot_deaths} workers in a row died while starting, the last"
-                    f" {_cause(handle)}. Check the memory limit, or run with fewer workers."
-                )
+            self._count_boot_death(handle)
+        elif not handle.shards_done and not begun:
+            self._count_idle_death(handle)
         for index, shard in sorted(handle.slots.items(), reverse=True):
             self._take_back(shard, handle, blamed=index in begun)
         handle.slots.clear()
         self.restarts += 1
-        self.workers[handle.number] = self._start_worker(handle.number, handle.region)
+        due = time.monotonic() + self._back_off_s()
+        self._to_start.append((due, handle.number, handle.region))
+        self._restart_due()
+
+    def _count_boot_death(self, handle: WorkerHandle) -> None:
+        self._boot_deaths += 1
+        if self._boot_deaths >= _BOOT_DEATHS_ALLOWED:
+            raise WorkerStartFailed(
+                f"{self._boot_deaths} workers in a row ended while starting (within"
+                f" {BOOT_PATIENCE_S:.0f} s); the last, {handle.epitaph()}. Check the memory limit,"
+                " or run with fewer workers."
+            )
+
+    def _count_idle_death(self, handle: WorkerHandle) -> None:
+        self._idle_deaths += 1
+        if self._idle_deaths >= _IDLE_DEATHS_ALLOWED:
+            raise WorkerCrashed(
+                f"{self._idle_deaths} workers ended one after the other without having done"
+                f" anything; the last, {handle.epitaph()}. Something on this machine ends them:"
+                " look at its memory and its log."
+            )
+
+    def _back_off_s(self) -> float:
+        beyond = self._idle_deaths - _IDLE_DEATHS_AT_ONCE
+        return 0.0 if beyond < 0 else min(0.05 * 2.0**beyond, 5.0)
+
+    def _restart_due(self) -> None:
+        now = time.monotonic()
+        waiting, self._to_start = self._to_start, []
+        for due, number, region in waiting:
+            if due > now:
+                self._to_start.append((due, number, region))
+            else:
+                self.workers[number] = self._start_worker(number, region)
 
     def _take_back(self, shard: Shard, handle: WorkerHandle, *, blamed: bool) -> None:
         if shard.abandoned:
             return
         shard.blames += blamed
-        if shard.rows > 1 and shard.blames >= _BLAMES_BEFORE_SPLIT:
+        # Half a shard needs less memory, so what ran out of it is halved at once.
+        too_much = blamed and handle.killed and not handle.ended_by
+        if shard.rows > 1 and (too_much or shard.blames >= _BLAMES_BEFORE_SPLIT):
             self.returned.extendleft(reversed(shard.split()))
         elif shard.blames >= _BLAMES_BEFORE_QUARANTINE:
-            self._outcomes.failed(
-                shard, f"the text ended {shard.blames} workers, the last {_cause(handle)}"
-            )
+            reason = f"the text ended {shard.blames} workers; the last, {handle.epitaph()}"
+            self._outcomes.failed(shard, reason)
         else:
             self.returned.appendleft(shard)
 
@@ -257,23 +291,27 @@ class Supervisor:
 
     def _start_worker(self, number: int, region: Region) -> WorkerHandle:
         ours, theirs = Pipe(duplex=True)
+        _bound_reads(ours)
         try:
             process = spawn.start(
                 worker.main, (theirs, region, self._loader), name=f"memworker-{number}"
             )
-        except OSError as error:
+        except OSError:
             ours.close()
-            raise WorkerStartFailed(
-                f"worker {number} could not be started: {error.strerror or error}."
-                " Check the limits on processes and open files (ulimit -u, ulimit -n)."
-            ) from error
+            raise
         finally:
             theirs.close()
         handle = WorkerHandle(number, region, process, ours)
-        read = _News(self, handle)
-        self._selector.register(ours, selectors.EVENT_READ, read)
+        self._selector.register(ours, selectors.EVENT_READ, _News(self, handle))
         self._selector.register(process.sentinel, selectors.EVENT_READ, _Death(self, handle))
         return handle
+
+
+def _bound_reads(pipe: Any) -> None:
+    """Let a read of half a message end after `_HALF_MESSAGE_S`, as an OSError."""
+    timeout = struct.pack("ll", _HALF_MESSAGE_S, 0)
+    with socket.socket(fileno=os.dup(pipe.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,26 +329,6 @@ class _Death:
     handle: WorkerHandle
 
     def __call__(self) -> None:
-        if self.handle.state is not WorkerState.GONE:
-            self.supervisor._read(self.handle)
+        self.supervisor._read(self.handle)
         if self.handle.state is not WorkerState.GONE:
             self.supervisor._replace(self.handle)
-
-
-def _send(handle: WorkerHandle, message: messages.ToWorker) -> bool:
-    try:
-        handle.pipe.send_bytes(messages.encode(message))
-    except OSError:
-        return False
-    return True
-
-
-def _cause(handle: WorkerHandle) -> str:
-    """Say how a buried worker ended, for people."""
-    code = handle.process.exitcode
-    who = f"worker {handle.number} (pid {handle.process.pid})"
-    if code is None or code >= 0:
-        return f"{who} exiting with code {code}"
-    name = signal.Signals(-code).name
-    hint = ", often for lack of memory" if name == "SIGKILL" else ""
-    return f"{who} killed by {name}{hint}"

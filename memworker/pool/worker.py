@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from memworker import failpoints
 from memworker.pool import messages
 from memworker.pool.arena import Region, RowStatus, Slot, SlotState
 
@@ -203,6 +204,7 @@ class _Loop:
         texts = Texts(slot.offsets[: slot.rows + 1], slot.text, query=order.query)
         urgent = order.slot >= URGENT_SLOT
         for _ in encode_each(self._encoder, texts, rows):
+            failpoints.reach("mid_inference")
             self._receive(block=False)
             if self._stopping:
                 return
@@ -222,4 +224,16 @@ class _Loop:
             encode_s=rows.encode_s,
             reasons=rows.reasons,
         )
-        self._pipe.send_bytes(messages.encode(done))
+        failpoints.reach("after_slot_write")
+        self._send(messages.encode(done))
+        failpoints.reach("after_message")
+
+    def _send(self, message: bytes) -> None:
+        if failpoints.armed("mid_message"):
+            # In two writes, as Connection frames it, to be interrupted between them.
+            head = len(message).to_bytes(4, "big") + message[:3]
+            os.write(self._pipe.fileno(), head)
+            failpoints.reach("mid_message")
+            os.write(self._pipe.fileno(), message[3:])
+        else:
+            self._pipe.send_bytes(message)
