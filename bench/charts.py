@@ -77,18 +77,28 @@ def curves(title: str, lines: Sequence[Curve], *, x_name: str, y_name: str) -> s
         _, up = place(xs[0], 10**power)
         parts += [_line(left, up, right, up), _text(left - 8, up + 4, f"{10**power:,}", "end")]
     parts.append(_text((left + right) / 2, bottom + 38, x_name, "middle"))
-    for line, colour in zip(lines, COLOURS, strict=False):
-        parts += _curve(line, colour, [place(*p) for p in line.points])
+    ends = _apart([place(*line.points[-1])[1] for line in lines])
+    for line, colour, label_y in zip(lines, COLOURS, ends, strict=False):
+        parts += _curve(line, colour, [place(*p) for p in line.points], label_y)
         parts += [_mark(*place(*mark), colour) for mark in line.marks]
     return _svg(title, bottom + 50, parts)
 
 
-def _curve(line: Curve, colour: str, placed: list[tuple[float, float]]) -> list[str]:
+def _apart(heights: Sequence[float], gap: float = 16) -> list[float]:
+    """Move labels down where they would lie upon each other."""
+    moved, lowest = list(heights), float("-inf")
+    for number in sorted(range(len(moved)), key=lambda n: heights[n]):
+        moved[number] = lowest = max(heights[number], lowest + gap)
+    return moved
+
+
+def _curve(
+    line: Curve, colour: str, placed: list[tuple[float, float]], label_y: float
+) -> list[str]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    end_x, end_y = placed[-1]
     return [
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>',
-        _text(end_x + 8, end_y + 4, line.label, colour=colour),
+        _text(placed[-1][0] + 8, label_y + 4, line.label, colour=colour),
     ]
 
 

@@ -256,7 +256,7 @@ section { background: white; border-radius: 8px; padding: 1rem 1.5rem; margin: 1
 svg { max-width: 100%; height: auto }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #d9dee3 }
-th:first-child, td:first-child { text-align: left; padding-left: 0 }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap }
 th { font-weight: 600; vertical-align: bottom }
 .facts { color: #616e7c; font-size: .85rem }
 """

@@ -197,6 +197,7 @@ def _result(
     counts: Counts,
     options: argparse.Namespace,
 ) -> common.Result:
+    entries = [*ours, *peers]
     for entry in ours:
         entry.real_tokens = int(counts.sum())
         if entry.turns:
@@ -208,13 +209,14 @@ def _result(
         "threads": load.threads,
         "repeats": options.repeats,
         "real_tokens": int(counts.sum()),
-        "rows": [_row(entry, ours[0]) for entry in [*ours, *peers]],
+        "rows": [_row(entry, ours[0], len(counts) / int(counts.sum())) for entry in entries],
         "ratios": {entry.name: _ratios(entry, ours, peers) for entry in ours if entry.turns},
         "coordination": {name: _coordination(name, ours, rivals[name]) for name in rivals},
     }
 
 
-def _row(entry: Entry, reference: Entry) -> common.Result:
+def _row(entry: Entry, reference: Entry, texts_per_token: float) -> common.Result:
+    """Give an entry's figures; texts a second as all the texts are, also from a sample."""
     if entry.skipped or not entry.turns:
         return {"name": entry.name, "what": entry.what, "skipped": entry.skipped or "no turn"}
     rate = entry.tokens_per_second
@@ -222,7 +224,7 @@ def _row(entry: Entry, reference: Entry) -> common.Result:
         "name": entry.name,
         "what": entry.what,
         "texts": entry.texts,
-        "texts_per_second": rate * entry.texts / entry.real_tokens,
+        "texts_per_second": rate * texts_per_token,
         "tokens_per_second": rate,
         "padding_ratio": 1 - entry.real_tokens / entry.padded_tokens,
         "min_cosine": _min_cosine(entry, reference),

@@ -1,6 +1,6 @@
 from xml.etree import ElementTree
 
-from bench.charts import Bar, Curve, bars, curves
+from bench.charts import Bar, Curve, _apart, bars, curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,6 +21,10 @@ def test_curves_rise_and_marks_lie_on_them():
     assert heights == sorted(heights, reverse=True)
     mark = drawing.find(f"{SVG}circle")
     assert [mark.get("cx"), mark.get("cy")] == points[1]
+
+
+def test_labels_do_not_lie_upon_each_other():
+    assert _apart([50.0, 48.0, 100.0], gap=16) == [64.0, 48.0, 100.0]
 
 
 def test_one_point_and_no_bars_can_be_drawn():
