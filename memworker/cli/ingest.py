@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memworker.cli import options, progress
+from memworker.cli import options, progress, signals
 
 
 def ingest(
@@ -31,15 +31,23 @@ def ingest(
     rejects: Annotated[
         Path | None, typer.Option(help="Where rejected rows are listed; default: beside the table.")
     ] = None,
+    durable: Annotated[
+        bool, typer.Option("--durable", help="Force every commit to the disk (fsync).")
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to wait for another ingest into this table to end."),
+    ] = 0.0,
     as_json: options.Json = False,
 ) -> None:
     """Embed texts and add them to a LanceDB table, each row once.
 
-    Running the same command again adds only what is not there yet.
+    Running the same command again adds only what is not there yet. Ctrl-C or
+    SIGTERM finishes what is in flight and commits it; a second one stops at once.
     """
     from memworker.ingest.job import ingest as run
 
-    with progress.shown(limit) as observer:
+    with progress.shown(limit) as observer, signals.drained() as stop:
         report = run(
             inputs,
             db=db,
@@ -57,6 +65,9 @@ def ingest(
             on_error=on_error,
             on_conflict=on_conflict,
             rejects=rejects,
+            durable=durable,
+            wait_s=wait,
+            stop=stop,
             observer=observer,
         )
     options.print_report(report, as_json=as_json, done=f"{db} · {table}")

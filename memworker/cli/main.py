@@ -1,20 +1,19 @@
 """The `memworker` command: verbs, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 failure, 2 usage, 3 done but some rows were rejected,
-130 interrupted by Ctrl-C, 143 by SIGTERM.
+130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by a terminal that was closed.
 """
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from memworker import __version__, errors
-from memworker.cli import embed, ingest, models, search, table
+from memworker.cli import embed, ingest, jobs, models, search, signals, table
 
 _USAGE = (
     errors.UsageError,
@@ -33,16 +32,9 @@ app = typer.Typer(
 app.command("ingest")(ingest.ingest)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
+app.command("jobs")(jobs.jobs)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
-
-
-class Interrupted(BaseException):
-    """A signal asked the command to end; not an Exception, so that nothing swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 @app.callback(invoke_without_command=True)
@@ -63,24 +55,40 @@ def main(
 
 def run() -> NoReturn:
     """Run the command line: the console script's entry."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    signals.install()
+    # Lance warns on stderr of index partitions that stay empty; set before it is imported.
+    os.environ.setdefault("LANCEDB_LOG", "error")
     try:
-        app()
+        _run_app()
     except errors.MemworkerError as error:
         _say(str(error))
         sys.exit(2 if isinstance(error, _USAGE) else 1)
-    except Interrupted as interruption:
-        _say("interrupted; what was embedded is committed. Run the same command again to go on.")
-        sys.exit(interruption.exit_code)
+    except signals.Interrupted as interruption:
+        _say("interrupted. Run the same command again to go on.")
+        _leave(interruption.exit_code)
+    except BrokenPipeError:
+        _say("standard output was closed before all was printed; the work itself is done")
+        _leave(1)
     except OSError as error:
         _say(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         sys.exit(1)
     sys.exit(0)
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
-    raise Interrupted(number)
+def _run_app() -> None:
+    try:
+        app()
+    finally:
+        # Now, where an error can be told, and not at the interpreter's end.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End without the interpreter's own end, which may wait for a thread that reads stdin."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _say(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memworker.cli import signals
 from memworker.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,21 +60,38 @@ def pairs(items: list[str] | None, option: str) -> dict[str, str]:
 
 
 def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
-    """Print a job's outcome and leave with 3 if rows were rejected, else return."""
+    """Print a job's outcome; leave with 3 if rows were rejected, 128 + n after signal n."""
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
         print(done)
         print(_figures(report))
+    for note in report.notes:
+        print(f"memworker: {note}", file=sys.stderr)
+    if report.rejects is not None and not as_json:
+        print(f"rejected rows, with their reasons: {report.rejects}", file=sys.stderr)
+    if report.interrupted:
+        print(
+            f"memworker: interrupted; {report.written:,} rows of this run are committed."
+            " Run the same command again to go on.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(128 + signals.received())
     if report.rejects is not None:
-        if not as_json:
-            print(f"rejected rows, with their reasons: {report.rejects}", file=sys.stderr)
         raise typer.Exit(3)
 
 
 def _figures(report: IngestReport) -> str:
     counts = [f"{report.read:,} read", f"{report.embedded:,} embedded"]
-    for name in ("written", "duplicates", "conflicts", "updated", "rejected", "truncated"):
+    for name in (
+        "written",
+        "duplicates",
+        "conflicts",
+        "updated",
+        "rejected",
+        "reused",
+        "truncated",
+    ):
         if value := getattr(report, name):
             counts.append(f"{value:,} {name}")
     return (

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from memworker.ingest.job import Live
 
@@ -40,23 +40,39 @@ def _show(job: Live, limit: int | None, stop: threading.Event) -> None:
     from rich.live import Live as Display
 
     console = Console(stderr=True)
-    with Display(console=console, auto_refresh=False, transient=True) as display:
+    # A terminal that was closed meanwhile must not end the job.
+    with suppress(OSError), Display(console=console, auto_refresh=False, transient=True) as display:
         while not stop.wait(_REFRESH_S):
             display.update(_line(job, limit), refresh=True)
 
 
 def _line(job: Live, limit: int | None) -> str:
-    counts, work = job.counts, job.pool.work
+    counts = job.counts
+    if job.pool is None:
+        return f"{counts.read:,} read, {counts.duplicates:,} of them known"
+    work = job.pool.work
     seconds = time.perf_counter() - work.first_dispatch if work.first_dispatch else 0.0
     rate = work.texts / seconds if seconds else 0.0
     tokens = work.real_tokens / seconds if seconds else 0.0
-    settled = counts.duplicates + counts.conflicts + counts.rejected + work.texts
-    eta = f", ETA {_clock((limit - settled) / rate)}" if limit and rate else ""
+    left = _rows_left(job, limit)
+    eta = f", ETA {_clock(left / rate)}" if left is not None and rate else ""
     busy, total = job.pool.busy_workers, job.pool.workers
     return (
         f"{counts.read:,} read, {work.texts:,} embedded, {counts.written:,} committed"
         f" · {rate:,.0f} texts/s, {tokens:,.0f} tokens/s{eta} · {busy}/{total} workers busy"
     )
+
+
+def _rows_left(job: Live, limit: int | None) -> float | None:
+    """Estimate how many rows are still to be embedded, if there is anything to go by."""
+    counts, share = job.counts, job.progress.share
+    # What was read so far stands for the rest: so many rows in so many bytes.
+    by_bytes = counts.read / share if share else None
+    totals = [total for total in (limit, by_bytes) if total is not None]
+    if not totals or job.pool is None:
+        return None
+    known = counts.duplicates + counts.conflicts + counts.rejected + counts.reused
+    return max(0.0, min(totals) - known - job.pool.work.texts)
 
 
 def _clock(seconds: float) -> str:

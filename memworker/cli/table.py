@@ -12,8 +12,9 @@ from memworker.cli.options import Db, Json, TableName
 
 if TYPE_CHECKING:
     from memworker.store import TableInfo
+    from memworker.store.repair import Repair
 
-app = typer.Typer(help="Show, count and optimise tables.", no_args_is_help=True)
+app = typer.Typer(help="Show, count, optimise and repair tables.", no_args_is_help=True)
 
 Where = Annotated[
     list[str] | None,
@@ -65,6 +66,31 @@ def optimize(db: Db, table: TableName, as_json: Json = False) -> None:
         "index_built": built,
     }
     _print(line, result, as_json)
+
+
+@app.command()
+def repair(db: Db, table: TableName, as_json: Json = False) -> None:
+    """Go back to the newest version that can be read, if the newest was torn by a power loss."""
+    from memworker.store.repair import repair as run
+
+    done = run(db, table)
+    _print(_told(done), {**asdict(done), "lost": done.lost}, as_json)
+
+
+def _told(done: Repair) -> str:
+    if not done.damaged:
+        return f"table {done.table!r} is healthy: version {done.version}, {done.rows:,} rows"
+    gone = ", ".join(map(str, done.damaged))
+    line = (
+        f"version {gone} of table {done.table!r} was damaged and is set aside in {done.moved_to};"
+        f" the table is at version {done.version} again, with {done.rows:,} rows."
+    )
+    if done.lost:
+        line += (
+            f" The journal knew version {done.journalled}: run the ingests since then again"
+            " (`memworker jobs` lists them)."
+        )
+    return line
 
 
 def _print(text: str, result: dict[str, Any], as_json: bool) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memworker.ingest.job import ingest
     from memworker.ingest.report import IngestReport
+    from memworker.ingest.stop import Stop
 
-__all__ = ["IngestReport", "ingest"]
+__all__ = ["IngestReport", "Stop", "ingest"]
 
-_MODULES = {"IngestReport": "report", "ingest": "job"}
+_MODULES = {"IngestReport": "report", "Stop": "stop", "ingest": "job"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from memworker.ingest.stop import Stop
 
 T = TypeVar("T")
 
 
 @contextmanager
-def ahead(source: Iterator[T], depth: int = 1) -> Iterator[Iterator[T]]:
+def ahead(source: Iterator[T], stop: Stop, depth: int = 1) -> Iterator[Iterator[T]]:
     """Iterate over `source` on a daemon thread, `depth` items in advance.
 
-    What the source raises is raised by the iterator. Leaving the context stops
-    the thread at its next item; one that waits for standard input is left to it.
+    What the source raises is raised by the iterator. The iterator ends when
+    `stop` is set, also while the source waits for input. Leaving the context
+    stops the thread at its next item; one that waits for standard input is
+    left to it.
     """
     reader = _Reader(source, depth)
     try:
-        yield reader.items()
+        with stop.wakes(reader.items):
+            yield reader.taken(stop)
     finally:
         reader.stop()
 
@@ -28,24 +33,33 @@ def ahead(source: Iterator[T], depth: int = 1) -> Iterator[Iterator[T]]:
 class _Reader(Generic[T]):
     def __init__(self, source: Iterator[T], depth: int) -> None:
         self._source = source
-        self._items: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
+        # (True, item), (False, what the source raised or None), or None to wake the consumer.
+        self.items: SimpleQueue[tuple[bool, T | BaseException | None] | None] = SimpleQueue()
+        self._room = threading.Semaphore(depth)
         self._stopped = False
         threading.Thread(target=self._read, name="memworker-read-ahead", daemon=True).start()
 
     def _read(self) -> None:
         try:
             for item in self._source:
-                self._items.put((True, item))
+                self._room.acquire()
                 if self._stopped:
                     return
-            self._items.put((False, None))
+                self.items.put((True, item))
+            self.items.put((False, None))
         except BaseException as error:  # handed to the consumer, whatever it is
-            self._items.put((False, error))
+            self.items.put((False, error))
 
-    def items(self) -> Iterator[T]:
+    def taken(self, stop: Stop) -> Iterator[T]:
         while True:
-            more, item = self._items.get()
+            got = self.items.get()
+            if got is None:
+                if stop.obeyed():
+                    return
+                continue
+            more, item = got
             if more:
+                self._room.release()
                 yield item  # type: ignore[misc]
             elif isinstance(item, BaseException):
                 raise item
@@ -54,9 +68,4 @@ class _Reader(Generic[T]):
 
     def stop(self) -> None:
         self._stopped = True
-        try:
-            # Room for the item that the thread may be waiting to hand over.
-            while True:
-                self._items.get_nowait()
-        except queue.Empty:
-            pass
+        self._room.release()

@@ -12,15 +12,18 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from memworker.failpoints import reach
+from memworker.ingest.history import History
 from memworker.ingest.report import Counts
+from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
-from memworker.pool.requests import Embedded, Floats
+from memworker.pool.requests import Floats
 from memworker.store import Table, bad_vectors, records
 
 COMMIT_ROWS = 4096
 COMMIT_S = 15.0
 
-_Item = tuple[Window, Embedded] | None
+_Item = tuple[Window, Outcome] | None
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class _Pending:
     vectors: list[Floats] = field(default_factory=list)
     rows: int = 0
     since: float = 0.0
+    position: int = 0
 
 
 class Committer:
@@ -38,21 +42,25 @@ class Committer:
     The table is made at the first commit: a job without a good row makes none.
     """
 
-    def __init__(self, open_table: Callable[[], Table], sieve: Sieve, counts: Counts) -> None:
+    def __init__(
+        self, open_table: Callable[[], Table], sieve: Sieve, history: History, *, durable: bool
+    ) -> None:
         self._open_table = open_table
         self._table: Table | None = None
         self._sieve = sieve
-        self._counts = counts
+        self._counts: Counts = sieve.counts
+        self._history = history
+        self._durable = durable
         self._pending = _Pending()
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="memworker-commit", daemon=True)
         self._thread.start()
 
-    def put(self, window: Window, embedded: Embedded) -> None:
+    def put(self, window: Window, outcome: Outcome) -> None:
         """Hand a finished window over; raises what an earlier commit raised."""
         self._raise()
-        self._items.put((window, embedded))
+        self._items.put((window, outcome))
 
     def finish(self) -> Table | None:
         """Commit what is left and return the table, if there is one."""
@@ -92,17 +100,18 @@ class Committer:
         except BaseException as error:  # raised again on the job's own thread
             self._error = error
 
-    def _take(self, window: Window, embedded: Embedded) -> None:
+    def _take(self, window: Window, outcome: Outcome) -> None:
         good = np.ones(window.rows, np.bool_)
-        reasons = dict(embedded.failures)
-        for row in bad_vectors(embedded.vectors):
+        reasons, vectors = dict(outcome.failures), outcome.vectors
+        for row in bad_vectors(vectors):
             reasons.setdefault(int(row), "the model gave a vector of NaN, infinity or all zeros")
         good[list(reasons)] = False
         if not self._pending.rows:
             self._pending.since = time.monotonic()
         self._pending.windows.append(window.keep(good))
-        self._pending.vectors.append(embedded.vectors if not reasons else embedded.vectors[good])
+        self._pending.vectors.append(vectors[good] if reasons else vectors)
         self._pending.rows += int(good.sum())
+        self._pending.position = int(window.batch.ordinals[-1]) + 1
         self._sieve.refuse_rows(window, reasons)
         due = time.monotonic() - self._pending.since >= COMMIT_S
         if self._pending.rows >= COMMIT_ROWS or due:
@@ -120,13 +129,19 @@ class Committer:
                 for window, vectors in zip(pending.windows, pending.vectors, strict=True)
             ]
         )
+        reach("before_commit")
         done = self._table.append(batch, on_conflict=self._sieve.on_conflict)
+        if self._durable:
+            self._table.sync()
+        reach("after_commit")
         self._counts.written += done.written
         self._counts.duplicates += done.duplicates
         self._counts.updated += done.updated
         self._counts.conflicts += done.updated
         self._counts.table_version = done.version
         self._counts.last_commit = time.perf_counter()
+        self._history.committed(self._table, pending.position)
+        reach("after_journal")
         self._refuse_conflicts(pending.windows, done.conflicts)
 
     def _refuse_conflicts(self, windows: list[Window], rows: tuple[int, ...]) -> None:

@@ -15,12 +15,14 @@ from memworker.errors import RowRejected
 from memworker.ingest.ahead import ahead
 from memworker.ingest.job import Live, checked_choice, not_empty
 from memworker.ingest.readers import Chunk, Fields, read
-from memworker.ingest.records import EXCERPT_CHARS, Reject
+from memworker.ingest.records import EXCERPT_CHARS, ReadProgress, Reject
 from memworker.ingest.rejects import RejectFile
 from memworker.ingest.report import Counts, IngestReport, Setting, report
+from memworker.ingest.reuse import Outcome, Reuse, Shared
+from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, identity, resolve
-from memworker.pool.requests import Embedded
+from memworker.store import dedup_keys
 
 
 def embed_to_file(
@@ -52,7 +54,10 @@ def embed_to_file(
     check_suffix(path)
     stop = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
     fields = Fields(text_field, id_field, metadata=False)
-    chunks = not_empty(read(inputs, fields, limit=limit, format=format, allow_empty=True))
+    progress = ReadProgress()
+    chunks = not_empty(
+        read(inputs, fields, limit=limit, format=format, allow_empty=True, progress=progress)
+    )
     started = time.perf_counter()
     resolved = resolve(model, precision=precision, max_tokens=max_tokens)
     kind = identity(resolved)
@@ -62,14 +67,17 @@ def embed_to_file(
         vectors_file(path, kind.dim) as file,
         refused,
         EmbeddingPool(resolved, workers=workers) as pool,
-        ahead(chunks) as coming,
+        ahead(chunks, Stop()) as coming,
     ):
         startup_seconds = time.perf_counter() - started
         if observer is not None:
-            observer(Live(counts, pool))
+            observer(Live(counts, progress, pool))
         export = _Export(file, refused, counts, stop)
-        for chunk, embedded in pool.stream(coming, texts=lambda chunk: chunk.batch.texts):
-            export.write(chunk, embedded)
+        reuse = Reuse(pool.dim)
+        parts = ((chunk, _planned(chunk, reuse)) for chunk in coming)
+        for (chunk, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
+            counts.reused += shared.reused
+            export.write(chunk, reuse.settle(shared, embedded))
         setting = Setting(
             startup_seconds=startup_seconds,
             workers=pool.workers,
@@ -80,6 +88,15 @@ def embed_to_file(
         return report(counts, pool.work, setting)
 
 
+def _planned(chunk: Chunk, reuse: Reuse) -> Shared:
+    texts = chunk.batch.texts
+    return reuse.plan(texts, dedup_keys(texts))
+
+
+def _texts_to_embed(part: tuple[Chunk, Shared]) -> pa.Array:
+    return part[1].texts
+
+
 @dataclass(frozen=True, slots=True)
 class _Export:
     file: VectorsFile
@@ -87,18 +104,18 @@ class _Export:
     counts: Counts
     stop_at_reject: bool
 
-    def write(self, chunk: Chunk, embedded: Embedded) -> None:
+    def write(self, chunk: Chunk, outcome: Outcome) -> None:
         """Write a chunk's rows in their places, the refused ones as NaN."""
         self.counts.read += chunk.read
-        self._refuse([*chunk.rejects, *_failures(chunk, embedded)])
+        self._refuse([*chunk.rejects, *_failures(chunk, outcome)])
         batch = chunk.batch
         if not chunk.rejects:
-            self.file.write(embedded.vectors, batch.texts, batch.ids)
+            self.file.write(outcome.vectors, batch.texts, batch.ids)
             return
         ordinals = [int(reject.ordinal) for reject in chunk.rejects]
         base = min([*ordinals, *batch.ordinals[:1].tolist()])
-        vectors = np.full((chunk.read, embedded.vectors.shape[1]), np.nan, np.float32)
-        vectors[batch.ordinals - base] = embedded.vectors
+        vectors = np.full((chunk.read, outcome.vectors.shape[1]), np.nan, np.float32)
+        vectors[batch.ordinals - base] = outcome.vectors
         sources = np.full(chunk.read, -1, np.int64)
         sources[batch.ordinals - base] = np.arange(batch.rows)
         rows = pa.array(sources, mask=sources < 0)
@@ -113,7 +130,7 @@ class _Export:
             raise RowRejected(f"{first.path}:{first.line}: {first.reason}. Nothing was written.")
 
 
-def _failures(chunk: Chunk, embedded: Embedded) -> list[Reject]:
+def _failures(chunk: Chunk, outcome: Outcome) -> list[Reject]:
     batch = chunk.batch
     return [
         Reject(
@@ -123,5 +140,5 @@ def _failures(chunk: Chunk, embedded: Embedded) -> list[Reject]:
             reason=reason,
             excerpt=batch.texts[row].as_py()[:EXCERPT_CHARS],
         )
-        for row, reason in sorted(embedded.failures.items())
+        for row, reason in sorted(outcome.failures.items())
     ]

@@ -6,30 +6,38 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from memworker.errors import NoRows, TableNotFound, UsageError
+import pyarrow as pa
+
+from memworker.errors import NoRows, PoolClosed, StoreError, TableNotFound, UsageError
 from memworker.ingest.ahead import ahead
 from memworker.ingest.committer import Committer
-from memworker.ingest.readers import Chunk, Fields, read, read_records
+from memworker.ingest.history import Command, History, history
+from memworker.ingest.readers import Chunk, Fields, Source, expand, read, read_records
+from memworker.ingest.readers.objects import RECORDS_PATH
+from memworker.ingest.records import ReadProgress
 from memworker.ingest.rejects import RejectFile
 from memworker.ingest.report import Counts, IngestReport, Setting, report
-from memworker.ingest.windows import Sieve
+from memworker.ingest.reuse import Reuse, Shared
+from memworker.ingest.stop import Stop, closed_after_grace
+from memworker.ingest.windows import Sieve, Window
+from memworker.pool.meter import Work
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Identity, identity, resolve
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
-from memworker.store.lock import state_dir
+from memworker.store.lock import hold_job, state_dir
 
 Records = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Live:
-    """A running job, for whoever shows its progress."""
+    """A running job, for whoever shows its progress; `pool` is there once it has started."""
 
     counts: Counts
-    pool: EmbeddingPool
+    progress: ReadProgress
+    pool: EmbeddingPool | None = None
 
 
 def ingest(
@@ -50,6 +58,9 @@ def ingest(
     on_error: str = "reject",
     on_conflict: str = "reject",
     rejects: str | Path | None = None,
+    durable: bool = False,
+    wait_s: float = 0.0,
+    stop: Stop | None = None,
     observer: Callable[[Live], None] | None = None,
 ) -> IngestReport:
     """Embed texts and add them to a LanceDB table, each row once.
@@ -58,49 +69,149 @@ def ingest(
     iterable of mappings. `scope` maps user_id, agent_id or run_id to the field
     that holds it. Bad rows go to the file `rejects` (default: beside the table,
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
-    writes only what is not there yet.
+    writes only what is not there yet, after whatever end of the first.
+
+    One ingest at a time works on a table: another one waits for `wait_s`
+    seconds. `durable` forces every commit to the disk. `stop.set()` ends the
+    job early: what is in flight is committed and the report says
+    ``interrupted``. A KeyboardInterrupt commits what is embedded and is raised.
 
     Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
-    TableMismatch, StoreUnwritable before any row is written; RowRejected with
-    ``on_error="stop"``.
+    TableLocked, TableMismatch, StoreUnwritable before any row is written;
+    RowRejected with ``on_error="stop"``.
     """
     fields = Fields(text_field, id_field, tuple((scope or {}).items()))
-    policy = checked_choice("on_conflict", on_conflict, OnConflict)
-    stop = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
-    chunks = not_empty(_open(records_or_paths, fields, limit=limit, format=format))
-    ensure_writable(db)
-    started = time.perf_counter()
-    resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-    space = vector_space(identity(resolved), distance)
-    known = existing(db, table, space)
-    counts = Counts()
-    refused = RejectFile(Path(rejects) if rejects else state_dir(Path(db), table) / "rejects.jsonl")
-    sieve = Sieve(known, counts, refused, OnConflict(policy), stop)
-    with refused, EmbeddingPool(resolved, workers=workers) as pool, ahead(chunks) as coming:
-        startup_seconds = time.perf_counter() - started
-        if observer is not None:
-            observer(Live(counts, pool))
-        committer = Committer(
-            lambda: known or Table.open_or_create(db, table, space), sieve, counts
-        )
-        try:
-            windows = sieve.windows(coming, pool.window_ends)
-            for window, embedded in pool.stream(windows, texts=attrgetter("texts")):
-                committer.put(window, embedded)
-        finally:
-            # What is embedded is kept, also when the rest failed or was interrupted.
-            written_to = committer.finish() or known
-        if written_to is not None:
-            written_to.ensure_index()
-            counts.table_version = written_to.version
-        setting = Setting(
-            startup_seconds=startup_seconds,
-            workers=pool.workers,
-            model=space.model,
-            precision=space.precision,
-            rejects=str(refused.path) if refused.rows else None,
-        )
-        return report(counts, pool.work, setting)
+    policy = OnConflict(checked_choice("on_conflict", on_conflict, OnConflict))
+    stop_at_reject = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
+    checked_workers(workers)
+    progress = ReadProgress()
+    source = opened(records_or_paths, fields, limit=limit, format=format, progress=progress)
+    chunks = not_empty(source.chunks)
+    ensure_writable(db, table)
+    folder = state_dir(Path(db), table)
+    refused = RejectFile(Path(rejects) if rejects else folder / "rejects.jsonl")
+    with hold_job(folder, wait_s=wait_s), refused:
+        began = time.perf_counter()
+        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+        space = vector_space(identity(resolved), distance)
+        known = existing(db, table, space)
+        options = {
+            "text_field": text_field,
+            "id_field": id_field,
+            "on_conflict": policy.value,
+            **{f"scope.{column}": field for column, field in fields.scopes},
+        }
+        command = Command(source.names, source.sources, options, space.fingerprint)
+        counts = Counts()
+        with history(folder, known, command, counts, durable=durable) as told:
+            job = _Job(
+                chunks=chunks,
+                sieve=Sieve(known, counts, refused, policy, stop_at_reject),
+                open_table=lambda: known or Table.open_or_create(db, table, space),
+                start_pool=lambda: EmbeddingPool(resolved, workers=workers),
+                history=told,
+                stop=stop or Stop(),
+                durable=durable,
+                live=Live(counts, progress),
+                observer=observer,
+            )
+            prepared_seconds = time.perf_counter() - began
+            done = job.run()
+            if done.table is not None:
+                if not job.stop.cut_short:
+                    told.notes += _indexed(done.table)
+                counts.table_version = done.table.version
+            told.finished("interrupted" if job.stop.cut_short else "finished")
+            setting = Setting(
+                startup_seconds=prepared_seconds + done.startup_seconds,
+                workers=done.workers,
+                model=space.model,
+                precision=space.precision,
+                rejects=str(refused.path) if refused.rows else None,
+                interrupted=job.stop.cut_short,
+                notes=tuple(told.notes),
+            )
+            return report(counts, done.work, setting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    table: Table | None
+    work: Work = Work()
+    workers: int = 0
+    startup_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run's parts, in the order in which rows pass them."""
+
+    chunks: Iterator[Chunk]
+    sieve: Sieve
+    open_table: Callable[[], Table]
+    start_pool: Callable[[], EmbeddingPool]
+    history: History
+    stop: Stop
+    durable: bool
+    live: Live
+    observer: Callable[[Live], None] | None
+
+    def run(self) -> _Done:
+        if self.observer is not None:
+            self.observer(self.live)
+        with ahead(self.chunks, self.stop) as coming:
+            windows = self.sieve.windows(coming)
+            first = next(windows, None)
+            if first is None:
+                # All rows are known: no worker has to be started to find that out.
+                return _Done(self.sieve.table)
+            return self._embed(chain([first], windows))
+
+    def _embed(self, windows: Iterator[Window]) -> _Done:
+        with self.start_pool() as pool, closed_after_grace(pool, self.stop):
+            self.live.pool = pool
+            committer = Committer(self.open_table, self.sieve, self.history, durable=self.durable)
+            try:
+                self._stream(windows, pool, committer)
+            except PoolClosed:
+                if not self.stop.obeyed():
+                    raise
+            finally:
+                # What is embedded is kept, also when the rest failed or was interrupted.
+                table = committer.finish() or self.sieve.table
+            return _Done(table, pool.work, pool.workers, pool.startup_seconds)
+
+    def _stream(self, windows: Iterator[Window], pool: EmbeddingPool, committer: Committer) -> None:
+        reuse = Reuse(pool.dim)
+        parts = self._parts(windows, pool, reuse)
+        for (window, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
+            self.sieve.counts.reused += shared.reused
+            committer.put(window, reuse.settle(shared, embedded))
+
+    def _parts(
+        self, windows: Iterator[Window], pool: EmbeddingPool, reuse: Reuse
+    ) -> Iterator[tuple[Window, Shared]]:
+        for window in windows:
+            for part in window.cut(pool.window_ends(window.texts)):
+                if self.stop.obeyed():
+                    return
+                yield part, reuse.plan(part.texts, part.text_keys)
+
+
+def _texts_to_embed(part: tuple[Window, Shared]) -> pa.Array:
+    return part[1].texts
+
+
+def _indexed(table: Table) -> list[str]:
+    """Build the index when the table deserves one; an index that fails costs no row."""
+    try:
+        table.ensure_index()
+    except StoreError as error:
+        return [
+            f"the rows are committed, but no index was built, so searches scan: {error}."
+            " `memworker table optimize` tries again."
+        ]
+    return []
 
 
 def vector_space(model: Identity, distance: str = "cosine") -> VectorSpace:
@@ -125,17 +236,41 @@ def existing(db: str | Path, name: str, space: VectorSpace) -> Table | None:
     return table
 
 
-def _open(given: Records, fields: Fields, **options: Any) -> Iterator[Chunk]:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An input that is about to be read: its chunks, its names, and its files if it has any."""
+
+    chunks: Iterator[Chunk]
+    names: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
+
+
+def opened(
+    given: Records,
+    fields: Fields,
+    *,
+    limit: int | None,
+    format: str | None,
+    progress: ReadProgress,
+) -> Opened:
+    """Open paths or Python records, whichever `given` holds."""
     if isinstance(given, (str, Path)):
-        return read([given], fields, **options)
+        given = [given]
     items: Iterator[Any] = iter(given)
     first = next(items, None)
     if first is None:
-        return iter(())
-    if isinstance(first, (str, Path)):
-        return read([first, *items], fields, **options)
-    options.pop("format")
-    return read_records(chain([first], items), fields, **options)
+        return Opened(iter(()), ())
+    if not isinstance(first, (str, Path)):
+        return Opened(read_records(chain([first], items), fields, limit=limit), (RECORDS_PATH,))
+    paths = [first, *items]
+    chunks = read(paths, fields, limit=limit, format=format, progress=progress)
+    return Opened(chunks, tuple(map(str, paths)), tuple(expand(paths, format)))
+
+
+def checked_workers(workers: int | None) -> None:
+    """Raise UsageError for fewer workers than one, before anything is started."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
 
 
 def not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

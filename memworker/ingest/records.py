@@ -48,6 +48,19 @@ class Fields:
         return frozenset((self.text, self.id, *(field for _, field in self.scopes)))
 
 
+@dataclass(slots=True)
+class ReadProgress:
+    """How far reading has come, in bytes as they lie on the disk; `total` is None if unknown."""
+
+    total: int | None = None
+    read: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """Share of the input that has been read, 0 to 1; None if the total is unknown."""
+        return min(1.0, self.read / self.total) if self.total else None
+
+
 @dataclass(frozen=True, slots=True)
 class InputBatch:
     """Accepted rows of one input, in input order.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from memworker.pool.meter import Work
@@ -17,6 +16,9 @@ class IngestReport:
     of the conflicts that replaced their row. Times are seconds, from the first
     dispatch to the last commit; `startup_seconds` come before. `tokens` are
     real ones, padding apart; `padding_ratio` is the share of padding, 0 to 1.
+    `reused` rows took the vector of an equal text of this run. `workers` is 0
+    when every row was known and none had to be started. `interrupted` tells
+    that a `Stop` left rows undone; `notes` is what a person should know.
     """
 
     read: int
@@ -38,6 +40,9 @@ class IngestReport:
     precision: str
     table_version: int | None = None
     rejects: str | None = None
+    reused: int = 0
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -59,8 +64,8 @@ class Counts:
     conflicts: int = 0
     updated: int = 0
     rejected: int = 0
+    reused: int = 0
     table_version: int | None = None
-    started: float = field(default_factory=time.perf_counter)
     last_commit: float = 0.0
 
 
@@ -73,6 +78,8 @@ class Setting:
     model: str
     precision: str
     rejects: str | None = None
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
@@ -100,4 +107,7 @@ def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
         precision=setting.precision,
         table_version=counts.table_version,
         rejects=setting.rejects,
+        reused=counts.reused,
+        interrupted=setting.interrupted,
+        notes=setting.notes,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,11 @@ class Window:
     @property
     def rows(self) -> int:
         return self.batch.rows
+
+    @property
+    def text_keys(self) -> pa.Array:
+        """Arrow string[n], equal where the texts are, whatever their scopes."""
+        return dedup_keys(self.texts) if self.batch.scopes else self.keys
 
     def keep(self, mask: Mask) -> Window:
         """Give the window of the rows that `mask` marks."""
@@ -93,15 +98,14 @@ class Sieve:
     on_conflict: OnConflict
     stop_at_reject: bool
 
-    def windows(
-        self, chunks: Iterable[Chunk], ends: Callable[[pa.Array], list[int]]
-    ) -> Iterator[Window]:
-        """Turn chunks into windows of new rows, in input order; `ends` says where to cut."""
+    def windows(self, chunks: Iterable[Chunk]) -> Iterator[Window]:
+        """Turn chunks into windows of new rows, in input order, none of them empty."""
         for chunk in chunks:
             self.counts.read += chunk.read
             self._refuse(list(chunk.rejects))
             window = self._new_rows(_window(chunk.batch))
-            yield from window.cut(ends(window.texts))
+            if window.rows:
+                yield window
 
     def _new_rows(self, window: Window) -> Window:
         if self.table is None or not window.rows:

@@ -99,7 +99,7 @@ def _explain(doing: str, error: Exception) -> str:
     if "object of size 0 bytes" in text:
         return (
             f"{doing} failed: its newest version file is empty, as a power loss leaves it; "
-            "remove the empty file from the table's _versions folder to go back by one version"
+            "`memworker table repair` goes back to the version before"
         )
     # Nested causes can run to kilobytes.
     return f"{doing} failed: {type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"

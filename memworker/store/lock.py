@@ -1,8 +1,10 @@
-"""The commit lock: one writer a table at a time, freed by the system when its holder dies.
+"""The locks of a table, freed by the system when their holder dies.
 
-The lock is a ``flock`` on ``DB/.memworker/TABLE/commit.lock``, so a killed
-holder leaves nothing behind that has to be broken. The holder's pid lies in a
-file beside it, for the message of whoever waited in vain.
+``commit``: one writer at a time, held for the time of a commit. ``job``: one
+ingest at a time, held for the whole run. Each is a ``flock`` on
+``DB/.memworker/TABLE/PURPOSE.lock``, so a killed holder leaves nothing behind
+that has to be broken. The holder's pid lies in a file beside it, for the
+message of whoever waited in vain.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ COMMIT_TIMEOUT_S = 60.0
 # A commit of a few rows takes 3 ms, so filelock's own 50 ms would leave the lock idle for most
 # of the time when two processes take turns. An attempt costs some 10 µs.
 _POLL_S = 0.005
+# Whoever asks for the holder takes the lock for a moment, which must turn no job away.
+_JOB_PATIENCE_S = 0.2
 
 
 @contextmanager
@@ -32,18 +36,38 @@ def hold(folder: Path, purpose: str, *, timeout_s: float = COMMIT_TIMEOUT_S) -> 
     StoreUnwritable when the lock file cannot be made.
     """
     lock = FileLock(folder / f"{purpose}.lock", mode=0o600)
-    holder = folder / f"{purpose}.pid"
     try:
         lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
     except Timeout:
-        raise _locked(folder, purpose, holder, timeout_s) from None
+        raise _locked(folder, purpose, timeout_s) from None
     except OSError as error:
         raise StoreUnwritable(_unwritable(folder, error)) from error
     try:
-        _write_pid(holder)
+        _write_pid(folder / f"{purpose}.pid")
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def hold_job(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of the one ingest into a table. Raises TableLocked with the holder's pid."""
+    with hold(folder, "job", timeout_s=max(wait_s, _JOB_PATIENCE_S)):
+        yield
+
+
+def holder(folder: Path, purpose: str) -> int | None:
+    """Return the pid of the process that holds a lock now, 0 if it is not known, else None."""
+    path = folder / f"{purpose}.lock"
+    if not path.exists():
+        return None
+    lock = FileLock(path, mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _pid(folder / f"{purpose}.pid") or 0
+    lock.release()
+    return None
 
 
 def state_dir(db: Path, table: str) -> Path:
@@ -58,11 +82,13 @@ def state_dir(db: Path, table: str) -> Path:
     return folder
 
 
-def ensure_writable(db: str | Path) -> None:
+def ensure_writable(db: str | Path, table: str | None = None) -> None:
     """Raise StoreUnwritable unless files can really be made in the database directory.
 
     Makes the directory when it is not there. Permission bits are not asked:
-    they do not bind root, and a read-only mount has none.
+    they do not bind root, and a read-only mount has none. With `table`, the
+    folders of that table are asked too, if it is there: with access(2), so as
+    to make no file among LanceDB's own.
     """
     folder = Path(db) / ".memworker"
     probe = folder / f"probe.{os.getpid()}"
@@ -72,6 +98,17 @@ def ensure_writable(db: str | Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StoreUnwritable(_unwritable(Path(db), error)) from error
+    if table is not None:
+        _ensure_table_writable(Path(db) / f"{table}.lance")
+
+
+def _ensure_table_writable(folder: Path) -> None:
+    for path in (folder, folder / "_versions", folder / "data"):
+        if path.is_dir() and not os.access(path, os.W_OK):
+            raise StoreUnwritable(
+                f"cannot write to the table's directory {path}; "
+                "change its permissions, or mount it writable"
+            )
 
 
 def _write_pid(holder: Path) -> None:
@@ -83,17 +120,27 @@ def _write_pid(holder: Path) -> None:
         os.close(fd)
 
 
-def _locked(folder: Path, purpose: str, holder: Path, timeout_s: float) -> TableLocked:
-    try:
-        pid = int(holder.read_text())
-    except (OSError, ValueError):
-        pid = None
+def _locked(folder: Path, purpose: str, timeout_s: float) -> TableLocked:
+    pid = _pid(folder / f"{purpose}.pid")
     who = f"process {pid}" if pid else "another process"
+    if purpose == "job":
+        return TableLocked(
+            f"{who} is ingesting into table {folder.name!r}; wait for it with --wait SECONDS,"
+            " or stop it (it resumes), and run the command again",
+            pid,
+        )
     return TableLocked(
         f"{who} has held the {purpose} lock of table {folder.name!r} for over {timeout_s:g} s; "
         "wait for it to finish, or stop it, and run the command again",
         pid,
     )
+
+
+def _pid(holder: Path) -> int | None:
+    try:
+        return int(holder.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _unwritable(where: Path, error: OSError) -> str:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import BadVector, StoreError, TableNotFound, UsageError
-from memworker.store import commit, index, lock, search, sync
+from memworker.failpoints import reach
+from memworker.store import commit, durable, index, lock, search, sync
 from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in, to_sql
 from memworker.store.index import IndexInfo
@@ -83,6 +84,7 @@ class Table:
         self.space, self.identity = read_field_metadata(handle.schema, name)
         self._handle = handle
         self._known = sync.KnownRows()
+        self._durable = durable.Folder(db / f"{name}.lance")
         self._mortals = (-1, False)
         self._mutex = threading.RLock()
 
@@ -203,6 +205,15 @@ class Table:
             deleted = _retrying(lambda: self._handle.delete(to_sql(where)))
             return int(deleted.num_deleted_rows)
 
+    def sync(self) -> int:
+        """Force to the disk what LanceDB has written and not synced; return how many files.
+
+        LanceDB leaves that to the system, which may take half a minute: a
+        power loss in between would take commits back, or tear the last ones.
+        """
+        with lance_errors(f"syncing table {self.name!r} to the disk"):
+            return self._durable.sync()
+
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
         space = self.space
@@ -292,7 +303,9 @@ class Table:
 
     def _add(self, rows: pa.Table, plan: Plan, seen: int) -> tuple[int, int]:
         chosen = _take(rows, plan.write)
+        reach("before_add")
         version = _retrying(lambda: self._handle.add(chosen)).version
+        reach("after_add")
         if version == seen + 1:
             return version, chosen.num_rows
         doubled = self._drop_doubles(chosen["id"])

@@ -13,8 +13,8 @@ from typing import Any
 from memworker.errors import UsageError
 from memworker.ingest.readers import columnar, delimited, jsonl, objects, plain
 from memworker.ingest.readers.drafts import Draft, ReadOptions
-from memworker.ingest.readers.paths import Source, expand
-from memworker.ingest.records import Chunk, Fields, InputBatch, Reject
+from memworker.ingest.readers.paths import Source, expand, followed
+from memworker.ingest.records import Chunk, Fields, InputBatch, ReadProgress, Reject
 
 __all__ = [
     "Chunk",
@@ -50,17 +50,19 @@ def read(
     max_line_bytes: int | None = None,
     format: str | None = None,
     allow_empty: bool = False,
+    progress: ReadProgress | None = None,
 ) -> Iterator[Chunk]:
     """Read files, folders, globs and "-" in the order given, in chunks of at most `batch_rows`.
 
     `limit` counts rows read, refused ones included. A line over
     `max_line_bytes` (default: 4 times `max_text_bytes` and 1 MiB) is skipped
-    without being held. `format` overrides what the suffixes say.
+    without being held. `format` overrides what the suffixes say. `progress` is
+    kept up to date with the bytes read.
     Raises InputNotFound and UsageError at once; MissingField when the first
     rows come, if none of them has a field that `fields` requires.
     """
     options = _options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
-    sources = expand(inputs, format)
+    sources = followed(expand(inputs, format), progress)
     drafts = ((s.path, d) for s in sources for d in _DRAFTERS[s.format](s, options))
     return _chunks(drafts, _checked_limit(limit))
 

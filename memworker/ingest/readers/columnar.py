@@ -52,7 +52,7 @@ def _opened(source: Source) -> Iterator[Any]:
 
 def _batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
     if source.format == "parquet":
-        yield from _parquet_batches(source.path, file, options)
+        yield from _parquet_batches(source, file, options)
         return
     magic = file.read(len(_ARROW_MAGIC))
     file.seek(0)
@@ -66,18 +66,28 @@ def _batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.Rec
     for batch in whole:
         for at in range(0, batch.num_rows, options.batch_rows):
             yield batch.slice(at, options.batch_rows)
+        _count(source, batch.nbytes)
 
 
-def _parquet_batches(path: str, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def _count(source: Source, read_bytes: int) -> None:
+    # What was spooled to a temporary file has been counted on its way there.
+    if source.path != STDIN and not source.compression:
+        source.count(read_bytes)
+
+
+def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
     # Without pre-buffering: it would hold a whole row group's bytes.
     parquet = pq.ParquetFile(file, pre_buffer=False)
     names = parquet.schema_arrow.names
-    options.require_fields(path, names)
+    options.require_fields(source.path, names)
     fields = options.fields
     columns = None if fields.metadata else [name for name in names if name in fields.used]
-    yield from parquet.iter_batches(batch_size=options.batch_rows, columns=columns)
+    bytes_a_row = file.size() / max(1, parquet.metadata.num_rows)
+    for batch in parquet.iter_batches(batch_size=options.batch_rows, columns=columns):
+        yield batch
+        _count(source, round(batch.num_rows * bytes_a_row))
 
 
 def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

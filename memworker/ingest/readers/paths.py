@@ -7,10 +7,11 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memworker.errors import InputError, InputNotFound, UsageError
+from memworker.ingest.records import ReadProgress
 
 STDIN = "-"
 
@@ -36,6 +37,20 @@ class Source:
     path: str
     format: str
     compression: str = ""
+    progress: ReadProgress | None = field(default=None, compare=False)
+
+    def count(self, read_bytes: int) -> None:
+        """Note that so many more bytes were read."""
+        if self.progress is not None:
+            self.progress.read += read_bytes
+
+
+def followed(sources: list[Source], progress: ReadProgress | None) -> list[Source]:
+    """Give sources whose reading `progress` follows."""
+    if progress is None:
+        return sources
+    progress.total = _total_bytes(sources)
+    return [replace(source, progress=progress) for source in sources]
 
 
 def expand(inputs: Sequence[str | Path], format: str | None = None) -> list[Source]:
@@ -51,6 +66,12 @@ def expand(inputs: Sequence[str | Path], format: str | None = None) -> list[Sour
     if format is not None:
         format = _known_format(format)
     return [source for name in inputs for source in _sources(str(name), format)]
+
+
+def _total_bytes(sources: list[Source]) -> int | None:
+    paths = [source.path for source in sources]
+    # Standard input and pipes do not tell how much there is to come.
+    return sum(map(os.path.getsize, paths)) if all(map(os.path.isfile, paths)) else None
 
 
 def _sources(name: str, format: str | None) -> list[Source]:

@@ -112,6 +112,7 @@ def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
             block = read(size)
             if not block:
                 return
+            source.count(len(block))
             yield block
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
