@@ -24,9 +24,9 @@ ROOMS = {
 # Where a heavy package may be imported, and by whom alone.
 HEAVY = {
     "lancedb": {"store"},
-    "onnxruntime": {"pool/encoder.py"},
+    "onnxruntime": {"pool/encoder.py", "pool/limit.py"},
     "tokenizers": {"pool/tokenize.py"},
-    "onnx": {"models"},
+    "onnx": {"models", "pool/limit.py"},
     "fastembed": {"models"},
     "huggingface_hub": {"models"},
     "typer": {"cli"},
@@ -40,6 +40,10 @@ POOL = {
     "messages": set(),
     "machine": set(),
     "meter": set(),
+    "remembered": set(),
+    "budget": set(),
+    "limit": {"remembered"},
+    "sizing": {"machine", "plan", "remembered", "arena", "budget", "encoder", "worker"},
     "spawn": set(),
     "tokenize": set(),
     "worker": {"plan", "arena", "messages"},
@@ -49,11 +53,10 @@ POOL = {
     "supervisor": {"handle", "worker", "arena", "messages", "spawn"},
     "requests": {"plan", "arena"},
     "scheduler": {
-        *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "worker"),
+        *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
     },
     "pool": {
-        *("scheduler", "plan", "arena", "requests", "meter", "machine", "echo", "encoder"),
-        *("worker", "supervisor"),
+        *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
     },
 }
 

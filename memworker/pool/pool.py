@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 
 from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
 from memworker.models import ReadyModel, ready_model
-from memworker.pool import machine, plan
-from memworker.pool.arena import SlotShape
+from memworker.pool import plan
 from memworker.pool.echo import EchoLoader
-from memworker.pool.encoder import OnnxLoader
 from memworker.pool.meter import Work
 from memworker.pool.requests import Embedded, Floats, Request, arrow_texts
 from memworker.pool.scheduler import Scheduler
+from memworker.pool.sizing import Wishes, sizes
 from memworker.pool.supervisor import Care
 from memworker.pool.worker import Loader
 
@@ -37,11 +36,6 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
 DEFAULT_STALL_TIMEOUT_S = 30.0
 DEFAULT_MEMORY_GROWTH_BYTES = 512 << 20
-_SLOT_VECTOR_BYTES = 4 << 20
-_SLOT_ROWS = 1024
-_URGENT_ROWS = 64
-_URGENT_TEXT_BYTES = 1 << 18
-_WINDOWS_IN_FLIGHT = 3
 
 
 def _itself(window: Any) -> Any:
@@ -53,7 +47,10 @@ class EmbeddingPool:
 
     `model` is a catalogue name, a local directory, what `resolve` gave, ``"echo"``
     (no model: for measuring everything else) or a picklable loader. `workers`
-    defaults to the physical cores that this process may use. A worker that gives no
+    defaults to what `memworker tune` found here, else to the physical cores that this
+    process may use; `batch_tokens`, the padded tokens of a session run, likewise.
+    `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
+    smaller runs, then fewer workers keep under it. A worker that gives no
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
     `memory_growth_bytes` more than at its beginning, is replaced. Use the pool as a
     context manager, or call `close`; a forgotten pool is cleaned up.
@@ -69,30 +66,22 @@ class EmbeddingPool:
         workers: int | None = None,
         precision: str = "fp32",
         max_tokens: int | None = None,
+        batch_tokens: int | None = None,
+        memory: int | str | None = None,
         max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
         memory_growth_bytes: int = DEFAULT_MEMORY_GROWTH_BYTES,
     ) -> None:
         started = time.perf_counter()
-        self.workers = machine.usable_cores() if workers is None else workers
-        if self.workers < 1:
-            raise UsageError(f"workers must be at least 1, not {self.workers}")
-        if max_text_bytes < 1:
-            raise UsageError(f"max_text_bytes must be at least 1, not {max_text_bytes}")
-        self.max_text_bytes = max_text_bytes
+        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes)
         resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        loader, self._costs = _loader(resolved)
+        self.sizes = sizes(resolved, wishes)
+        self.workers = self.sizes.workers
+        self.max_text_bytes = max_text_bytes
         self.identity = identity(resolved)
-        self.dim = loader.dim
+        self.dim = self.sizes.loader.dim
         self._pid = os.getpid()
-        shapes = _slot_shapes(self.dim, max_text_bytes)
-        self._scheduler = Scheduler(
-            loader,
-            shapes,
-            self._costs,
-            workers=self.workers,
-            care=Care(stall_timeout_s, memory_growth_bytes),
-        )
+        self._scheduler = Scheduler(self.sizes, Care(stall_timeout_s, memory_growth_bytes))
         self._finalizer = weakref.finalize(self, _close_here, self._scheduler, self._pid)
         self._scheduler.start()
         self.startup_seconds = time.perf_counter() - started
@@ -164,7 +153,7 @@ class EmbeddingPool:
         try:
             for window in windows:
                 flying.append((window, self.submit_rows(texts(window), kind=kind)))
-                if len(flying) >= _WINDOWS_IN_FLIGHT:
+                if len(flying) >= self.sizes.windows_in_flight:
                     done, future = flying.popleft()
                     yield done, future.result()
             while flying:
@@ -181,7 +170,7 @@ class EmbeddingPool:
         enough to be committed every few seconds.
         """
         lengths = np.asarray(pc.binary_length(texts).fill_null(0), np.int64)
-        return plan.cut_windows(lengths, self._costs, workers=self.workers)
+        return plan.cut_windows(lengths, self.sizes.costs, workers=self.workers)
 
     @property
     def work(self) -> Work:
@@ -259,19 +248,6 @@ def identity(resolved: ReadyModel | Loader) -> Identity:
         )
     name = "echo" if isinstance(resolved, EchoLoader) else type(resolved).__qualname__
     return Identity(name, "fp32", 0, resolved.dim, fingerprint=f"{name}-{resolved.dim}")
-
-
-def _loader(resolved: ReadyModel | Loader) -> tuple[Loader, plan.Costs]:
-    if isinstance(resolved, ReadyModel):
-        costs = plan.Costs(max_tokens=resolved.max_tokens)
-        return OnnxLoader(resolved, costs), costs
-    return resolved, plan.Costs(max_tokens=1 << 30, shard_tokens=1 << 30)
-
-
-def _slot_shapes(dim: int, max_text_bytes: int) -> tuple[SlotShape, ...]:
-    rows = max(1, min(_SLOT_ROWS, _SLOT_VECTOR_BYTES // (4 * dim)))
-    bulk = SlotShape(rows, dim, max(max_text_bytes, 2 << 20))
-    return bulk, bulk, SlotShape(_URGENT_ROWS, dim, _URGENT_TEXT_BYTES)
 
 
 def _close_here(scheduler: Scheduler, pid: int) -> None:

@@ -11,35 +11,28 @@ from functools import partial
 
 from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed, WorkerStartFailed
 from memworker.pool import messages, plan
-from memworker.pool.arena import RowStatus, Slot, SlotShape
+from memworker.pool.arena import RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
 from memworker.pool.requests import Request, WorkShard
+from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
-from memworker.pool.worker import Loader
 
 
 class Scheduler:
     """Feeds the workers from a queue of shards; owns the one thread that does so."""
 
-    def __init__(
-        self,
-        loader: Loader,
-        shapes: tuple[SlotShape, ...],
-        costs: plan.Costs,
-        *,
-        workers: int,
-        care: Care,
-    ) -> None:
+    def __init__(self, sizes: Sizes, care: Care) -> None:
         self.meter = Meter()
-        self.workers = workers
-        self._costs = costs
-        self._limits = plan.SlotLimits(shapes[0].rows, shapes[0].text_bytes)
-        self._urgent_limits = plan.SlotLimits(shapes[-1].rows, shapes[-1].text_bytes)
+        self.workers = sizes.workers
+        self._costs = sizes.costs
+        bulk, urgent = sizes.shapes[0], sizes.shapes[-1]
+        self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
+        self._urgent_limits = plan.SlotLimits(urgent.rows, urgent.text_bytes)
         self._supervisor = Supervisor(
-            loader,
-            shapes,
-            workers=workers,
+            sizes.loader,
+            sizes.shapes,
+            workers=sizes.workers,
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
             care=care,
         )

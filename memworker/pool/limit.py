@@ -1,0 +1,93 @@
+"""What this machine's matrix units can do at most: measured once, remembered.
+
+The limit is the rate of single-precision matrix products (GEMM) of the shape
+that a MiniLM layer has, one ONNX Runtime thread a core, all cores at once.
+int8 runs beyond it, as it uses other units.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from memworker.pool import remembered
+
+ROWS, INNER, OUTER = 512, 384, 1536
+_MEASURE_S = 0.4
+
+
+def flops_per_second(cores: int, *, again: bool = False) -> float | None:
+    """Give the FLOP/s of `cores` cores together; measures for half a second the first time.
+
+    `again` measures anew; the higher figure is kept, for a busy machine shows
+    less than it has. None when it cannot be measured.
+    """
+    name = f"gemm flops of {cores} cores"
+    known = remembered.recall(name)
+    if known is not None and not again:
+        return float(known)
+    measured = _measure(cores)
+    if measured is None:
+        return None if known is None else float(known)
+    best = max(measured, float(known or 0.0))
+    remembered.keep(name, best)
+    return best
+
+
+def _measure(cores: int) -> float | None:
+    """Run one child a core at the same time, for they share caches and clock."""
+    command = [sys.executable, "-m", "memworker.pool.limit"]
+    # Each waits for a line, so that all begin together and imports do not count.
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(cores)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    outputs = [child.communicate(timeout=60)[0] for child in children]
+    try:
+        return sum(float(output) for output in outputs)
+    except ValueError:
+        return None
+
+
+def main() -> None:
+    """Measure one core: print a line when ready, wait for one, print FLOP/s."""
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.full((INNER, OUTER), 0.01, np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "gemm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, INNER])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, OUTER])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {"x": np.full((ROWS, INNER), 0.5, np.float32)}
+    session.run(None, feeds)
+    print("ready", flush=True)  # noqa: T201 - the parent waits for it
+    sys.stdin.readline()
+    runs, started = 0, time.perf_counter()
+    while time.perf_counter() - started < _MEASURE_S:
+        session.run(None, feeds)
+        runs += 1
+    seconds = time.perf_counter() - started
+    print(2.0 * ROWS * INNER * OUTER * runs / seconds)  # noqa: T201 - the result
+
+
+if __name__ == "__main__":
+    main()
