@@ -55,6 +55,7 @@ POOL = {
     "scheduler": {
         *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
     },
+    "tuning": {"pool", "machine", "sizing"},
     "pool": {
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
     },

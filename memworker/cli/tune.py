@@ -1,0 +1,72 @@
+"""`memworker tune`: the best setting for a model on this machine, found on the user's own texts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memworker.cli import options
+
+if TYPE_CHECKING:
+    from memworker.pool.tuning import Trial
+
+_MOST_TEXTS = 4096
+
+
+def tune(
+    inputs: options.Inputs,
+    model: options.Model = "all-MiniLM-L6-v2",
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32 or int8; repeatable. Default: both.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long to try, in all.")] = 60.0,
+    memory: Annotated[
+        str | None, typer.Option(help="Try nothing that needs more, for example 4GB.")
+    ] = None,
+    text_field: options.TextField = "text",
+    format: options.Format = None,
+    as_json: options.Json = False,
+) -> None:
+    """Try worker counts, run sizes and precisions; keep the best for the pools to come."""
+    from memworker.ingest.readers import Fields, read
+    from memworker.pool.tuning import tune as run
+
+    chunks = read(inputs, Fields(text=text_field, metadata=False), format=format)
+    texts = islice(
+        (text for chunk in chunks for text in chunk.batch.texts.to_pylist()), _MOST_TEXTS
+    )
+    trials = run(
+        list(texts),
+        model=model,
+        precisions=precision or ("fp32", "int8"),
+        seconds=seconds,
+        memory=memory,
+    )
+    if as_json:
+        print(json.dumps({"model": model, "trials": [asdict(trial) for trial in trials]}))
+    else:
+        _show(trials)
+
+
+def _show(trials: list[Trial]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("precision", "workers", "run tokens", "tokens/s", "texts/s", "memory", ""):
+        grid.add_column(name, justify="right")
+    for trial in trials:
+        grid.add_row(
+            trial.precision,
+            str(trial.workers),
+            str(trial.batch_tokens),
+            f"{trial.tokens_per_s:,.0f}",
+            f"{trial.texts_per_s:,.0f}",
+            f"{trial.memory_bytes / 2**20:,.0f} MiB",
+            "kept" if trial.kept else "",
+        )
+    Console().print(grid)

@@ -1,0 +1,135 @@
+"""Tries worker counts, run sizes and precisions on the user's own texts, and keeps the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+
+from memworker.errors import NoRows, UsageError
+from memworker.models import ReadyModel
+from memworker.pool import machine, sizing
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, resolve
+
+BATCH_TOKENS = (128, 256, 512, 1024)
+_ROUNDS = 2
+_START_SHARE = 0.3
+_WINDOW_TEXTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting and how fast it was; `memory_bytes` is what it would need."""
+
+    precision: str
+    workers: int
+    batch_tokens: int
+    tokens_per_s: float
+    texts_per_s: float
+    memory_bytes: int
+    kept: bool = False
+
+
+def tune(
+    texts: Sequence[str],
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    seconds: float = 60.0,
+    memory: int | str | None = None,
+    report: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Measure settings for about `seconds` in all, keep the best of each precision.
+
+    Pools of this model and precision start with the kept setting from then on.
+    With `memory`, settings that need more are not tried. Returns every trial,
+    the best of each precision marked as kept. Raises NoRows without texts.
+    """
+    if not texts:
+        raise NoRows("there are no texts to tune with; give a file of your own")
+    if seconds <= 0:
+        raise UsageError(f"seconds must be above 0, not {seconds}")
+    found = []
+    for precision in precisions:
+        resolved = resolve(model, precision=precision)
+        if not isinstance(resolved, ReadyModel):
+            raise UsageError("echo has no settings to tune; name a model")
+        tuner = _Tuner(resolved, list(texts), seconds / len(precisions), memory, report)
+        found += tuner.run()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    workers: int
+    batch_tokens: int
+
+
+class _Tuner:
+    """Run sizes first, on all cores; then worker counts, with the best run size."""
+
+    def __init__(
+        self,
+        model: ReadyModel,
+        texts: list[str],
+        seconds: float,
+        memory: int | str | None,
+        report: Callable[[Trial], None],
+    ) -> None:
+        self._model = model
+        self._texts = texts
+        self._memory = memory
+        self._report = report
+        self._cores = machine.usable_cores()
+        self._fewer = [1 << power for power in range((self._cores - 1).bit_length())]
+        measurements = _ROUNDS * (len(BATCH_TOKENS) + len(self._fewer))
+        self._slice_s = seconds * (1 - _START_SHARE) / measurements
+
+    def run(self) -> list[Trial]:
+        trials = self._try([_Setting(self._cores, tokens) for tokens in BATCH_TOKENS])
+        best = max(trials, key=lambda trial: trial.tokens_per_s)
+        trials += self._try([_Setting(workers, best.batch_tokens) for workers in self._fewer])
+        best = max(trials, key=lambda trial: trial.tokens_per_s)
+        sizing.keep(self._model, sizing.Choice(best.workers, best.batch_tokens))
+        return [replace(trial, kept=trial is best) for trial in trials]
+
+    def _try(self, settings: list[_Setting]) -> list[Trial]:
+        """Measure in rounds: a busy moment of the machine must not hit one setting alone."""
+        rounds = [[self._measure(setting) for setting in settings] for _ in range(_ROUNDS)]
+        best = [
+            max(tries, key=lambda trial: trial.tokens_per_s) for tries in zip(*rounds, strict=True)
+        ]
+        for trial in best:
+            self._report(trial)
+        return best
+
+    def _measure(self, setting: _Setting) -> Trial:
+        with EmbeddingPool(
+            self._model,
+            workers=setting.workers,
+            batch_tokens=setting.batch_tokens,
+            memory=self._memory,
+        ) as pool:
+            pool.embed(self._texts[:32])
+            before, started = pool.work, time.perf_counter()
+            for _ in pool.stream(self._windows(started)):
+                pass
+            elapsed = pool.work.last_vector - started
+            done = pool.work
+            return Trial(
+                precision=str(self._model.precision),
+                workers=pool.workers,
+                batch_tokens=setting.batch_tokens,
+                tokens_per_s=(done.real_tokens - before.real_tokens) / elapsed,
+                texts_per_s=(done.texts - before.texts) / elapsed,
+                memory_bytes=pool.sizes.memory_bytes,
+            )
+
+    def _windows(self, started: float) -> Iterator[list[str]]:
+        starts = range(0, len(self._texts), _WINDOW_TEXTS)
+        for start in cycle(starts):
+            yield self._texts[start : start + _WINDOW_TEXTS]
+            if time.perf_counter() - started > self._slice_s:
+                return
