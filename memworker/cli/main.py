@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memworker import __version__, errors
-from memworker.cli import embed, ingest, jobs, models, search, signals, table
+from memworker.cli import embed, ingest, jobs, models, search, signals, table, tune
 
 _USAGE = (
     errors.UsageError,
@@ -33,6 +33,7 @@ app.command("ingest")(ingest.ingest)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("jobs")(jobs.jobs)
+app.command("tune")(tune.tune)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
 

@@ -41,6 +41,10 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Worker processes; default: the usable physical cores."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Hold no more than this in all, for example 4GB: fewer, smaller workers."),
+]
 MaxTokens = Annotated[
     int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
 ]

@@ -32,6 +32,7 @@ def embed_to_file(
     model: Any = DEFAULT_MODEL,
     precision: str = "fp32",
     workers: int | None = None,
+    memory: int | str | None = None,
     max_tokens: int | None = None,
     text_field: str = "text",
     id_field: str = "id",
@@ -66,7 +67,7 @@ def embed_to_file(
     with (
         vectors_file(path, kind.dim) as file,
         refused,
-        EmbeddingPool(resolved, workers=workers) as pool,
+        EmbeddingPool(resolved, workers=workers, memory=memory) as pool,
         ahead(chunks, Stop()) as coming,
     ):
         startup_seconds = time.perf_counter() - started

@@ -48,6 +48,7 @@ def ingest(
     model: Any = DEFAULT_MODEL,
     precision: str = "fp32",
     workers: int | None = None,
+    memory: int | str | None = None,
     max_tokens: int | None = None,
     distance: str = "cosine",
     text_field: str = "text",
@@ -71,6 +72,7 @@ def ingest(
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
 
+    `memory` ("4GB") bounds what this process and its workers hold together.
     One ingest at a time works on a table: another one waits for `wait_s`
     seconds. `durable` forces every commit to the disk. `stop.set()` ends the
     job early: what is in flight is committed and the report says
@@ -108,7 +110,7 @@ def ingest(
                 chunks=chunks,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
                 open_table=lambda: known or Table.open_or_create(db, table, space),
-                start_pool=lambda: EmbeddingPool(resolved, workers=workers),
+                start_pool=lambda: EmbeddingPool(resolved, workers=workers, memory=memory),
                 history=told,
                 stop=stop or Stop(),
                 durable=durable,
