@@ -55,7 +55,7 @@ POOL = {
     "scheduler": {
         *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
     },
-    "tuning": {"pool", "machine", "sizing"},
+    "tuning": {"pool", "limit", "machine", "sizing"},
     "pool": {
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
     },

@@ -103,5 +103,12 @@ def _figures(report: IngestReport) -> str:
         f"{report.seconds:.1f} s: {report.texts_per_second:,.0f} texts/s,"
         f" {report.tokens_per_second:,.0f} tokens/s, {report.padding_ratio:.1%} padding,"
         f" {report.workers} workers, {report.model} {report.precision}"
-        f" (start-up {report.startup_seconds:.1f} s)"
+        f" (start-up {report.startup_seconds:.1f} s)\n{_where_time_went(report)}"
     )
+
+
+def _where_time_went(report: IngestReport) -> str:
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.time.items())
+    if report.gemm_limit_ratio is None:
+        return spent
+    return f"{report.gemm_limit_ratio:.0%} of this machine's fp32 matrix limit; {spent}"

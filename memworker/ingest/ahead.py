@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop
 
 T = TypeVar("T")
@@ -69,3 +71,14 @@ class _Reader(Generic[T]):
     def stop(self) -> None:
         self._stopped = True
         self._room.release()
+
+
+def timed_reads(source: Iterator[T], counts: Counts) -> Iterator[T]:
+    """Add up the seconds that `source` takes for its items."""
+    while True:
+        started = time.perf_counter()
+        item = next(source, None)
+        counts.read_s += time.perf_counter() - started
+        if item is None:
+            return
+        yield item

@@ -118,11 +118,17 @@ class Committer:
             self._commit()
 
     def _commit(self) -> None:
+        started = time.perf_counter()
+        self._commit_pending()
+        self._counts.write_s += time.perf_counter() - started
+
+    def _commit_pending(self) -> None:
         pending, self._pending = self._pending, _Pending()
         if not pending.rows:
             return
         if self._table is None:
             self._table = self._open_table()
+            reach("after_create")
         batch = pa.concat_tables(
             [
                 _as_records(window, vectors)

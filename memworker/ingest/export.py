@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.errors import RowRejected
-from memworker.ingest.ahead import ahead
-from memworker.ingest.job import Live, checked_choice, not_empty
+from memworker.ingest.ahead import ahead, timed_reads
+from memworker.ingest.job import Live, checked_choice, gemm_facts, measured_pool, not_empty
 from memworker.ingest.readers import Chunk, Fields, read
 from memworker.ingest.records import EXCERPT_CHARS, ReadProgress, Reject
 from memworker.ingest.rejects import RejectFile
@@ -21,7 +21,7 @@ from memworker.ingest.report import Counts, IngestReport, Setting, report
 from memworker.ingest.reuse import Outcome, Reuse, Shared
 from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, identity, resolve
+from memworker.pool.pool import DEFAULT_MODEL, identity, resolve
 from memworker.store import dedup_keys
 
 
@@ -67,8 +67,8 @@ def embed_to_file(
     with (
         vectors_file(path, kind.dim) as file,
         refused,
-        EmbeddingPool(resolved, workers=workers, memory=memory) as pool,
-        ahead(chunks, Stop()) as coming,
+        measured_pool(resolved, workers=workers, memory=memory) as pool,
+        ahead(timed_reads(chunks, counts), Stop()) as coming,
     ):
         startup_seconds = time.perf_counter() - started
         if observer is not None:
@@ -85,6 +85,7 @@ def embed_to_file(
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
+            **gemm_facts(resolved),
         )
         return report(counts, pool.work, setting)
 

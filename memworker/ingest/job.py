@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from memworker.errors import NoRows, PoolClosed, StoreError, TableNotFound, UsageError
-from memworker.ingest.ahead import ahead
+from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.committer import Committer
 from memworker.ingest.history import Command, History, history
 from memworker.ingest.readers import Chunk, Fields, Source, expand, read, read_records
@@ -23,8 +23,9 @@ from memworker.ingest.report import Counts, IngestReport, Setting, report
 from memworker.ingest.reuse import Reuse, Shared
 from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.ingest.windows import Sieve, Window
+from memworker.pool import limit, machine
 from memworker.pool.meter import Work
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Identity, identity, resolve
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Identity, Resolved, identity, resolve
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
 from memworker.store.lock import hold_job, state_dir
 
@@ -110,7 +111,7 @@ def ingest(
                 chunks=chunks,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
                 open_table=lambda: known or Table.open_or_create(db, table, space),
-                start_pool=lambda: EmbeddingPool(resolved, workers=workers, memory=memory),
+                start_pool=lambda: measured_pool(resolved, workers=workers, memory=memory),
                 history=told,
                 stop=stop or Stop(),
                 durable=durable,
@@ -132,6 +133,7 @@ def ingest(
                 rejects=str(refused.path) if refused.rows else None,
                 interrupted=job.stop.cut_short,
                 notes=tuple(told.notes),
+                **gemm_facts(resolved),
             )
             return report(counts, done.work, setting)
 
@@ -161,7 +163,8 @@ class _Job:
     def run(self) -> _Done:
         if self.observer is not None:
             self.observer(self.live)
-        with ahead(self.chunks, self.stop) as coming:
+        timed = timed_reads(self.chunks, self.live.counts)
+        with ahead(timed, self.stop) as coming:
             windows = self.sieve.windows(coming)
             first = next(windows, None)
             if first is None:
@@ -214,6 +217,21 @@ def _indexed(table: Table) -> list[str]:
             " `memworker table optimize` tries again."
         ]
     return []
+
+
+def measured_pool(resolved: Resolved, **options: Any) -> EmbeddingPool:
+    """Start a pool; before, measure what the machine can do, if that is not known yet."""
+    if identity(resolved).flops_per_token:
+        limit.flops_per_second(machine.usable_cores())
+    return EmbeddingPool(resolved, **options)
+
+
+def gemm_facts(resolved: Resolved) -> dict[str, Any]:
+    """Give what the report needs to name the share of the machine's limit."""
+    return {
+        "flops_per_token": identity(resolved).flops_per_token,
+        "gemm_flops_per_s": limit.recall(machine.usable_cores()),
+    }
 
 
 def vector_space(model: Identity, distance: str = "cosine") -> VectorSpace:

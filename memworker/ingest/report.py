@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memworker.pool.meter import Work
@@ -19,6 +20,11 @@ class IngestReport:
     `reused` rows took the vector of an equal text of this run. `workers` is 0
     when every row was known and none had to be started. `interrupted` tells
     that a `Stop` left rows undone; `notes` is what a person should know.
+
+    `gemm_limit_ratio` is the arithmetic of the real tokens, a second, over what this
+    machine's cores can do at most in fp32 (int8 may exceed it); None for models
+    without matrix products. `time` tells where seconds went: `read` and `write`
+    of their threads, `tokenize`, `encode` and `wait` added up over the workers.
     """
 
     read: int
@@ -42,6 +48,9 @@ class IngestReport:
     rejects: str | None = None
     reused: int = 0
     interrupted: bool = False
+    padded_tokens_per_second: float = 0.0
+    gemm_limit_ratio: float | None = None
+    time: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -67,6 +76,8 @@ class Counts:
     reused: int = 0
     table_version: int | None = None
     last_commit: float = 0.0
+    read_s: float = 0.0
+    write_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,8 @@ class Setting:
     rejects: str | None = None
     interrupted: bool = False
     notes: tuple[str, ...] = ()
+    flops_per_token: float = 0.0
+    gemm_flops_per_s: float | None = None
 
 
 def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
@@ -109,5 +122,26 @@ def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
         rejects=setting.rejects,
         reused=counts.reused,
         interrupted=setting.interrupted,
+        padded_tokens_per_second=round(work.padded_tokens / seconds, 1) if seconds else 0.0,
+        gemm_limit_ratio=_limit_ratio(work, seconds, setting),
+        time=_time(counts, work, seconds, setting.workers),
         notes=setting.notes,
     )
+
+
+def _limit_ratio(work: Work, seconds: float, setting: Setting) -> float | None:
+    if not (seconds and setting.gemm_flops_per_s and setting.flops_per_token):
+        return None
+    done = work.real_tokens * setting.flops_per_token / seconds
+    return round(done / setting.gemm_flops_per_s, 4)
+
+
+def _time(counts: Counts, work: Work, seconds: float, workers: int) -> dict[str, float]:
+    spent = {
+        "read": counts.read_s,
+        "tokenize": work.tokenize_s,
+        "encode": work.encode_s,
+        "wait": max(0.0, workers * seconds - work.tokenize_s - work.encode_s),
+        "write": counts.write_s,
+    }
+    return {name: round(value, 4) for name, value in spent.items()}

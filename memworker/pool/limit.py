@@ -23,16 +23,25 @@ def flops_per_second(cores: int, *, again: bool = False) -> float | None:
     `again` measures anew; the higher figure is kept, for a busy machine shows
     less than it has. None when it cannot be measured.
     """
-    name = f"gemm flops of {cores} cores"
-    known = remembered.recall(name)
+    known = recall(cores)
     if known is not None and not again:
-        return float(known)
+        return known
     measured = _measure(cores)
     if measured is None:
-        return None if known is None else float(known)
-    best = max(measured, float(known or 0.0))
-    remembered.keep(name, best)
+        return known
+    best = max(measured, known or 0.0)
+    remembered.keep(_name(cores), best)
     return best
+
+
+def recall(cores: int) -> float | None:
+    """Give what was measured before; None when nothing was."""
+    known = remembered.recall(_name(cores))
+    return None if known is None else float(known)
+
+
+def _name(cores: int) -> str:
+    return f"gemm flops of {cores} cores"
 
 
 def _measure(cores: int) -> float | None:

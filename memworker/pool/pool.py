@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from memworker.pool.worker import Loader
 
 Kind = Literal["passage", "query"]
 W = TypeVar("W")
+Resolved: TypeAlias = ReadyModel | Loader
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
@@ -216,7 +217,7 @@ def resolve(
     *,
     precision: str = "fp32",
     max_tokens: int | None = None,
-) -> ReadyModel | Loader:
+) -> Resolved:
     """Get a model's files ready (fetched, verified, built), without starting a worker."""
     if model == "echo":
         return EchoLoader()
@@ -234,9 +235,10 @@ class Identity:
     max_tokens: int
     dim: int
     fingerprint: str
+    flops_per_token: float = 0.0
 
 
-def identity(resolved: ReadyModel | Loader) -> Identity:
+def identity(resolved: Resolved) -> Identity:
     """Say what vectors a resolved model gives."""
     if isinstance(resolved, ReadyModel):
         return Identity(
@@ -245,6 +247,7 @@ def identity(resolved: ReadyModel | Loader) -> Identity:
             max_tokens=resolved.max_tokens,
             dim=resolved.spec.dim,
             fingerprint=resolved.fingerprint,
+            flops_per_token=resolved.flops_per_token,
         )
     name = "echo" if isinstance(resolved, EchoLoader) else type(resolved).__qualname__
     return Identity(name, "fp32", 0, resolved.dim, fingerprint=f"{name}-{resolved.dim}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memworker.errors import NoRows, UsageError
 from memworker.models import ReadyModel
-from memworker.pool import machine, sizing
+from memworker.pool import limit, machine, sizing
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, resolve
 
 BATCH_TOKENS = (128, 256, 512, 1024)
@@ -51,6 +51,7 @@ def tune(
         raise NoRows("there are no texts to tune with; give a file of your own")
     if seconds <= 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
+    limit.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:
         resolved = resolve(model, precision=precision)
