@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,24 +66,33 @@ def pairs(items: list[str] | None, option: str) -> dict[str, str]:
 
 def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
     """Print a job's outcome; leave with 3 if rows were rejected, 128 + n after signal n."""
-    if as_json:
-        print(json.dumps(report.to_dict()))
-    else:
-        print(done)
-        print(_figures(report))
+    _print_out(json.dumps(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if report.rejects is not None and not as_json:
         print(f"rejected rows, with their reasons: {report.rejects}", file=sys.stderr)
-    if report.interrupted:
+    if number := signals.received():
+        rest = "Run the same command again to go on." if report.interrupted else "That was all."
         print(
-            f"memworker: interrupted; {report.written:,} rows of this run are committed."
-            " Run the same command again to go on.",
+            f"memworker: interrupted; {report.written:,} rows of this run are committed. {rest}",
             file=sys.stderr,
         )
-        raise typer.Exit(128 + signals.received())
+        raise typer.Exit(128 + number)
     if report.rejects is not None:
         raise typer.Exit(3)
+
+
+def _print_out(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        print(
+            "memworker: standard output was closed before the report was printed; the work is done",
+            file=sys.stderr,
+        )
+        # What is still in the buffer would fail again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
 
 
 def _figures(report: IngestReport) -> str:

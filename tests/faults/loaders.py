@@ -1,0 +1,54 @@
+"""Encoders that do not end, for parents to be killed meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memworker.pool.echo import EchoEncoder
+
+
+@dataclass(frozen=True)
+class Endless:
+    """Encodes for ever, and says so by making a file."""
+
+    begun: str
+    dim: int = 8
+
+    def __call__(self):
+        return EndlessEncoder(self.begun, self.dim)
+
+
+class EndlessEncoder:
+    def __init__(self, begun, dim):
+        self.begun, self.dim = begun, dim
+
+    def encode(self, texts, rows):
+        Path(self.begun).touch()
+        while True:
+            sum(range(1000))
+        yield
+
+
+@dataclass(frozen=True)
+class Gated:
+    """An echo encoder that waits, before each shard, until a file is there."""
+
+    gate: str
+    begun: str
+    dim: int = 8
+
+    def __call__(self):
+        return GatedEncoder(self.gate, self.begun, self.dim)
+
+
+class GatedEncoder:
+    def __init__(self, gate, begun, dim):
+        self.gate, self.begun, self.dim = gate, begun, dim
+        self.echo = EchoEncoder(dim)
+
+    def encode(self, texts, rows):
+        Path(self.begun).touch()
+        while not Path(self.gate).exists():
+            sum(range(1000))
+        yield from self.echo.encode(texts, rows)
