@@ -15,6 +15,7 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 
 _SHARDS_PER_WINDOW = 16
+_WINDOW_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int
 
     Returns the windows' ends; the last is n. Within a window texts are sorted by
     length: a longer one pads less, a shorter one is finished, and committed, sooner.
+    It has `_WINDOW_ROWS` at most, for sorted rows are gathered at random from all the
+    memory that they span.
     """
     total = len(byte_lengths)
     done = np.cumsum(estimate_tokens(byte_lengths, costs))
@@ -89,6 +92,7 @@ def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int
     ends, start, before = [], 0, 0.0
     while start < total:
         end = max(int(np.searchsorted(done, before + budget, side="right")), start + 1)
+        end = min(end, start + _WINDOW_ROWS)
         ends.append(end)
         start, before = end, float(done[end - 1])
     return ends

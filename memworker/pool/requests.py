@@ -63,11 +63,16 @@ class Request:
         return self.future.done()
 
     def cut(self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int) -> list[WorkShard]:
-        """Plan the request's shards."""
-        lengths = self.byte_lengths
-        shards = plan.cut_shards(lengths, costs, limits, workers=workers)
-        estimates = plan.estimate_tokens(lengths, costs)
-        return [WorkShard(self, rows, float(estimates[rows].sum())) for rows in shards]
+        """Plan the request's shards, a window at a time."""
+        estimates = plan.estimate_tokens(self.byte_lengths, costs)
+        shards, start = [], 0
+        for end in plan.cut_windows(self.byte_lengths, costs, workers=workers):
+            lengths = self.byte_lengths[start:end]
+            for rows in plan.cut_shards(lengths, costs, limits, workers=workers):
+                rows += start
+                shards.append(WorkShard(self, rows, float(estimates[rows].sum())))
+            start = end
+        return shards
 
     def collect(self, rows: plan.Int64s, slot: Slot, reasons: dict[int, str]) -> None:
         """Copy a slot's rows to their places in the input; the one copy of a vector here."""
