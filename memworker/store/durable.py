@@ -16,16 +16,18 @@ class Folder:
     def sync(self) -> int:
         """Sync the files that came since the last time, then their folders; return how many.
 
-        The folder above is synced the first time, for it names this one.
+        The two folders above are synced the first time, for they name this one.
         """
         new = [(found, key) for found, key in _files(self._path) if key not in self._synced]
         for path, _ in new:
-            _fsync(path)
+            sync_path(path)
         parents = {path.parent for path, _ in new}
         # A new folder is a new entry of the folder above it.
         parents |= {parent.parent for parent in parents}
+        if not self._synced:
+            parents |= {self._path.parent, self._path.parent.parent}
         for parent in sorted(parents, reverse=True):
-            _fsync(parent)
+            sync_path(parent)
         self._synced |= {key for _, key in new}
         return len(new)
 
@@ -43,7 +45,8 @@ def _files(folder: Path) -> list[tuple[Path, tuple[str, int]]]:
     return found
 
 
-def _fsync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -24,6 +24,7 @@ from xxhash import xxh3_64_hexdigest
 
 from memworker.errors import StoreError, StoreUnwritable
 from memworker.failpoints import armed, reach
+from memworker.store.durable import sync_path
 
 FILE = "journal.jsonl"
 _CHECK = ',"check":"%s"}\n'
@@ -115,6 +116,8 @@ class Journal:
             raise StoreUnwritable(
                 f"cannot write {self._path}: {error.strerror or error}; change its permissions"
             ) from error
+        for parent in (folder, folder.parent, folder.parent.parent) if durable else ():
+            sync_path(parent)
 
     def append(self, record: Record) -> None:
         """Write one record. Raises StoreError, and leaves no half line, when it cannot."""

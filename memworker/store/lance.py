@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
 from memworker.store.lock import ensure_writable
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
+T = TypeVar("T")
+
 # "\Z", not "$": the latter lets a final newline through.
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+_ATTEMPTS = 5
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -87,6 +90,17 @@ def is_commit_conflict(error: BaseException) -> bool:
     """Tell whether another writer's commit came first, so that trying again can help."""
     text = str(error).lower()
     return "commit conflict" in text or "too many concurrent writers" in text
+
+
+def retrying(write: Callable[[], T]) -> T:
+    """Run a write again when an optimise or update of another process came first."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return write()
+        except (RuntimeError, OSError) as error:
+            if attempt == _ATTEMPTS or not is_commit_conflict(error):
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _explain(doing: str, error: Exception) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,9 @@ from memworker.store.known import RowStatus, Statuses
 from memworker.store.lance import (
     connect,
     database_path,
-    is_commit_conflict,
     lance_errors,
     open_table,
+    retrying,
     table_name,
 )
 from memworker.store.schema import (
@@ -45,12 +45,11 @@ from memworker.store.search import Hit, SearchOptions
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
-T = TypeVar("T")
-
 KEEP_VERSIONS = timedelta(hours=1)
 """Old versions this young may still be read by a search that is under way elsewhere."""
 
-_ATTEMPTS = 5
+# One row a delete takes 13 ms a row; a long chain of ORs is a deep tree to the planner.
+_DELETE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +201,7 @@ class Table:
             raise UsageError("an empty filter would delete every row; name the rows to delete")
         with self._writing("deleting from", lock.COMMIT_TIMEOUT_S):
             self._known.forget()
-            deleted = _retrying(lambda: self._handle.delete(to_sql(where)))
+            deleted = retrying(lambda: self._handle.delete(to_sql(where)))
             return int(deleted.num_deleted_rows)
 
     def sync(self) -> int:
@@ -241,7 +240,7 @@ class Table:
         Takes no lock: appends of other processes go on meanwhile.
         """
         with lance_errors(f"optimising table {self.name!r}"):
-            _retrying(lambda: self._handle.optimize(cleanup_older_than=keep_versions))
+            retrying(lambda: self._handle.optimize(cleanup_older_than=keep_versions))
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
@@ -304,7 +303,7 @@ class Table:
     def _add(self, rows: pa.Table, plan: Plan, seen: int) -> tuple[int, int]:
         chosen = _take(rows, plan.write)
         reach("before_add")
-        version = _retrying(lambda: self._handle.add(chosen)).version
+        version = retrying(lambda: self._handle.add(chosen)).version
         reach("after_add")
         if version == seen + 1:
             return version, chosen.num_rows
@@ -317,7 +316,7 @@ class Table:
         if len(plan.update):
             merge = merge.when_matched_update_all()
         # Only without an index do two merges of the same new ids see each other.
-        result = _retrying(lambda: merge.use_index(False).execute(source))
+        result = retrying(lambda: merge.use_index(False).execute(source))
         return result.version, result.num_inserted_rows
 
     def _updates(self, rows: pa.Table, plan: Plan) -> pa.Table:
@@ -338,9 +337,12 @@ class Table:
             first[row_id], later = sorted((address, first.get(row_id, address)))
             if later != first[row_id]:
                 ours.append((row_id, later))
-        for row_id, address in ours:
+        for at in range(0, len(ours), _DELETE_ROWS):
             # The id too: a compaction may give the address to another row.
-            self._handle.delete(f"_rowid = {address} AND {id_in([row_id])}")
+            rows = (
+                f"(_rowid = {address} AND {id_in([i])})" for i, address in ours[at:][:_DELETE_ROWS]
+            )
+            self._handle.delete(" OR ".join(rows))
         return len(ours)
 
     def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
@@ -383,17 +385,6 @@ def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> 
         updated=len(conflicts) if update else 0,
         version=version,
     )
-
-
-def _retrying(write: Callable[[], T]) -> T:
-    """Run a write again when an optimise or update of another process came first."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return write()
-        except (RuntimeError, OSError) as error:
-            if attempt == _ATTEMPTS or not is_commit_conflict(error):
-                raise
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _bytes_under(folder: Path) -> int:
