@@ -76,14 +76,14 @@ def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> 
     """Return what was decided; what was computed differs by processor in its last bits."""
     from memworker.models import graph, graph_int8, graph_static
     from memworker.models.calibration import calibration_digest
-    from memworker.models.quantise import WEIGHT_LIMIT
+    from memworker.models.quantise import PAIR_LIMIT
 
     if entry.spec.static:
         return [graph_static.RECIPE]
     if precision is Precision.FP32:
         return [graph.RECIPE]
     calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
-    return [graph_int8.RECIPE, str(WEIGHT_LIMIT), *calibration]
+    return [graph_int8.RECIPE, str(PAIR_LIMIT), *calibration]
 
 
 def _packing_facts() -> list[str]:
