@@ -5,7 +5,8 @@ passes the point `after_add` for the third time; several are parted by commas.
 Actions: ``kill`` (SIGKILL), ``soon`` (SIGKILL 2 ms later, in the midst of what
 follows), ``exit`` (status 70, no clean-up), ``pause`` (SIGSTOP, until SIGCONT),
 ``raise`` (Failpoint). With ``MEMWORKER_FAIL_ONCE=FILE`` only the process that
-makes FILE acts, so that a worker's successor lives.
+makes FILE acts, so that a worker's successor lives. With
+``MEMWORKER_FAIL_LOG=FILE`` every act is first noted there, a line each.
 
 Without the variable a point costs one test of an empty dictionary.
 """
@@ -42,6 +43,7 @@ def reach(name: str) -> None:
         return
     point.passings_left -= 1
     if point.passings_left == 0 and _is_first():
+        _note(name)
         point.act(name)
 
 
@@ -71,6 +73,17 @@ def _is_first(environment: Mapping[str, str] = os.environ) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _note(name: str, environment: Mapping[str, str] = os.environ) -> None:
+    log = environment.get("MEMWORKER_FAIL_LOG")
+    if log is None:
+        return
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(fd, f"{os.getpid()} {name}\n".encode())
+    finally:
+        os.close(fd)
 
 
 def _kill(_: str) -> None:

@@ -10,6 +10,7 @@ message of whoever waited in vain.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,11 +92,10 @@ def ensure_writable(db: str | Path, table: str | None = None) -> None:
     to make no file among LanceDB's own.
     """
     folder = Path(db) / ".memworker"
-    probe = folder / f"probe.{os.getpid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe.touch(mode=0o600)
-        probe.unlink()
+        # Without a name where the system can, so that a kill leaves no file behind.
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StoreUnwritable(_unwritable(Path(db), error)) from error
     if table is not None:

@@ -71,9 +71,8 @@ class Run:
         return [process for process in marked(self.mark) if process.pid != self.pid]
 
 
-@contextmanager
-def memworker(*arguments, fail="", once=None, prefix=(), program=PROGRAM, env=None, **options):
-    """Start the command; at the end it is killed if need be, and must leave no process."""
+def start(*arguments, fail="", once=None, prefix=(), program=PROGRAM, env=None, **options) -> Run:
+    """Start the command."""
     mark = uuid.uuid4().hex
     environment = os.environ | {MARK: mark, "MEMWORKER_FAIL": fail} | (env or {})
     if once is not None:
@@ -86,8 +85,14 @@ def memworker(*arguments, fail="", once=None, prefix=(), program=PROGRAM, env=No
         text=True,
         **(streams | options),
     )
-    run = Run(process, mark)
-    with process:
+    return Run(process, mark)
+
+
+@contextmanager
+def memworker(*arguments, **options):
+    """Start the command; at the end it is killed if need be, and must leave no process."""
+    run = start(*arguments, **options)
+    with run.process as process:
         try:
             yield run
         finally:
@@ -114,10 +119,10 @@ def resume(path, db, table="t", **options):
 
 
 def arguments(path, db, *more, table="t", model="echo"):
-    return (
+    return [
         *("ingest", path, "--db", db, "--table", table, "--model", model),
         *("--workers", "1", "--json", *more),
-    )
+    ]
 
 
 def write_input(path: Path, rows: int, start: int = 0, text: str = "text") -> dict[str, str]:

@@ -93,7 +93,7 @@ def test_24_shared_memory_of_1_mb(tmp_path, db):
 def test_26_file_descriptors_run_out(tmp_path, db):
     write_input(tmp_path / "in.jsonl", 10)
     few = ("sh", "-c", 'ulimit -n 64 && exec "$@"', "sh")
-    given = [*arguments(tmp_path / "in.jsonl", db)]
+    given = arguments(tmp_path / "in.jsonl", db)
     given[given.index("--workers") + 1] = "40"
     with memworker(*given, prefix=few) as run:
         done = run.wait()

@@ -1,0 +1,343 @@
+# ruff: noqa: T201 - a program that prints its result
+"""A seeded run of kills: workers and parents die at random, every row lands once all the same.
+
+A *case* is one input and one fresh database. Its *lives* are runs of one and
+the same command, each with its own plan: failpoints at which workers and the
+parent kill themselves, and kills from outside at random moments. When a life
+ends by itself, or after the last planned one, a run without any kill must
+finish the job. Then the table is held against the oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+import psutil
+
+from memworker.errors import TableNotFound
+from memworker.store import Table
+from tests.faults import harness
+
+WORKER_POINTS = ("mid_inference", "after_slot_write", "mid_message", "after_message")
+PARENT_POINTS = (
+    *("after_create", "before_commit", "before_add", "after_add"),
+    *("after_commit", "mid_journal", "after_journal"),
+)
+LIVES = 12
+HUNG_S = 60.0
+PARENTS_A_WORKER_KILL = 0.3
+
+
+@dataclass
+class Tally:
+    """What happened; all of the second group must stay 0."""
+
+    worker_kills: int = 0
+    parent_kills: int = 0
+    cases: int = 0
+    lives: int = 0
+    rows: int = 0
+    gave_up: int = 0
+    seconds: float = 0.0
+
+    lost: int = 0
+    duplicated: int = 0
+    wrong: int = 0
+    hung: int = 0
+    leaked: int = 0
+    failed: int = 0
+    complaints: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not (
+            self.lost or self.duplicated or self.wrong or self.hung or self.leaked or self.failed
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one life is to be disturbed."""
+
+    fail: str
+    worker_kill_every_s: float | None
+    parent_kill_after_s: float | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int
+    rows: int
+    model: str
+    kills: int
+    deadline: float
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run, print, and return 1 if a row was lost or doubled or anything hung or leaked."""
+    options = _parser().parse_args(given)
+    deadline = time.monotonic() + options.seconds
+    settings = Settings(options.seed, options.rows, options.model, options.kills, deadline)
+    tally, began = Tally(), time.monotonic()
+    mutex = threading.Lock()
+    lanes = [
+        threading.Thread(target=_lane, args=(settings, number, tally, mutex))
+        for number in range(options.lanes)
+    ]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    tally.seconds = round(time.monotonic() - began, 1)
+    _print(tally, options)
+    return 0 if tally.clean else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="worker kills; parents: 0.3 of it")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no case after this")
+    parser.add_argument("--model", default="echo")
+    parser.add_argument("--rows", type=int, default=30_000)
+    parser.add_argument("--lanes", type=int, default=min(4, len(os.sched_getaffinity(0))))
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _print(tally: Tally, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps({"seed": options.seed, **asdict(tally), "clean": tally.clean}))
+        return
+    print(
+        f"seed {options.seed}: {tally.worker_kills} worker kills, {tally.parent_kills} parent"
+        f" kills in {tally.lives} lives of {tally.cases} jobs, {tally.rows:,} rows,"
+        f" {tally.seconds:.0f} s; {tally.gave_up} lives gave up and were resumed"
+    )
+    print(
+        f"lost {tally.lost}, duplicated {tally.duplicated}, wrong {tally.wrong},"
+        f" hung {tally.hung}, leaked {tally.leaked}, failed {tally.failed}"
+    )
+    for line in [*tally.complaints[:20], *(f"gave up: {why}" for why in tally.reasons[:5])]:
+        print(f"  {line}")
+
+
+def _lane(settings: Settings, number: int, tally: Tally, mutex: threading.Lock) -> None:
+    case = 0
+    while _goes_on(settings, tally):
+        name = f"{settings.seed}/{number}/{case}"
+        try:
+            _Case(settings, name, tally, mutex).run()
+        except Exception as error:
+            with mutex:
+                tally.failed += 1
+                tally.complaints.append(f"case {name}: {type(error).__name__}: {error}")
+        case += 1
+
+
+def _goes_on(settings: Settings, tally: Tally) -> bool:
+    done = (
+        tally.worker_kills >= settings.kills
+        and tally.parent_kills >= PARENTS_A_WORKER_KILL * settings.kills
+    )
+    return not done and time.monotonic() < settings.deadline and tally.hung < 3
+
+
+class _Case:
+    def __init__(self, settings: Settings, name: str, tally: Tally, mutex: threading.Lock) -> None:
+        self._settings = settings
+        self._name = name
+        self._tally = tally
+        self._mutex = mutex
+        self._random = random.Random(name)
+        self._folder = Path(tempfile.mkdtemp(prefix="memworker-chaos-"))
+        self._db = self._folder / "db"
+        self._scratch = self._folder / "tmp"
+        self._log = self._folder / "fail.log"
+
+    def run(self) -> None:
+        try:
+            self._scratch.mkdir()
+            rows = self._random.randrange(self._settings.rows // 2, self._settings.rows + 1)
+            oracle = harness.write_input(self._folder / "in.jsonl", rows)
+            for _ in range(LIVES):
+                if self._live(self._plan()) in (0, 3):
+                    break
+                self._compare(oracle, whole=False)
+            code = self._live(Plan("", None, None))
+            if code not in (0, 3):
+                self._complain("failed", 1, f"the run without kills left with {code}")
+            self._compare(oracle, whole=True)
+            with self._mutex:
+                self._tally.cases += 1
+                self._tally.rows += rows
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _plan(self) -> Plan:
+        draw = self._random
+        points = []
+        if draw.random() < 0.5:
+            # From the third passing on: a worker that never finishes a shard makes its texts
+            # suspects, and they would be set aside as they should be.
+            points.append(f"{draw.choice(WORKER_POINTS)}:kill@{draw.randrange(3, 7)}")
+        within = draw.random() < 0.6
+        if within:
+            action = draw.choice(("kill", "kill", "soon", "exit"))
+            turn = draw.choice((1, 1, 2, 3))
+            # Only the first life makes the table, and each leaves fewer commits to be done.
+            points.append(f"{draw.choice(PARENT_POINTS[self._db.exists() :])}:{action}@{turn}")
+        return Plan(
+            ",".join(points),
+            draw.uniform(0.2, 0.8) if draw.random() < 0.5 else None,
+            None if within else draw.uniform(0.8, 2.5),
+        )
+
+    def _live(self, plan: Plan) -> int:
+        """Run the command once under a plan; give its exit status."""
+        self._log.unlink(missing_ok=True)
+        given = harness.arguments(self._folder / "in.jsonl", self._db, model=self._settings.model)
+        given[given.index("--workers") + 1] = "2"
+        environment = {"TMPDIR": str(self._scratch), "MEMWORKER_FAIL_LOG": str(self._log)}
+        shared = _shared_memory()
+        killed = _Outside(plan, self._random.random())
+        run = harness.start(*given, fail=plan.fail, env=environment)
+        try:
+            killed.watch(run)
+            done = run.wait(HUNG_S)
+            code = done.code
+            if code == 1:
+                self._tally.reasons.append(done.err.strip().splitlines()[-1][:300])
+        except TimeoutExpired:
+            code = 1
+            self._complain("hung", 1, f"no end within {HUNG_S:.0f} s of {plan}")
+            run.kill()
+        finally:
+            killed.stop()
+        self._leftovers(run, shared)
+        self._count(run.pid, killed, code)
+        return code
+
+    def _count(self, pid: int, killed: _Outside, code: int) -> None:
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        by_parent = sum(line.startswith(f"{pid} ") for line in lines)
+        with self._mutex:
+            self._tally.lives += 1
+            self._tally.worker_kills += len(lines) - by_parent + killed.workers
+            self._tally.parent_kills += bool(by_parent or killed.parent)
+            self._tally.gave_up += code == 1
+
+    def _leftovers(self, run: harness.Run, shared: set[Path]) -> None:
+        try:
+            harness.wait_for(lambda: not run.left_behind(), timeout_s=2.0)
+        except AssertionError:
+            left = run.left_behind()
+            self._complain("leaked", len(left), f"processes left: {[p.pid for p in left]}")
+            for process in left:
+                process.kill()
+        files = [*self._scratch.rglob("*"), *(_shared_memory() - shared)]
+        if files:
+            self._complain("leaked", len(files), f"files left: {files[:5]}")
+            shutil.rmtree(self._scratch)
+            self._scratch.mkdir()
+
+    def _compare(self, oracle: dict[str, str], *, whole: bool) -> None:
+        try:
+            rows = Table.open(self._db, "t").rows(columns=["id", "text", "vector"])
+        except TableNotFound:
+            if whole:
+                self._complain("lost", len(oracle), "there is no table")
+            return
+        ids, texts = rows["id"].to_pylist(), rows["text"].to_pylist()
+        there = dict(zip(ids, texts, strict=True))
+        self._complain("duplicated", len(ids) - len(there), "an id is there twice")
+        odd = [i for i, text in there.items() if oracle.get(i) != text]
+        self._complain("wrong", len(odd), f"not the input's: {odd[:3]}")
+        if self._settings.model == "echo" and ids:
+            second = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
+            bad = [i for i, n, t in zip(ids, second[:, 1], texts, strict=True) if n != len(t)]
+            self._complain("wrong", len(bad), f"another text's vector: {bad[:3]}")
+        if whole:
+            missing = [i for i in oracle if i not in there]
+            self._complain("lost", len(missing), f"missing: {missing[:3]}")
+            stray = list(self._db.glob("**/*.tmp"))
+            self._complain("leaked", len(stray), f"files left: {stray[:3]}")
+
+    def _complain(self, what: str, many: int, said: str) -> None:
+        if many:
+            with self._mutex:
+                setattr(self._tally, what, getattr(self._tally, what) + many)
+                self._tally.complaints.append(f"case {self._name}: {what} {many}: {said}")
+
+
+class _Outside:
+    """Kills from outside, on a thread, until the life has ended."""
+
+    def __init__(self, plan: Plan, seed: float) -> None:
+        self.workers = 0
+        self.parent = False
+        self._plan = plan
+        self._random = random.Random(seed)
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def watch(self, run: harness.Run) -> None:
+        for wanted, target in (
+            (self._plan.worker_kill_every_s, self._kill_workers),
+            (self._plan.parent_kill_after_s, self._kill_parent),
+        ):
+            if wanted is not None:
+                thread = threading.Thread(target=target, args=(run, wanted), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def stop(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _kill_workers(self, run: harness.Run, mean_s: float) -> None:
+        while not self._ended.wait(self._random.expovariate(1 / mean_s)):
+            workers = _children(run.pid)
+            if workers:
+                try:
+                    self._random.choice(workers).kill()
+                    self.workers += 1
+                except psutil.NoSuchProcess:
+                    continue
+
+    def _kill_parent(self, run: harness.Run, after_s: float) -> None:
+        if not self._ended.wait(after_s) and run.process.poll() is None:
+            run.process.kill()
+            self.parent = True
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return [
+            child
+            for child in psutil.Process(pid).children()
+            if "multiprocess.spawn" in " ".join(harness._cmdline(child))
+        ]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("*memworker*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
