@@ -40,9 +40,10 @@ class Scheduler:
         self._urgent: deque[Shard] = deque()
         self._bulk: deque[Shard] = deque()
         self._requests: set[Request] = set()
-        self._wake_read, self._wake_write = os.pipe()
+        self._wake_read, wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        os.set_blocking(wake_write, False)
+        self._wake_write: int | None = wake_write
         self._admission = threading.Lock()
         self._started = threading.Event()
         self._closing = False
@@ -70,13 +71,13 @@ class Scheduler:
         with self._admission:
             self._refuse_if_closed()
             self._inbox.append((request, shards))
-        self._wake()
+            self._wake()
 
     def close(self) -> None:
         """Stop admission, drop what has not begun, end the workers. Safe to call twice."""
         with self._admission:
             self._closing = True
-        self._wake()
+            self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -100,10 +101,13 @@ class Scheduler:
             raise PoolClosed("the pool is closed; make a new EmbeddingPool")
 
     def _wake(self) -> None:
+        """Wake the pool's thread; called with the admission lock, under which the pipe closes."""
+        if self._wake_write is None:
+            return
         try:
             os.write(self._wake_write, b"\0")
-        except (BlockingIOError, OSError):
-            pass  # the pipe is full, so a wake-up is on its way; or the thread has ended
+        except BlockingIOError:
+            pass  # the pipe is full, so a wake-up is on its way
 
     # ── the pool's thread ──
 
@@ -195,5 +199,8 @@ class Scheduler:
             request.fail(error)
         self._supervisor.close(graceful=self._failure is None)
         self._started.set()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._admission:
+            os.close(self._wake_read)
+            if self._wake_write is not None:
+                os.close(self._wake_write)
+            self._wake_write = None
