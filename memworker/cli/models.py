@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,9 +55,19 @@ def verify(
     name: Annotated[
         str | None, typer.Argument(help="A model; without it, every model that was fetched.")
     ] = None,
+    quality: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts (a file or folder) on which to hold a precision against fp32."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="The precision to compare.")] = "int8",
+    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    limit: Annotated[int, typer.Option(min=2, help="Compare this many texts at most.")] = 2000,
     as_json: _Json = False,
 ) -> None:
-    """Hash every file of a model, or of all fetched ones, afresh."""
+    """Hash every file of a model, or of all fetched ones, afresh; or measure a precision."""
+    if quality:
+        _report_quality(name or "all-MiniLM-L6-v2", precision, quality, text_field, limit, as_json)
+        return
     from memworker.errors import ModelCorrupt
     from memworker.models import list_models, verify_model
 
@@ -71,6 +82,15 @@ def verify(
     _report(verified, corrupt, as_json)
     if corrupt:
         raise typer.Exit(1)
+
+
+def _report_quality(
+    name: str, precision: str, inputs: list[str], text_field: str, limit: int, as_json: bool
+) -> None:
+    from memworker.cli.quality import compare
+
+    agreement = compare(name, precision, inputs, text_field=text_field, limit=limit)
+    typer.echo(json.dumps(asdict(agreement)) if as_json else agreement.told())
 
 
 def _report(verified: dict[str, dict[str, str]], corrupt: dict[str, str], as_json: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memworker.cli.models import app
-from memworker.errors import UnknownModel
+from memworker.errors import NoRows, UnknownModel, UsageError
 from memworker.models import ready_model
 from tests.models.tiny import make_bert
 
@@ -39,6 +39,28 @@ def test_pull_path_verify(run, tmp_path):
     assert told.exit_code == 1 and str(graph) in json.loads(told.stdout)["corrupt"][str(folder)]
     assert run("pull", folder).exit_code == 0
     assert run("verify", folder).exit_code == 0
+
+
+def test_quality_of_a_precision(run, tmp_path):
+    folder = make_bert(tmp_path / "model")
+    texts = tmp_path / "texts.txt"
+    lines = [f"w{i} w{i * 7 % 59} w{i * 3 % 59}" for i in range(30)]
+    texts.write_text("\n".join([*lines, lines[0]]))
+    told = run("verify", folder, "--quality", texts, "--precision", "int8")
+    assert told.exit_code == 0 and "on 30 different texts" in told.stdout
+    measured = json.loads(run("verify", folder, "--quality", texts, "--json").stdout)
+    assert measured["model"] == "model" and measured["texts"] == 30
+    assert 0.999 < measured["min_cosine"] <= measured["mean_cosine"] < 1.00001
+    assert 0.8 < measured["recall_at_10"] <= 1
+
+
+def test_quality_needs_texts_and_another_precision(run, tmp_path):
+    folder = make_bert(tmp_path / "model")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("w1 w2\nw1 w2\n")
+    assert isinstance(run("verify", folder, "--quality", texts).exception, NoRows)
+    refused = run("verify", folder, "--quality", texts, "--precision", "fp32")
+    assert isinstance(refused.exception, UsageError)
 
 
 def test_errors_are_left_to_the_command_line_itself(run):
