@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -34,7 +36,11 @@ def check_suffix(path: Path) -> None:
 
 @contextmanager
 def vectors_file(path: Path, dim: int) -> Iterator[VectorsFile]:
-    """Write to a temporary name; the file takes its own name when all is written."""
+    """Write to a temporary name; the file takes its own name when all is written.
+
+    What a killed run left under such a name is removed.
+    """
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     kind = _NpyFile if path.suffix == ".npy" else _ParquetFile
     try:
@@ -51,6 +57,13 @@ def vectors_file(path: Path, dim: int) -> Iterator[VectorsFile]:
     finally:
         file.close()
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
 
 
 class _NpyFile:
