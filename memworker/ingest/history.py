@@ -16,6 +16,8 @@ from memworker.ingest.report import Counts
 from memworker.store import Table, journal
 from memworker.store.journal import Committed, Ended, InputFile, Journal, Record, Started
 
+_HOW_IT_ENDED = {"killed": "was killed", "interrupted": "was interrupted", "failed": "failed"}
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -134,7 +136,7 @@ def _what_came_before(
         )
     end = next((r for r in before if isinstance(r, Ended) and r.run == last.run), None)
     if end is None or end.outcome != "finished":
-        how = "was killed" if end is None else "was interrupted" if not end.why else "failed"
+        how = _HOW_IT_ENDED[end.outcome if end else "killed"]
         commits = [r for r in before if isinstance(r, Committed) and r.run == last.run]
         written = commits[-1].written if commits else 0
         notes.append(

@@ -147,7 +147,7 @@ def test_18_keyboard_interrupt_in_python_commits_and_is_raised(db, tmp_path):
     gate.set()
     must_be_part(db, oracle)
     again = memworker_ingest(rows, db=db, table="t", model="echo", workers=1)
-    assert again.written + again.duplicates == 9000
+    assert again.written + again.duplicates == 9000 and "was interrupted" in again.notes[0]
     assert stored(db) == oracle
 
 
