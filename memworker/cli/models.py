@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, fetch, verify and locate models.", no_args_is_help=True)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+_Precision = Annotated[str, typer.Option(help="How the linear layers are computed.")]
 _Name = Annotated[str, typer.Argument(help="A catalogue name or a directory.")]
 
 
@@ -32,21 +33,21 @@ def list_(as_json: _Json = False) -> None:
 
 
 @app.command()
-def pull(name: _Name, as_json: _Json = False) -> None:
+def pull(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) -> None:
     """Fetch, verify and build a model; damaged files are replaced."""
     from memworker.models import pull_model
 
-    model = pull_model(name)
+    model = pull_model(name, precision=precision)
     told = f"{model.spec.name} is ready: {model.graph}"
     typer.echo(json.dumps(_location(model)) if as_json else told)
 
 
 @app.command()
-def path(name: _Name, as_json: _Json = False) -> None:
+def path(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) -> None:
     """Print where a model's graph lies, without reaching for the network."""
     from memworker.models import ready_model
 
-    model = ready_model(name, offline=True)
+    model = ready_model(name, precision=precision, offline=True)
     typer.echo(json.dumps(_location(model)) if as_json else str(model.graph))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memworker.errors import ModelCorrupt
 from memworker.models.weights import BertLayer, BertWeights, Linear, Norm
 
 if TYPE_CHECKING:
@@ -30,10 +31,19 @@ class LayerInputs:
 
 
 def embed(bert: BertWeights, ids: list[list[int]]) -> Floats:
-    """Return the normalised embeddings of all texts, float32[all tokens, hidden]."""
+    """Return the normalised embeddings of all texts, float32[all tokens, hidden].
+
+    Raises ModelCorrupt where the tokenizer gives ids that the table does not have.
+    """
     import numpy as np
 
-    words = bert.words[np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])]
+    flat = np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])
+    if flat.max() >= len(bert.words):
+        raise ModelCorrupt(
+            f"tokenizer.json gives token {flat.max()}, but the weights have {len(bert.words)} "
+            "tokens: they belong to different models. Fetch the model again."
+        )
+    words = bert.words[flat]
     places = bert.positions[np.concatenate([np.arange(len(tokens)) for tokens in ids])]
     return normalise(bert.norm, bert.shape.norm_eps, words + places + bert.token_types[0])
 

@@ -46,8 +46,9 @@ def ready_model(
 ) -> ReadyModel:
     """Fetch, verify and build a model, or find it in the cache, and say where it lies.
 
-    `cache_dir` stands for the folder that MEMWORKER_CACHE/models else names;
-    `offline` keeps off the network. Raises UnknownModel, ModelUnavailable,
+    `precision` is one of the model's own: "fp32", and "int8" for what is built from
+    safetensors of the BERT family. `cache_dir` stands for the folder that
+    MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises UnknownModel, ModelUnavailable,
     ModelCorrupt, ModelUnsupported and UsageError.
     """
     cache = ModelCache.locate(cache_dir)
@@ -89,7 +90,9 @@ def list_models(*, cache_dir: Path | None = None) -> list[ModelListing]:
     ]
 
 
-def pull_model(name: str | Path, *, cache_dir: Path | None = None) -> ReadyModel:
+def pull_model(
+    name: str | Path, *, precision: str = "fp32", cache_dir: Path | None = None
+) -> ReadyModel:
     """Make a model ready, fetching again what is there but damaged."""
     cache = ModelCache.locate(cache_dir)
     entry = catalog.find(name, cache)
@@ -100,7 +103,7 @@ def pull_model(name: str | Path, *, cache_dir: Path | None = None) -> ReadyModel
             sources.discard(entry, cache)
         for folder in built_folders(entry, cache):
             cache.discard(folder)
-    return ready_model(name, cache_dir=cache_dir)
+    return ready_model(name, precision=precision, cache_dir=cache_dir)
 
 
 def verify_model(name: str | Path, *, cache_dir: Path | None = None) -> dict[Path, str]:

@@ -41,6 +41,14 @@ def test_pull_path_verify(run, tmp_path):
     assert run("verify", folder).exit_code == 0
 
 
+def test_pull_in_another_precision(run, tmp_path):
+    folder = make_bert(tmp_path / "model")
+    pulled = json.loads(run("pull", folder, "--precision", "int8", "--json").stdout)
+    assert pulled["precision"] == "int8"
+    assert run("path", folder, "--precision", "int8").stdout.strip() == pulled["graph"]
+    assert run("path", folder).stdout.strip() != pulled["graph"]
+
+
 def test_quality_of_a_precision(run, tmp_path):
     folder = make_bert(tmp_path / "model")
     texts = tmp_path / "texts.txt"

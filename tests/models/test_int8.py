@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from memworker.errors import UsageError
+from memworker.errors import ModelCorrupt, UsageError
 from memworker.models import export_reference, ready_model
 from memworker.models.calibration import calibration_ids, calibration_texts
 from memworker.models.quantise import quantise
 from tests.models.conftest import open_session, run_padded
-from tests.models.tiny import make_bert, write_modules
+from tests.models.tiny import Sizes, make_bert, write_modules
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +105,12 @@ def test_an_onnx_file_has_no_int8(tmp_path, cache):
     export_reference(ready_model(make_bert(tmp_path / "m"), cache_dir=cache), built)
     with pytest.raises(UsageError, match="it has: fp32"):
         ready_model(built, precision="int8", cache_dir=cache)
+
+
+def test_a_tokenizer_of_another_model(tmp_path, cache):
+    folder = make_bert(tmp_path / "model", sizes=Sizes(vocabulary=1))
+    with pytest.raises(ModelCorrupt, match="different models"):
+        ready_model(folder, precision="int8", cache_dir=cache)
 
 
 def test_calibration_texts_are_fixed():
