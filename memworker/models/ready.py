@@ -48,8 +48,8 @@ def ready_model(
 
     `precision` is one of the model's own: "fp32", and "int8" for what is built from
     safetensors of the BERT family. `cache_dir` stands for the folder that
-    MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises UnknownModel, ModelUnavailable,
-    ModelCorrupt, ModelUnsupported and UsageError.
+    MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises
+    UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
     """
     cache = ModelCache.locate(cache_dir)
     entry = catalog.find(name, cache)
