@@ -130,7 +130,11 @@ class Region:
         self._shapes = shapes
         size = sum(shape.layout()[1] for shape in shapes)
         self._fd = _allocate(size) if fd is None else fd
-        self._map: mmap.mmap | None = mmap.mmap(self._fd, size)
+        try:
+            self._map: mmap.mmap | None = mmap.mmap(self._fd, size)
+        except OSError:
+            os.close(self._fd)
+            raise
         self.slots = self._views(self._map)
 
     def _views(self, mapped: mmap.mmap) -> list[Slot]:

@@ -57,8 +57,21 @@ class WorkerHandle:
     load_s: float = 0.0
     shards_done: int = 0
     last_sign: float = field(default_factory=time.monotonic)
+    pid: int = 0
+    exit_code: int | None = None
     ended_by: str = ""
     baseline_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.pid = self.process.pid
+
+    def end(self) -> None:
+        """Kill the process if it lives, and release what the system holds of it."""
+        self.process.kill()
+        self.process.join()
+        self.exit_code = self.process.exitcode
+        self.process.close()
+        self.pipe.close()
 
     @property
     def outstanding(self) -> float:
@@ -125,7 +138,7 @@ class WorkerHandle:
         """Tell whether the process holds `allowed_bytes` more than after its first shards."""
         if self.shards_done < _BASELINE_SHARDS:
             return False
-        resident = _resident_bytes(self.process.pid)
+        resident = _resident_bytes(self.pid)
         if not self.baseline_bytes:
             self.baseline_bytes = resident
         return resident > self.baseline_bytes + allowed_bytes
@@ -133,12 +146,12 @@ class WorkerHandle:
     @property
     def killed(self) -> bool:
         """Whether SIGKILL ended it, as the kernel does when memory runs out."""
-        return bool(self.process.exitcode == -signal.SIGKILL)
+        return self.exit_code == -signal.SIGKILL
 
     def epitaph(self) -> str:
         """Say how a buried worker ended."""
-        who = f"worker {self.number} (pid {self.process.pid})"
-        code = self.process.exitcode
+        who = f"worker {self.number} (pid {self.pid})"
+        code = self.exit_code
         if self.ended_by:
             return f"{who} {self.ended_by}"
         if code is None or code >= 0:

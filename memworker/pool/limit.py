@@ -15,6 +15,7 @@ from memworker.pool import remembered
 
 ROWS, INNER, OUTER = 512, 384, 1536
 _MEASURE_S = 0.4
+_PATIENCE_S = 20.0
 
 
 def flops_per_second(cores: int, *, again: bool = False) -> float | None:
@@ -46,24 +47,40 @@ def _name(cores: int) -> str:
 
 def _measure(cores: int) -> float | None:
     """Run one child a core at the same time, for they share caches and clock."""
-    command = [sys.executable, "-m", "memworker.pool.limit"]
-    # Each waits for a line, so that all begin together and imports do not count.
-    children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(cores)
-    ]
-    for child in children:
-        assert child.stdout is not None
-        child.stdout.readline()
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    outputs = [child.communicate(timeout=60)[0] for child in children]
+    children: list[subprocess.Popen[str]] = []
     try:
+        # A session of their own: Ctrl-C is for this process to answer.
+        children += [_child() for _ in range(cores)]
+        # Each waits for a line, so that all begin together and imports do not count.
+        for child in children:
+            assert child.stdout is not None
+            child.stdout.readline()
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        outputs = [child.communicate(timeout=_PATIENCE_S)[0] for child in children]
         return sum(float(output) for output in outputs)
-    except ValueError:
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _child() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "memworker.pool.limit"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def main() -> None:

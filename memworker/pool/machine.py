@@ -1,4 +1,4 @@
-"""How many workers this machine can really run side by side."""
+"""What this machine has for us: cores that run side by side, and memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def usable_cores() -> int:
     cores = min(_physical_cores(allowed), len(allowed))
     quota = _cgroup_quota()
     return max(1, min(cores, int(quota)) if quota else cores)
+
+
+def memory_bytes() -> int:
+    """Give the machine's memory, or the cgroup's limit where that is lower."""
+    total = int(psutil.virtual_memory().total)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return total
 
 
 def _allowed_cpus() -> set[int]:

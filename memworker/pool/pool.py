@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
-from memworker.models import ReadyModel, ready_model
+from memworker.models import Precision, ReadyModel, ready_model
 from memworker.pool import plan
 from memworker.pool.echo import EchoLoader
 from memworker.pool.meter import Work
@@ -218,7 +218,15 @@ def resolve(
     precision: str = "fp32",
     max_tokens: int | None = None,
 ) -> Resolved:
-    """Get a model's files ready (fetched, verified, built), without starting a worker."""
+    """Get a model's files ready (fetched, verified, built), without starting a worker.
+
+    Raises UsageError for an unknown precision or fewer than 1 token, ModelError.
+    """
+    if precision not in list(Precision):
+        choices = ", ".join(Precision)
+        raise UsageError(f"precision must be one of {choices}, not {precision!r}")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens must be at least 1, not {max_tokens}")
     if model == "echo":
         return EchoLoader()
     if isinstance(model, (str, Path)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from memworker.pool import plan
 from memworker.pool.arena import RowStatus, Slot
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+
+AnyShard: TypeAlias = "WorkShard | GatheredShard"
 
 _shard_ids = itertools.count(1)
 
@@ -74,16 +77,17 @@ class Request:
             start = end
         return shards
 
-    def collect(self, rows: plan.Int64s, slot: Slot, reasons: dict[int, str]) -> None:
-        """Copy a slot's rows to their places in the input; the one copy of a vector here."""
-        count = len(rows)
-        status = slot.status[:count]
-        self._vectors[rows] = slot.vectors[:count]
-        self._tokens[rows] = slot.tokens[:count]
+    def collect(self, rows: plan.Int64s, slot: Slot, reasons: dict[int, str], first: int) -> None:
+        """Copy a slot's rows, from `first` on, to their places; the one copy of a vector here."""
+        here = slice(first, first + len(rows))
+        status = slot.status[here]
+        self._vectors[rows] = slot.vectors[here]
+        self._tokens[rows] = slot.tokens[here]
         self._truncated[rows] = status == RowStatus.TRUNCATED
         for row in np.flatnonzero(status == RowStatus.FAILED).tolist():
-            self._fail_row(int(rows[row]), reasons.get(row, "the encoder gave no reason"))
-        self._settle(count)
+            reason = reasons.get(first + row, "the encoder gave no reason")
+            self._fail_row(int(rows[row]), reason)
+        self._settle(len(rows))
 
     def fail_rows(self, rows: plan.Int64s, reason: str) -> None:
         """Mark rows that will not be tried again."""
@@ -134,19 +138,97 @@ class WorkShard:
     def abandoned(self) -> bool:
         return self.request.abandoned
 
+    @property
+    def text_bytes(self) -> int:
+        return int(self.request.byte_lengths[self.indices].sum())
+
+    def texts(self) -> pa.Array:
+        """Give the shard's texts in its own order."""
+        return self.request.texts.take(pa.array(self.indices))
+
     def fill(self, slot: Slot) -> None:
         """Write the texts into a slot, in Arrow's string layout."""
-        taken = self.request.texts.take(pa.array(self.indices))
-        _, offsets, data = taken.buffers()
-        ends = np.frombuffer(offsets, np.int64)[taken.offset : taken.offset + len(taken) + 1]
-        text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
-        slot.fill((ends - ends[0]).astype(np.int32), text[ends[0] : ends[-1]])
+        _fill(slot, self.texts())
+
+    def collect(self, slot: Slot, reasons: dict[int, str], first: int = 0) -> None:
+        """Take the vectors of this shard's rows, which begin at row `first` of the slot."""
+        if not self.abandoned:
+            self.request.collect(self.indices, slot, reasons, first)
+
+    def fail(self, reason: str) -> None:
+        """Mark the shard's rows as failed."""
+        if not self.abandoned:
+            self.request.fail_rows(self.indices, reason)
 
     def split(self) -> list[WorkShard]:
         """Halve a shard that ended its workers, to find the text that does it."""
         half = self.rows // 2
         parts = (self.indices[:half], self.indices[half:])
         return [WorkShard(self.request, rows, self.cost / 2) for rows in parts]
+
+
+class GatheredShard:
+    """Small shards of several requests that share one slot, and so one session run."""
+
+    def __init__(self, parts: list[WorkShard]) -> None:
+        self.id = next(_shard_ids)
+        self.parts = parts
+        self.rows = sum(part.rows for part in parts)
+        self.cost = sum(part.cost for part in parts)
+        self.query = parts[0].query
+        self.urgent = parts[0].urgent
+        self.blames = 0
+
+    @property
+    def abandoned(self) -> bool:
+        return all(part.abandoned for part in self.parts)
+
+    def fill(self, slot: Slot) -> None:
+        """Write the texts of all parts, one after the other."""
+        _fill(slot, pa.concat_arrays([part.texts() for part in self.parts]))
+
+    def collect(self, slot: Slot, reasons: dict[int, str], first: int = 0) -> None:
+        """Hand each part its rows."""
+        for part in self.parts:
+            part.collect(slot, reasons, first)
+            first += part.rows
+
+    def fail(self, reason: str) -> None:
+        """Mark all rows as failed."""
+        for part in self.parts:
+            part.fail(reason)
+
+    def split(self) -> list[WorkShard]:
+        """Part again: what ended a worker is one request's affair."""
+        return [part for part in self.parts if not part.abandoned]
+
+
+def gather(queue: deque[WorkShard], limits: plan.SlotLimits, tokens: float) -> AnyShard:
+    """Give the queue's first shard, with small ones behind it that fit into its slot.
+
+    Together they stay within the slot, and within `tokens` of estimated work; no
+    shard is waited for, and the queue is left as it is.
+    """
+    first = queue[0]
+    if first.cost >= tokens:
+        return first
+    parts: list[WorkShard] = []
+    rows, text_bytes, cost = 0, 0, 0.0
+    for shard in queue:
+        rows, cost = rows + shard.rows, cost + shard.cost
+        text_bytes += shard.text_bytes
+        fits = rows <= limits.rows and text_bytes <= limits.text_bytes and cost <= tokens
+        if parts and (not fits or shard.query != first.query):
+            break
+        parts.append(shard)
+    return parts[0] if len(parts) == 1 else GatheredShard(parts)
+
+
+def _fill(slot: Slot, texts: pa.Array) -> None:
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    slot.fill((ends - ends[0]).astype(np.int32), text[ends[0] : ends[-1]])
 
 
 def arrow_texts(texts: Sequence[str] | pa.Array) -> pa.Array:

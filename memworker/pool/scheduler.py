@@ -14,7 +14,7 @@ from memworker.pool import messages, plan
 from memworker.pool.arena import RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
-from memworker.pool.requests import Request, WorkShard
+from memworker.pool.requests import GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
@@ -26,6 +26,8 @@ class Scheduler:
         self.meter = Meter()
         self.workers = sizes.workers
         self._costs = sizes.costs
+        # What one session run takes best: more would make the first caller wait for the last.
+        self._gather_tokens = float(sizes.costs.batch_tokens)
         bulk, urgent = sizes.shapes[0], sizes.shapes[-1]
         self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
         self._urgent_limits = plan.SlotLimits(urgent.rows, urgent.text_bytes)
@@ -37,8 +39,8 @@ class Scheduler:
             care=care,
         )
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
-        self._urgent: deque[Shard] = deque()
-        self._bulk: deque[Shard] = deque()
+        self._urgent: deque[WorkShard] = deque()
+        self._bulk: deque[WorkShard] = deque()
         self._requests: set[Request] = set()
         self._wake_read, wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -92,7 +94,7 @@ class Scheduler:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, in order of their numbers."""
-        return [handle.process.pid for handle in self._supervisor.workers]
+        return [handle.pid for handle in self._supervisor.workers]
 
     def _refuse_if_closed(self) -> None:
         if self._failure is not None:
@@ -152,14 +154,23 @@ class Scheduler:
         self._requests.discard(request)
 
     def _dispatch(self) -> None:
-        while self._supervisor.returned:
-            shard = self._supervisor.returned.pop()
-            (self._urgent if shard.urgent else self._bulk).appendleft(shard)
-        for queue in (self._urgent, self._bulk):
-            while queue:
-                if not queue[0].abandoned and not self._supervisor.offer(queue[0]):
-                    break
-                self.meter.dispatched()
+        while self._supervisor.offer_returned():
+            pass
+        if self._supervisor.returned:
+            return
+        self._dispatch_from(self._urgent, self._urgent_limits)
+        self._dispatch_from(self._bulk, self._limits)
+
+    def _dispatch_from(self, queue: deque[WorkShard], limits: plan.SlotLimits) -> None:
+        while queue:
+            if queue[0].abandoned:
+                queue.popleft()
+                continue
+            shard = gather(queue, limits, self._gather_tokens)
+            if not self._supervisor.offer(shard):
+                return
+            self.meter.dispatched()
+            for _ in range(len(shard.parts) if isinstance(shard, GatheredShard) else 1):
                 queue.popleft()
 
     def _drain_wake_ups(self) -> None:
@@ -169,7 +180,7 @@ class Scheduler:
             pass
 
     def _shard_done(self, shard: Shard, slot: Slot, done: messages.Done) -> None:
-        assert isinstance(shard, WorkShard)
+        assert isinstance(shard, (WorkShard, GatheredShard))
         status = slot.status[: shard.rows]
         self.meter.add(
             texts=shard.rows,
@@ -181,14 +192,12 @@ class Scheduler:
             encode_s=done.encode_s,
             shards=1,
         )
-        if not shard.abandoned:
-            shard.request.collect(shard.indices, slot, done.reasons)
+        shard.collect(slot, done.reasons)
 
     def _shard_failed(self, shard: Shard, reason: str) -> None:
-        assert isinstance(shard, WorkShard)
+        assert isinstance(shard, (WorkShard, GatheredShard))
         self.meter.add(texts=shard.rows, failed=shard.rows)
-        if not shard.abandoned:
-            shard.request.fail_rows(shard.indices, reason)
+        shard.fail(reason)
 
     def _end(self) -> None:
         error = self._failure or PoolClosed("the pool was closed before this work was done")

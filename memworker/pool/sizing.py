@@ -35,8 +35,10 @@ class Wishes:
     def __post_init__(self) -> None:
         for name in ("workers", "batch_tokens", "max_text_bytes"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.memory is not None:
+            parse_bytes(self.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,18 @@ def sizes(resolved: ReadyModel | Loader, wishes: Wishes) -> Sizes:
     costs = replace(costs, batch_tokens=budget.batch_tokens)
     loader = OnnxLoader(resolved, costs) if isinstance(resolved, ReadyModel) else resolved
     needed = footprint.estimate(budget)
+    _refuse_more_than_there_is(needed, budget.workers)
     return Sizes(loader, costs, shapes, budget.workers, budget.windows_in_flight, needed)
+
+
+def _refuse_more_than_there_is(needed: int, workers: int) -> None:
+    there = machine.memory_bytes()
+    if needed > there:
+        raise UsageError(
+            f"{workers} workers with this model need about {needed >> 20:,} MiB of memory; this"
+            f" machine has {there >> 20:,} MiB. Use fewer workers, or say how much with memory="
+            " (--memory)."
+        )
 
 
 def recall(resolved: ReadyModel | Loader) -> Choice | None:

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from multiprocess import context, reduction, spawn, util
@@ -39,9 +40,12 @@ else:
 
         def _launch(self, process: Any) -> None:
             payload = self._payload(process)
-            child_reads, parent_writes = os.pipe()
-            parent_reads, child_writes = os.pipe()
-            try:
+            with ExitStack() as child_ends:
+                ours: list[int] = []
+                # The write end stays open: its closing tells the worker that we are gone.
+                self.finalizer = util.Finalize(self, _close_all, (ours,))
+                child_reads, parent_writes = _pipe(ours, child_ends, ours_reads=False)
+                parent_reads, child_writes = _pipe(ours, child_ends, ours_reads=True)
                 # No resource tracker: nothing of ours has a name that one could clean up.
                 command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
                 passed = [*self._fds, child_reads, child_writes]
@@ -49,11 +53,6 @@ else:
                 self.sentinel = parent_reads
                 with open(parent_writes, "wb", closefd=False) as pipe:
                     pipe.write(payload)
-            finally:
-                # The write end stays open: its closing tells the worker that we are gone.
-                self.finalizer = util.Finalize(self, util.close_fds, (parent_reads, parent_writes))
-                os.close(child_reads)
-                os.close(child_writes)
 
         def _payload(self, process: Any) -> bytes:
             preparation = spawn.get_preparation_data(process._name)
@@ -67,3 +66,14 @@ else:
             finally:
                 context.set_spawning_popen(None)
             return buffer.getvalue()
+
+    def _pipe(ours: list[int], child_ends: ExitStack, *, ours_reads: bool) -> tuple[int, int]:
+        """Make a pipe, one end ours and one for the child, each with its closing seen to."""
+        reads, writes = os.pipe()
+        ours.append(reads if ours_reads else writes)
+        child_ends.callback(os.close, writes if ours_reads else reads)
+        return reads, writes
+
+    def _close_all(descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)

@@ -41,6 +41,7 @@ _BLAMES_BEFORE_QUARANTINE = 3
 _IDLE_DEATHS_AT_ONCE = 2
 _IDLE_DEATHS_ALLOWED = 10
 _STOP_PATIENCE_S = 2.0
+_OVERSLEPT_S = 1.0
 _HALF_MESSAGE_S = 2
 # Before anything is measured: slower than any model on any processor in use.
 _SLOWEST_TOKENS_PER_S = 50.0
@@ -98,7 +99,12 @@ class Supervisor:
     def start(self) -> None:
         """Start all workers; they report ready later, through `poll`."""
         for number in range(self._count):
-            self.workers.append(self._start_worker(number, Region(self._shapes)))
+            region = Region(self._shapes)
+            try:
+                self.workers.append(self._start_worker(number, region))
+            except OSError:
+                region.close()
+                raise
 
     @property
     def ready(self) -> bool:
@@ -139,15 +145,32 @@ class Supervisor:
                 return True
         return False
 
+    def offer_returned(self) -> bool:
+        """Give out the first shard that came back from a dead worker; False when it must wait."""
+        while self.returned and self.returned[0].abandoned:
+            self.returned.popleft()
+        if not self.returned or not self.offer(self.returned[0]):
+            return False
+        self.returned.popleft()
+        return True
+
     def poll(self) -> None:
         """Wait for news, a deadline or the time of a restart, and act on it."""
-        woken = self._selector.select(self._patience())
+        patience, began = self._patience(), time.monotonic()
+        woken = self._selector.select(patience)
+        if patience is not None and time.monotonic() - began > patience + _OVERSLEPT_S:
+            self._forgive()
         # Read the pipe before the sentinel: a worker may finish and then die.
         woken.sort(key=lambda event: isinstance(event[0].data, _Death))
         for key, _ in woken:
             key.data()
         self._restart_due()
         self._end_hung()
+
+    def _forgive(self) -> None:
+        """Count deadlines from now: this process was stopped, and so the workers were."""
+        for handle in self.workers:
+            handle.last_sign = time.monotonic()
 
     def _patience(self) -> float | None:
         deadlines = [self._deadline(handle) for handle in self.workers]
@@ -179,8 +202,7 @@ class Supervisor:
                 self._boot_deaths = 0
             case messages.BootFailed():
                 raise WorkerStartFailed(
-                    f"worker {handle.number} (pid {handle.process.pid}) could not start:"
-                    f" {message.error}"
+                    f"worker {handle.number} (pid {handle.pid}) could not start: {message.error}"
                 )
             case messages.Done():
                 self._finish(handle, message)
@@ -285,9 +307,7 @@ class Supervisor:
         handle.state = WorkerState.GONE
         self._selector.unregister(handle.pipe)
         self._selector.unregister(handle.process.sentinel)
-        handle.process.kill()
-        handle.process.join()
-        handle.pipe.close()
+        handle.end()
 
     def _start_worker(self, number: int, region: Region) -> WorkerHandle:
         ours, theirs = Pipe(duplex=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from memworker.pool.echo import EchoEncoder
 
 GREEDY_ROWS = 4
+WAITS_S = {"hang": None, "busy": 0.2}
 SIGNALS = {"segv": signal.SIGSEGV, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 LEAK_BYTES = 8 << 20
 
@@ -51,8 +52,8 @@ class SaboteurEncoder:
             open(flag, "w").close()
         if text in SIGNALS:
             os.kill(os.getpid(), SIGNALS[text])
-        elif text == "hang":
-            threading.Event().wait()
+        elif text in WAITS_S:
+            threading.Event().wait(WAITS_S[text])
         elif text == "raise":
             raise ValueError("cannot encode this")
         elif text == "greedy" and rows > GREEDY_ROWS:

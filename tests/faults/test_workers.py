@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from memworker import EmbeddingPool, ingest
-from memworker.errors import TextFailed, TextTooLarge, WorkerStartFailed
+from memworker.errors import TextFailed, TextTooLarge, UsageError, WorkerStartFailed
 from tests.faults.saboteur import Saboteur
 
 ROOT = Path(__file__).parents[2]
@@ -305,3 +305,53 @@ def test_48_a_text_larger_than_a_slot_is_refused_by_name():
         assert pool.embed(["z" * (3 << 20)])[0, 1] == 3 << 20
         with pytest.raises(TextTooLarge, match=r"texts\[1\] has 3,145,729 bytes"):
             pool.embed(["a", "z" * ((3 << 20) + 1)])
+
+
+def test_more_workers_than_the_machine_can_hold_are_refused():
+    with pytest.raises(UsageError, match="100000 workers.*MiB.*this machine has"):
+        EmbeddingPool("echo", workers=100_000)
+
+
+def test_26_a_failed_start_leaves_no_descriptor_behind():
+    code = (
+        "import os, resource\n"
+        "from memworker import EmbeddingPool, errors\n"
+        "EmbeddingPool('echo', workers=1).close()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "for _ in range(3):\n"
+        "    try: EmbeddingPool('echo', workers=40)\n"
+        "    except errors.WorkerStartFailed: pass\n"
+        "print(len(os.listdir('/proc/self/fd')) - before)\n"
+    )
+    assert python(code).stdout == "0\n"
+
+
+def test_a_stopped_and_continued_job_blames_nobody():
+    """As Ctrl-Z and fg do: the parent sleeps through its workers' deadlines."""
+    code = (
+        "import os, signal, subprocess, sys\n"
+        "from memworker import EmbeddingPool\n"
+        "from tests.faults.saboteur import Saboteur\n"
+        "with EmbeddingPool(Saboteur(), workers=1, stall_timeout_s=1.5) as pool:\n"
+        "    pool.embed(['a'])\n"
+        "    group = [os.getpid(), *pool.worker_pids()]\n"
+        "    wake = 'import os, signal, sys, time; time.sleep(4)\\n'\n"
+        "    wake += 'for pid in sys.argv[1:]: os.kill(int(pid), signal.SIGCONT)'\n"
+        "    future = pool.submit(['busy'] * 3)\n"
+        "    subprocess.Popen([sys.executable, '-c', wake, *map(str, reversed(group))])\n"
+        "    for pid in reversed(group): os.kill(pid, signal.SIGSTOP)\n"
+        "    future.result(30)\n"
+        "    print(pool.work.restarts)\n"
+    )
+    assert python(code).stdout == "0\n"
+
+
+def test_a_bad_text_among_gathered_requests_fails_its_own_request_alone(pool):
+    futures = [pool.submit([text]) for text in [*TEXTS[:50], "segv", "raise", *TEXTS[50:100]]]
+    for number in (50, 51):
+        with pytest.raises(TextFailed):
+            futures[number].result(60)
+    good = futures[:50] + futures[52:]
+    lengths = [int(future.result(60)[0, 1]) for future in good]
+    assert lengths == [len(text) for text in TEXTS[:100]]

@@ -173,3 +173,20 @@ def test_cancelled_work_is_dropped(echo):
     with pytest.raises(CancelledError):
         future.result(10)
     assert echo.embed(["next"])[0, 1] == 4
+
+
+def test_small_requests_share_session_runs(echo):
+    """While all workers are busy, what waits is gathered; each gets its own rows."""
+    before = echo.work.shards
+    futures = [echo.submit([f"request {number}", "x" * (number % 7)]) for number in range(500)]
+    for number, future in enumerate(futures):
+        assert future.result(60)[:, 1].tolist() == [len(f"request {number}"), number % 7]
+    assert echo.work.shards - before < 400
+
+
+def test_a_cancelled_request_among_gathered_ones(echo):
+    futures = [echo.submit([f"request {number}"]) for number in range(300)]
+    dropped = {number for number in range(0, 300, 7) if futures[number].cancel()}
+    for number, future in enumerate(futures):
+        if number not in dropped:
+            assert future.result(60)[0, 1] == len(f"request {number}")
