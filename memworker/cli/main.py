@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memworker import __version__, errors
-from memworker.cli import embed, ingest, jobs, models, search, signals, table, tune
+from memworker.cli import embed, ingest, jobs, models, options, search, signals, table, tune
 
 _USAGE = (
     errors.UsageError,
@@ -71,7 +71,8 @@ def run() -> NoReturn:
         _say("standard output was closed before all was printed; the work itself is done")
         _leave(1)
     except OSError as error:
-        _say(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        # What the store and the readers meet they say themselves; left are our own prints.
+        _say(f"{error.strerror or error}: {error.filename or 'standard output'}")
         sys.exit(1)
     sys.exit(0)
 
@@ -93,4 +94,4 @@ def _leave(exit_code: int) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    print(f"memworker: {' '.join(message.split())}", file=sys.stderr)
+    print(f"memworker: {options.printable(message)}", file=sys.stderr)

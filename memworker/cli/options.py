@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +19,7 @@ Inputs = Annotated[
     list[str],
     typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False),
 ]
-Db = Annotated[Path, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
+Db = Annotated[str, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
 TableName = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
 TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
 IdField = Annotated[str, typer.Option(help="The field that holds the id, where there is one.")]
@@ -51,6 +50,11 @@ MaxTokens = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+
+
+def printable(text: str) -> str:
+    """Bring text to one line that cannot steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:

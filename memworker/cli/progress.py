@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -51,7 +50,8 @@ def _line(job: Live, limit: int | None) -> str:
     if job.pool is None:
         return f"{counts.read:,} read, {counts.duplicates:,} of them known"
     work = job.pool.work
-    seconds = time.perf_counter() - work.first_dispatch if work.first_dispatch else 0.0
+    # To the last vector: while the rest is committed and indexed, the rate stands.
+    seconds = work.seconds
     rate = work.texts / seconds if seconds else 0.0
     tokens = work.real_tokens / seconds if seconds else 0.0
     left = _rows_left(job, limit)

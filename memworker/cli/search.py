@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memworker.cli import options
+from memworker.errors import UnknownModel
 
 if TYPE_CHECKING:
     from memworker.store import Hit
@@ -25,19 +26,30 @@ def search(
         typer.Option(help="Only rows that meet FIELD=VALUE, n>=3, …; repeatable."),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Scan every row, index or not.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The table's model by its directory, where it has no catalogue name."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
     from memworker.ingest.job import vector_space
-    from memworker.pool.pool import EmbeddingPool
+    from memworker.pool.pool import EmbeddingPool, resolve
     from memworker.store import Table, parse_where
 
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
     space = opened.space
-    with EmbeddingPool(
-        space.model, precision=space.precision, max_tokens=space.max_tokens or None, workers=1
-    ) as pool:
+    try:
+        resolved = resolve(
+            model or space.model, precision=space.precision, max_tokens=space.max_tokens or None
+        )
+    except UnknownModel as error:
+        raise UnknownModel(
+            f"table {table!r} was made with the model {space.model!r}, which is not in the"
+            " catalogue; give its directory with --model DIR"
+        ) from error
+    with EmbeddingPool(resolved, workers=1) as pool:
         space.must_equal(vector_space(pool.identity, space.distance), table)
         (vector,) = pool.embed([query], kind="query")
     started = time.perf_counter()
@@ -67,7 +79,7 @@ def _show(hits: list[Hit]) -> None:
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
     for hit in hits:
         owner = f"[{hit.user_id}] " if hit.user_id else ""
-        shown = " ".join(hit.text.split())
-        grid.add_row(f"{hit.score:.3f}", Text(hit.id[:24]), Text(owner + shown[:300]))
+        shown = options.printable(owner + hit.text)
+        grid.add_row(f"{hit.score:.3f}", Text(options.printable(hit.id)[:24]), Text(shown[:300]))
     console = Console()
     console.print(grid if hits else "no hits")

@@ -78,7 +78,7 @@ def timed_reads(source: Iterator[T], counts: Counts) -> Iterator[T]:
     while True:
         started = time.perf_counter()
         item = next(source, None)
-        counts.read_s += time.perf_counter() - started
+        counts.add(read_s=time.perf_counter() - started)
         if item is None:
             return
         yield item

@@ -120,7 +120,7 @@ class Committer:
     def _commit(self) -> None:
         started = time.perf_counter()
         self._commit_pending()
-        self._counts.write_s += time.perf_counter() - started
+        self._counts.add(write_s=time.perf_counter() - started)
 
     def _commit_pending(self) -> None:
         pending, self._pending = self._pending, _Pending()
@@ -140,10 +140,12 @@ class Committer:
         if self._durable:
             self._table.sync()
         reach("after_commit")
-        self._counts.written += done.written
-        self._counts.duplicates += done.duplicates
-        self._counts.updated += done.updated
-        self._counts.conflicts += done.updated
+        self._counts.add(
+            written=done.written,
+            duplicates=done.duplicates,
+            updated=done.updated,
+            conflicts=done.updated,
+        )
         self._counts.table_version = done.version
         self._counts.last_commit = time.perf_counter()
         self._history.committed(self._table, pending.position)

@@ -77,7 +77,7 @@ def embed_to_file(
         reuse = Reuse(pool.dim)
         parts = ((chunk, _planned(chunk, reuse)) for chunk in coming)
         for (chunk, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
-            counts.reused += shared.reused
+            counts.add(reused=shared.reused)
             export.write(chunk, reuse.settle(shared, embedded))
         setting = Setting(
             startup_seconds=startup_seconds,
@@ -108,7 +108,7 @@ class _Export:
 
     def write(self, chunk: Chunk, outcome: Outcome) -> None:
         """Write a chunk's rows in their places, the refused ones as NaN."""
-        self.counts.read += chunk.read
+        self.counts.add(read=chunk.read)
         self._refuse([*chunk.rejects, *_failures(chunk, outcome)])
         batch = chunk.batch
         if not chunk.rejects:
@@ -125,7 +125,7 @@ class _Export:
         self.file.write(vectors, batch.texts.take(rows), ids)
 
     def _refuse(self, rejects: list[Reject]) -> None:
-        self.counts.rejected += len(rejects)
+        self.counts.add(rejected=len(rejects))
         self.rejects.add(rejects)
         if rejects and self.stop_at_reject:
             first = rejects[0]

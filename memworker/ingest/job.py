@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,8 +26,18 @@ from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.ingest.windows import Sieve, Window
 from memworker.pool import limit, machine
 from memworker.pool.meter import Work
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Identity, Resolved, identity, resolve
+from memworker.pool.pool import (
+    DEFAULT_MAX_TEXT_BYTES,
+    DEFAULT_MODEL,
+    EmbeddingPool,
+    Identity,
+    Resolved,
+    identity,
+    resolve,
+)
+from memworker.pool.sizing import Wishes
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
+from memworker.store.lance import database_path, table_name
 from memworker.store.lock import hold_job, state_dir
 
 Records = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
@@ -86,17 +97,20 @@ def ingest(
     fields = Fields(text_field, id_field, tuple((scope or {}).items()))
     policy = OnConflict(checked_choice("on_conflict", on_conflict, OnConflict))
     stop_at_reject = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
-    checked_workers(workers)
+    Wishes(workers, None, memory, DEFAULT_MAX_TEXT_BYTES)
+    db, table = database_path(db), table_name(table)
     progress = ReadProgress()
     source = opened(records_or_paths, fields, limit=limit, format=format, progress=progress)
     chunks = not_empty(source.chunks)
     ensure_writable(db, table)
-    folder = state_dir(Path(db), table)
+    began = time.perf_counter()
+    resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+    space = vector_space(identity(resolved), distance)
+    existing(db, table, space)
+    prepared_seconds = time.perf_counter() - began
+    folder = state_dir(db, table)
     refused = RejectFile(Path(rejects) if rejects else folder / "rejects.jsonl")
     with hold_job(folder, wait_s=wait_s), refused:
-        began = time.perf_counter()
-        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        space = vector_space(identity(resolved), distance)
         known = existing(db, table, space)
         options = {
             "text_field": text_field,
@@ -109,6 +123,7 @@ def ingest(
         with history(folder, known, command, counts, durable=durable) as told:
             job = _Job(
                 chunks=chunks,
+                read_ahead=source.read_ahead,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
                 open_table=lambda: known or Table.open_or_create(db, table, space),
                 start_pool=lambda: measured_pool(resolved, workers=workers, memory=memory),
@@ -118,7 +133,6 @@ def ingest(
                 live=Live(counts, progress),
                 observer=observer,
             )
-            prepared_seconds = time.perf_counter() - began
             done = job.run()
             if done.table is not None:
                 if not job.stop.cut_short:
@@ -151,6 +165,7 @@ class _Job:
     """One run's parts, in the order in which rows pass them."""
 
     chunks: Iterator[Chunk]
+    read_ahead: bool
     sieve: Sieve
     open_table: Callable[[], Table]
     start_pool: Callable[[], EmbeddingPool]
@@ -164,7 +179,7 @@ class _Job:
         if self.observer is not None:
             self.observer(self.live)
         timed = timed_reads(self.chunks, self.live.counts)
-        with ahead(timed, self.stop) as coming:
+        with ahead(timed, self.stop) if self.read_ahead else nullcontext(timed) as coming:
             windows = self.sieve.windows(coming)
             first = next(windows, None)
             if first is None:
@@ -190,7 +205,7 @@ class _Job:
         reuse = Reuse(pool.dim)
         parts = self._parts(windows, pool, reuse)
         for (window, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
-            self.sieve.counts.reused += shared.reused
+            self.sieve.counts.add(reused=shared.reused)
             committer.put(window, reuse.settle(shared, embedded))
 
     def _parts(
@@ -258,11 +273,16 @@ def existing(db: str | Path, name: str, space: VectorSpace) -> Table | None:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An input that is about to be read: its chunks, its names, and its files if it has any."""
+    """An input that is about to be read: its chunks, its names, and its files if it has any.
+
+    Python records are not read ahead: their iterator may belong to one thread, as
+    a database cursor does.
+    """
 
     chunks: Iterator[Chunk]
     names: tuple[str, ...]
     sources: tuple[Source, ...] = ()
+    read_ahead: bool = False
 
 
 def opened(
@@ -276,7 +296,7 @@ def opened(
     """Open paths or Python records, whichever `given` holds."""
     if isinstance(given, (str, Path)):
         given = [given]
-    items: Iterator[Any] = iter(given)
+    items = _items(given)
     first = next(items, None)
     if first is None:
         return Opened(iter(()), ())
@@ -284,13 +304,20 @@ def opened(
         return Opened(read_records(chain([first], items), fields, limit=limit), (RECORDS_PATH,))
     paths = [first, *items]
     chunks = read(paths, fields, limit=limit, format=format, progress=progress)
-    return Opened(chunks, tuple(map(str, paths)), tuple(expand(paths, format)))
+    sources = tuple(expand(paths, format))
+    return Opened(chunks, tuple(map(str, paths)), sources, read_ahead=True)
 
 
-def checked_workers(workers: int | None) -> None:
-    """Raise UsageError for fewer workers than one, before anything is started."""
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers must be at least 1, not {workers}")
+def _items(given: Any) -> Iterator[Any]:
+    if isinstance(given, (pa.Table, pa.RecordBatch)):
+        table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
+        return chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
+    if isinstance(given, (Mapping, bytes)) or not isinstance(given, Iterable):
+        raise UsageError(
+            "give paths, or an iterable of records such as [{'text': …}], not one"
+            f" {type(given).__name__}"
+        )
+    return iter(given)
 
 
 def not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

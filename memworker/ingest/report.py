@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any
 
 from memworker.pool.meter import Work
@@ -65,7 +66,7 @@ class IngestReport:
 
 @dataclass(slots=True)
 class Counts:
-    """What has happened so far; each number has one writing thread."""
+    """What has happened so far. Several threads add to it, so they do it through `add`."""
 
     read: int = 0
     written: int = 0
@@ -78,6 +79,13 @@ class Counts:
     last_commit: float = 0.0
     read_s: float = 0.0
     write_s: float = 0.0
+    _adding: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def add(self, **amounts: float) -> None:
+        """Add to the named numbers."""
+        with self._adding:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,10 @@ def vectors_file(path: Path, dim: int) -> Iterator[VectorsFile]:
         file.close()
         os.replace(temporary, path)
     finally:
-        file.close()
-        temporary.unlink(missing_ok=True)
+        try:
+            file.close()
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -101,7 +101,7 @@ class Sieve:
     def windows(self, chunks: Iterable[Chunk]) -> Iterator[Window]:
         """Turn chunks into windows of new rows, in input order, none of them empty."""
         for chunk in chunks:
-            self.counts.read += chunk.read
+            self.counts.add(read=chunk.read)
             self._refuse(list(chunk.rejects))
             window = self._new_rows(_window(chunk.batch))
             if window.rows:
@@ -112,7 +112,7 @@ class Sieve:
             return window
         statuses = self.table.classify(window.ids, window.keys)
         conflicts = statuses == RowStatus.CONFLICT
-        self.counts.duplicates += int((statuses == RowStatus.DUPLICATE).sum())
+        self.counts.add(duplicates=int((statuses == RowStatus.DUPLICATE).sum()))
         if self.on_conflict is OnConflict.UPDATE:
             return window.keep((statuses == RowStatus.NEW) | conflicts)
         self.refuse_conflicts(window, np.flatnonzero(conflicts))
@@ -126,7 +126,7 @@ class Sieve:
             )
             for row in rows
         ]
-        self.counts.conflicts += len(found)
+        self.counts.add(conflicts=len(found))
         if self.on_conflict is OnConflict.REJECT:
             self._report(found)
 
@@ -135,7 +135,7 @@ class Sieve:
         self._refuse([window.reject(row, reason) for row, reason in reasons.items()])
 
     def _refuse(self, rejects: list[Reject]) -> None:
-        self.counts.rejected += len(rejects)
+        self.counts.add(rejected=len(rejects))
         self._report(rejects)
 
     def _report(self, rejects: list[Reject]) -> None:

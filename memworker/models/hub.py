@@ -58,11 +58,18 @@ def cached_file(hub: HubRepo, path: str) -> Path | None:
     """Find a file that the hub client, or fastembed with it, has downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    for cache_dir in (None, _fastembed_cache()):
+    for cache_dir in filter(_is_own, (None, _fastembed_cache())):
         found = try_to_load_from_cache(hub.repo, path, cache_dir=cache_dir, revision=hub.revision)
         if isinstance(found, str):
             return Path(found)
     return None
+
+
+def _is_own(cache_dir: Path | None) -> bool:
+    """Whether no other user could have put files there: its default is in a shared folder."""
+    if cache_dir is None or not hasattr(os, "getuid"):
+        return True
+    return cache_dir.is_dir() and cache_dir.stat().st_uid == os.getuid()
 
 
 def _fastembed_cache() -> Path:

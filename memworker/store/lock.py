@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -86,18 +86,24 @@ def state_dir(db: Path, table: str) -> Path:
 def ensure_writable(db: str | Path, table: str | None = None) -> None:
     """Raise StoreUnwritable unless files can really be made in the database directory.
 
-    Makes the directory when it is not there. Permission bits are not asked:
-    they do not bind root, and a read-only mount has none. With `table`, the
+    Leaves no directory that was not there. Permission bits are not asked: they do
+    not bind root, and a read-only mount has none. With `table`, the
     folders of that table are asked too, if it is there: with access(2), so as
     to make no file among LanceDB's own.
     """
     folder = Path(db) / ".memworker"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Without a name where the system can, so that a kill leaves no file behind.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StoreUnwritable(_unwritable(Path(db), error)) from error
+    finally:
+        for path in made:
+            # Another process may use it already: then it is not empty, and stays.
+            with suppress(OSError):
+                path.rmdir()
     if table is not None:
         _ensure_table_writable(Path(db) / f"{table}.lance")
 

@@ -141,3 +141,52 @@ def test_search_where_there_is_no_table(tmp_path):
 
 def test_embed_refuses_other_suffixes(tmp_path):
     assert ".npy" in run("embed", SAMPLE, "--out", tmp_path / "v.txt", code=2).stderr
+
+
+def test_a_local_model_is_searched_by_its_directory(tmp_path):
+    from memworker.models import ready_model
+
+    home = ready_model("all-MiniLM-L6-v2").tokenizer.parent
+    local = tmp_path / "my-minilm"
+    local.mkdir()
+    for file in home.rglob("*"):
+        if file.is_file() and file.suffix in (".json", ".safetensors"):
+            goal = local / file.relative_to(home)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            goal.symlink_to(file)
+    run("ingest", SAMPLE, "--limit", 3, "--model", local, *target(tmp_path))
+    refused = run("search", "x", *target(tmp_path), code=2)
+    assert "--model DIR" in refused.stderr and "my-minilm" in refused.stderr
+    found = run("search", "x", "--model", local, "--json", *target(tmp_path))
+    assert len(json.loads(found.stdout)["hits"]) == 3
+
+
+def test_closed_standard_input_is_told():
+    done = subprocess.run(
+        ["sh", "-c", '"$0" ingest - --db db --table t --model echo <&-', *COMMAND],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "standard input is closed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_stored_texts_cannot_steer_the_terminal(tmp_path):
+    row = json.dumps({"id": "\x1b]0;id\x07", "text": "red \x1b[31m alert \x07"})
+    ingest(tmp_path, "-", stdin=row + "\n")
+    shown = run("search", "x", *target(tmp_path)).stdout
+    assert "alert" in shown and "\x1b" not in shown and "\x07" not in shown
+
+
+def test_a_full_standard_output_is_named(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "models", "list"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1 and "standard output" in done.stderr
+
+
+def test_remote_databases_are_refused():
+    done = run("table", "info", "--db", "s3://bucket/db", "--table", "t", code=2)
+    assert "local directory" in done.stderr

@@ -36,7 +36,7 @@ def at_work(tmp_path, db):
 
 def test_30_a_second_ingest_exits_and_names_the_holder(at_work, tmp_path, db):
     write_input(tmp_path / "in.jsonl", 10)
-    with memworker(*arguments(tmp_path / "in.jsonl", db, model="no-such-model")) as second:
+    with memworker(*arguments(tmp_path / "in.jsonl", db)) as second:
         done = second.wait()
     assert done.code == 1
     assert f"process {at_work.pid} is ingesting into table 't'" in done.err and "--wait" in done.err

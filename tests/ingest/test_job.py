@@ -242,3 +242,57 @@ def test_memory_does_not_grow_with_the_input(data_dir, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     rows, peak_kib = map(int, done.stdout.split())
     assert rows == 260_000 and peak_kib < 600 * 1024, done.stderr
+
+
+def test_names_are_checked_before_anything_is_made(tmp_path):
+    for db, table in [(tmp_path / "db", "../../evil"), ("s3://bucket/db", "t")]:
+        with pytest.raises(errors.UsageError):
+            ingest([SAMPLE], db=db, table=table, model="echo", workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option", [{"model": "no-such-model"}, {"distance": "l2"}, {"memory": "junk"}, {"workers": 1.5}]
+)
+def test_a_refused_run_leaves_the_last_rejects_alone(tmp_path, option):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{broken\n{"text": "good"}\n')
+    rejects = Path(run(path, tmp_path=tmp_path).rejects)
+    options = {"db": tmp_path / "db", "table": "t", "model": "echo", **option}
+    with pytest.raises(errors.MemworkerError):
+        ingest([path], **options)
+    assert rejects.exists()
+    with pytest.raises(errors.MemworkerError):
+        ingest([path], **{**options, "db": tmp_path / "other"})
+    assert not (tmp_path / "other").exists()
+
+
+def test_records_are_read_on_the_callers_thread(tmp_path):
+    import threading
+
+    threads = set()
+
+    def rows():
+        for number in range(20_000):
+            threads.add(threading.get_ident())
+            yield {"id": str(number), "text": f"text {number}"}
+
+    report = ingest(rows(), db=tmp_path / "db", table="t", model="echo", workers=1)
+    assert report.written == 20_000 and threads == {threading.get_ident()}
+
+
+def test_arrow_tables_are_records_and_one_record_is_not(tmp_path):
+    import pyarrow as pa
+
+    table = pa.table({"id": ["1", "2"], "text": ["one", "two"]})
+    assert ingest(table, db=tmp_path / "db", table="t", model="echo", workers=1).written == 2
+    for wrong in ({"text": "one"}, b"text", 7):
+        with pytest.raises(errors.UsageError, match="iterable of records"):
+            ingest(wrong, db=tmp_path / "db", table="t", model="echo")
+
+
+def test_where_the_seconds_went(tmp_path):
+    report = run(SAMPLE, tmp_path=tmp_path, limit=500)
+    assert set(report.time) == {"read", "tokenize", "encode", "wait", "write"}
+    assert report.time["read"] > 0 and report.time["write"] > 0
+    assert report.gemm_limit_ratio is None

@@ -92,6 +92,8 @@ def spooled(source: Source) -> Iterator[IO[bytes]]:
 @contextmanager
 def _opened(source: Source) -> Iterator[IO[bytes]]:
     if source.path == STDIN:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file, or pipe something in")
         yield sys.stdin.buffer
         return
     try:
