@@ -6,6 +6,7 @@ for one micro-batch and not for a bulk shard.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from memworker.pool.arena import Region, RowStatus, Slot, SlotState
 
 _PARENT_CHECK_S = 1.0
 _REASON_CHARS = 300
+_PR_SET_PDEATHSIG = 1
 URGENT_SLOT = 2
 
 
@@ -135,7 +137,15 @@ def _settle_process() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    _be_killed_with_parent()
     threading.Thread(target=_leave_with_parent, daemon=True, name="parent-watch").start()
+
+
+def _be_killed_with_parent() -> None:
+    """Let Linux end this process with its parent, also while it is stopped."""
+    if sys.platform == "linux":
+        # The kernel goes by the thread that started us: the pool's, which outlives its workers.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_with_parent() -> None:

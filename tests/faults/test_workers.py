@@ -191,6 +191,17 @@ def test_14_17_workers_leave_with_their_killed_parent():
     assert not alive
 
 
+def test_14_a_stopped_worker_leaves_too():
+    code = PARENT.replace("['hang', 'hang']", "['stop', 'stop']")
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        parent.stdout.readline()
+        family = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert not alive
+
+
 def in_small_shm(code):
     """Run code where /dev/shm and TMPDIR together hold 1 MB."""
     script = (
