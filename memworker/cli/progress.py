@@ -6,8 +6,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 
 from memworker.ingest.job import Live
+from memworker.pool import limit as limit_of_machine
+from memworker.pool import machine
+from memworker.pool.pool import EmbeddingPool
 
 _REFRESH_S = 0.25
 
@@ -59,8 +63,21 @@ def _line(job: Live, limit: int | None) -> str:
     busy, total = job.pool.busy_workers, job.pool.workers
     return (
         f"{counts.read:,} read, {work.texts:,} embedded, {counts.written:,} committed"
-        f" · {rate:,.0f} texts/s, {tokens:,.0f} tokens/s{eta} · {busy}/{total} workers busy"
+        f" · {rate:,.0f} texts/s, {tokens:,.0f} tokens/s{_of_limit(job.pool, tokens)}{eta}"
+        f" · {busy}/{total} workers busy"
     )
+
+
+def _of_limit(pool: EmbeddingPool, tokens_per_s: float) -> str:
+    """Name the share of this machine's fp32 matrix limit, where that is known."""
+    most = _gemm_limit()
+    flops = pool.identity.flops_per_token
+    return f" ({tokens_per_s * flops / most:.0%} of fp32 limit)" if most and flops else ""
+
+
+@cache
+def _gemm_limit() -> float | None:
+    return limit_of_machine.recall(machine.usable_cores())
 
 
 def _rows_left(job: Live, limit: int | None) -> float | None:
