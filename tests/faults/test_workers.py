@@ -274,7 +274,10 @@ def test_44_unguarded_script_stdin_and_prompt(tmp_path):
     )
     prompt = ONE_TEXT + "\nprint('still here')\n"
     by_prompt = subprocess.run(
-        [sys.executable, "-iq"], input=prompt, capture_output=True, text=True, timeout=60
+        [sys.executable, "-iq"],
+        **{"input": prompt, "capture_output": True, "text": True, "timeout": 60},
+        # The prompt keeps a history in the home folder.
+        env={**os.environ, "HOME": str(tmp_path), "MEMWORKER_CACHE": str(tmp_path)},
     )
     assert (by_file.stdout, by_stdin.stdout) == ("4\n", "4\n")
     assert by_prompt.stdout == "4\nstill here\n"
