@@ -55,7 +55,7 @@ POOL = {
     "scheduler": {
         *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
     },
-    "tuning": {"pool", "limit", "machine", "sizing"},
+    "tuning": {"pool", "limit", "machine", "sizing", "budget"},
     "pool": {
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
     },

@@ -66,9 +66,17 @@ class Committer:
         """Commit what is left and return the table, if there is one."""
         if self._thread.is_alive():
             self._items.put(None)
-            self._thread.join()
+            self._join()
         self._raise()
         return self._table
+
+    def _join(self) -> None:
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            # The lock and the journal go with the caller: a commit under way comes first.
+            self._thread.join(COMMIT_S)
+            raise
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -137,6 +137,9 @@ def ingest(
             if done.table is not None:
                 if not job.stop.cut_short:
                     told.notes += _indexed(done.table)
+                if durable:
+                    # What an earlier, killed run committed, and the index, are not synced yet.
+                    done.table.sync()
                 counts.table_version = done.table.version
             told.finished("interrupted" if job.stop.cut_short else "finished")
             setting = Setting(

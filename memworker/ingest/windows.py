@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,7 @@ class Sieve:
     rejects: RejectFile
     on_conflict: OnConflict
     stop_at_reject: bool
+    contested: set[str] = field(default_factory=set)
 
     def windows(self, chunks: Iterable[Chunk]) -> Iterator[Window]:
         """Turn chunks into windows of new rows, in input order, none of them empty."""
@@ -111,12 +112,23 @@ class Sieve:
         if self.table is None or not window.rows:
             return window
         statuses = self.table.classify(window.ids, window.keys)
-        conflicts = statuses == RowStatus.CONFLICT
-        self.counts.add(duplicates=int((statuses == RowStatus.DUPLICATE).sum()))
+        conflicts = np.flatnonzero(statuses == RowStatus.CONFLICT)
         if self.on_conflict is OnConflict.UPDATE:
-            return window.keep((statuses == RowStatus.NEW) | conflicts)
-        self.refuse_conflicts(window, np.flatnonzero(conflicts))
-        return window.keep(statuses == RowStatus.NEW)
+            self.contested.update(window.ids.take(pa.array(conflicts)).to_pylist())
+            kept = (statuses != RowStatus.DUPLICATE) | self._is_contested(window)
+        else:
+            self.refuse_conflicts(window, conflicts)
+            kept = statuses == RowStatus.NEW
+        known = (statuses == RowStatus.DUPLICATE) & ~kept
+        self.counts.add(duplicates=int(known.sum()))
+        return window.keep(kept)
+
+    def _is_contested(self, window: Window) -> Mask:
+        """Mark rows whose id came with several texts: the last wins, so none may be left out."""
+        if not self.contested:
+            return np.zeros(window.rows, np.bool_)
+        marks = (row_id in self.contested for row_id in window.ids.to_pylist())
+        return np.fromiter(marks, np.bool_, window.rows)
 
     def refuse_conflicts(self, window: Window, rows: Iterable[int]) -> None:
         """Count rows whose id has another text already; report them unless they are skipped."""

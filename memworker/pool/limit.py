@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 from memworker.pool import remembered
 
@@ -48,6 +50,8 @@ def _name(cores: int) -> str:
 def _measure(cores: int) -> float | None:
     """Run one child a core at the same time, for they share caches and clock."""
     children: list[subprocess.Popen[str]] = []
+    watchdog = threading.Timer(_PATIENCE_S, _kill_all, (children,))
+    watchdog.start()
     try:
         # A session of their own: Ctrl-C is for this process to answer.
         children += [_child() for _ in range(cores)]
@@ -59,17 +63,25 @@ def _measure(cores: int) -> float | None:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        outputs = [child.communicate(timeout=_PATIENCE_S)[0] for child in children]
+        outputs = [child.communicate()[0] for child in children]
         return sum(float(output) for output in outputs)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except (OSError, ValueError):
         return None
     finally:
+        watchdog.cancel()
         for child in children:
             child.kill()
             child.wait()
             for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    pipe.close()
+                # Closing flushes, which fails where the child is gone.
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+
+
+def _kill_all(children: list[subprocess.Popen[str]]) -> None:
+    for child in children:
+        child.kill()
 
 
 def _child() -> subprocess.Popen[str]:

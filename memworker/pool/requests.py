@@ -162,9 +162,13 @@ class WorkShard:
 
     def split(self) -> list[WorkShard]:
         """Halve a shard that ended its workers, to find the text that does it."""
-        half = self.rows // 2
-        parts = (self.indices[:half], self.indices[half:])
-        return [WorkShard(self.request, rows, self.cost / 2) for rows in parts]
+        middle = self.rows // 2
+        parts = (self.indices[:middle], self.indices[middle:])
+        halves = [WorkShard(self.request, rows, self.cost / 2) for rows in parts]
+        for half in halves:
+            # Which kind of slot holds it was decided by the whole request.
+            half.urgent = self.urgent
+        return halves
 
 
 class GatheredShard:

@@ -41,10 +41,11 @@ _BLAMES_BEFORE_QUARANTINE = 3
 _IDLE_DEATHS_AT_ONCE = 2
 _IDLE_DEATHS_ALLOWED = 10
 _STOP_PATIENCE_S = 2.0
-_OVERSLEPT_S = 1.0
+_OVERSLEPT_S = 0.2
 _HALF_MESSAGE_S = 2
 # Before anything is measured: slower than any model on any processor in use.
 _SLOWEST_TOKENS_PER_S = 50.0
+_TELLING_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,10 @@ class Supervisor:
 
     def _learn_speed(self, shard: Shard, handle: WorkerHandle) -> None:
         # The slowest shard seen sets the deadline, so that a slow machine is no fault.
+        if shard.cost < _TELLING_TOKENS:
+            return  # all latency
         speed = shard.cost / max(time.monotonic() - handle.last_sign, 1e-3)
+        speed = max(speed, _SLOWEST_TOKENS_PER_S)
         first = self._tokens_per_s == _SLOWEST_TOKENS_PER_S
         self._tokens_per_s = speed if first else min(self._tokens_per_s, speed)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from memworker.errors import NoRows, UsageError
 from memworker.models import ReadyModel
 from memworker.pool import limit, machine, sizing
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, resolve
+from memworker.pool.budget import parse_bytes
+from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool, resolve
 
 BATCH_TOKENS = (128, 256, 512, 1024)
 _ROUNDS = 2
 _START_SHARE = 0.3
-_WINDOW_TEXTS = 512
+_WINDOW_TEXTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,15 @@ class _Tuner:
     def run(self) -> list[Trial]:
         trials = self._try([_Setting(self._cores, tokens) for tokens in BATCH_TOKENS])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
-        trials += self._try([_Setting(workers, best.batch_tokens) for workers in self._fewer])
+        if self._fewer:
+            trials += self._try([_Setting(workers, best.batch_tokens) for workers in self._fewer])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
         sizing.keep(self._model, sizing.Choice(best.workers, best.batch_tokens))
         return [replace(trial, kept=trial is best) for trial in trials]
 
     def _try(self, settings: list[_Setting]) -> list[Trial]:
         """Measure in rounds: a busy moment of the machine must not hit one setting alone."""
+        settings = [setting for setting in settings if self._fits(setting)] or settings[-1:]
         rounds = [[self._measure(setting) for setting in settings] for _ in range(_ROUNDS)]
         best = [
             max(tries, key=lambda trial: trial.tokens_per_s) for tries in zip(*rounds, strict=True)
@@ -116,17 +119,24 @@ class _Tuner:
             pool.embed(self._texts[:32])
             before, started = pool.work, time.perf_counter()
             for _ in pool.stream(self._windows(started)):
-                pass
-            elapsed = pool.work.last_vector - started
+                if time.perf_counter() - started > self._slice_s:
+                    break
             done = pool.work
+            elapsed = done.last_vector - started
             return Trial(
                 precision=str(self._model.precision),
                 workers=pool.workers,
-                batch_tokens=setting.batch_tokens,
+                batch_tokens=pool.sizes.costs.batch_tokens,
                 tokens_per_s=(done.real_tokens - before.real_tokens) / elapsed,
                 texts_per_s=(done.texts - before.texts) / elapsed,
                 memory_bytes=pool.sizes.memory_bytes,
             )
+
+    def _fits(self, setting: _Setting) -> bool:
+        if self._memory is None:
+            return True
+        wishes = sizing.Wishes(setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES)
+        return sizing.sizes(self._model, wishes).memory_bytes <= parse_bytes(self._memory)
 
     def _windows(self, started: float) -> Iterator[list[str]]:
         starts = range(0, len(self._texts), _WINDOW_TEXTS)

@@ -137,6 +137,8 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._fd)
+        # An append that comes too late must not meet somebody else's file.
+        self._fd = -1
 
     def __enter__(self) -> Self:
         return self

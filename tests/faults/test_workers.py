@@ -301,6 +301,12 @@ def test_44_an_encoder_defined_in_the_script_itself(tmp_path):
     assert done.stdout == "[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]\n", done.stderr
 
 
+def test_a_large_query_is_split_into_slots_that_hold_it(pool, tmp_path):
+    texts = ["x" * 300_000, *["a"] * 200, f"once {tmp_path}/flag kill"]
+    vectors = pool.embed(texts, kind="query")
+    assert vectors[:, 1].tolist() == [len(text) for text in texts]
+
+
 def test_a_keyboard_interrupt_leaves_the_pool_usable(tmp_path):
     code = (
         "import os, signal, sys, threading\n"
@@ -351,7 +357,7 @@ def test_a_stopped_and_continued_job_blames_nobody():
         "with EmbeddingPool(Saboteur(), workers=1, stall_timeout_s=1.5) as pool:\n"
         "    pool.embed(['a'])\n"
         "    group = [os.getpid(), *pool.worker_pids()]\n"
-        "    wake = 'import os, signal, sys, time; time.sleep(4)\\n'\n"
+        "    wake = 'import os, signal, sys, time; time.sleep(5)\\n'\n"
         "    wake += 'for pid in sys.argv[1:]: os.kill(int(pid), signal.SIGCONT)'\n"
         "    future = pool.submit(['busy'] * 3)\n"
         "    subprocess.Popen([sys.executable, '-c', wake, *map(str, reversed(group))])\n"

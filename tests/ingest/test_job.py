@@ -296,3 +296,12 @@ def test_where_the_seconds_went(tmp_path):
     assert set(report.time) == {"read", "tokenize", "encode", "wait", "write"}
     assert report.time["read"] > 0 and report.time["write"] > 0
     assert report.gemm_limit_ratio is None
+
+
+def test_an_update_run_again_changes_nothing(tmp_path):
+    rows = [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}, {"id": "b", "text": "b"}]
+    path = jsonl(tmp_path / "a.jsonl", *rows)
+    for _ in range(3):
+        report = run(path, tmp_path=tmp_path, on_conflict="update")
+        assert texts_of(tmp_path) == {"a": "two", "b": "b"}
+        assert total(report) == report.read == 3
