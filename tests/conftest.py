@@ -22,12 +22,14 @@ def data_dir(request) -> Path:
     return Path(given)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def nothing_left_behind():
-    """Fail a test that leaves a worker process or a shared-memory entry."""
+    """Fail a module that leaves a worker process or a shared-memory entry.
+
+    Not each test: a pool that several share may be replacing a worker between two of them.
+    """
     before = _workers(), _shared_memory()
     yield
-    # Counts, for a pool shared by several tests may have replaced a killed worker.
     assert _workers() <= before[0], "worker processes left behind"
     assert _shared_memory() <= before[1], "shared memory left behind"
 
