@@ -12,7 +12,6 @@
     ├── PoolError
     │   ├── PoolClosed                 used after close()
     │   ├── PoolForked                 used in a child made by os.fork()
-    │   ├── PoolBusy                   admission bound reached; carries retry_after_s
     │   ├── WorkerStartFailed          a worker could not start: its own words
     │   ├── WorkerCrashed              workers kept dying; names worker, pid, signal, shard
     │   ├── SharedMemoryExhausted      not enough shared memory; carries both sizes
@@ -77,14 +76,6 @@ class PoolClosed(PoolError):
 
 class PoolForked(PoolError):
     """The pool was used in a child made by os.fork()."""
-
-
-class PoolBusy(PoolError):
-    """The admission bound is reached."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class WorkerStartFailed(PoolError):

@@ -51,10 +51,6 @@ class Entry:
         """Return the normalisation that emits rows as they enter."""
         return Norm(norm.scale / self.divisor, (norm.shift + self.offset) / self.divisor)
 
-    def of_rows(self, rows: Floats) -> Floats:
-        entering: Floats = (rows + self.offset) / self.divisor
-        return entering
-
     def of_linear(self, linear: Linear) -> Linear:
         """Return the product that gives of entering rows what `linear` gives of plain ones."""
         weight = linear.weight * self.divisor[:, None]

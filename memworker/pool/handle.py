@@ -54,7 +54,6 @@ class WorkerHandle:
     pipe: Any
     state: WorkerState = WorkerState.STARTING
     slots: dict[int, Shard] = field(default_factory=dict)
-    load_s: float = 0.0
     shards_done: int = 0
     last_sign: float = field(default_factory=time.monotonic)
     pid: int = 0

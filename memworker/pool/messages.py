@@ -26,7 +26,6 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Worker to parent: the session is open."""
 
     dim: int
-    load_s: float
 
 
 class BootFailed(msgspec.Struct, frozen=True, tag="boot_failed", array_like=True):

@@ -54,11 +54,6 @@ class Meter:
         totals = {name: getattr(self._work, name) + value for name, value in amounts.items()}
         self._add(**totals, last_vector=time.perf_counter())
 
-    def reset(self) -> None:
-        """Begin again at zero, for a measurement apart from warm-up."""
-        with self._lock:
-            self._work = Work()
-
     def _add(self, **totals: float) -> None:
         with self._lock:
             self._work = replace(self._work, **totals)  # type: ignore[arg-type]

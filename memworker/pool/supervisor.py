@@ -199,7 +199,7 @@ class Supervisor:
     def _receive(self, handle: WorkerHandle, message: messages.ToParent) -> None:
         match message:
             case messages.Ready():
-                handle.state, handle.load_s = WorkerState.READY, message.load_s
+                handle.state = WorkerState.READY
                 self._boot_deaths = 0
             case messages.BootFailed():
                 raise WorkerStartFailed(

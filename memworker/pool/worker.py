@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,14 +114,12 @@ class Loader(Protocol):
 def main(pipe: Any, region: Region, loader: Callable[[], Encoder]) -> None:
     """Run a worker until it is told to stop or its parent is gone."""
     _settle_process()
-    started = time.perf_counter()
     try:
         encoder = loader()
     except Exception as error:
         pipe.send_bytes(messages.encode(messages.BootFailed(f"{type(error).__name__}: {error}")))
         return
-    loaded = messages.Ready(dim=encoder.dim, load_s=time.perf_counter() - started)
-    pipe.send_bytes(messages.encode(loaded))
+    pipe.send_bytes(messages.encode(messages.Ready(dim=encoder.dim)))
     try:
         _Loop(pipe, region, encoder).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -18,7 +18,6 @@ from memworker.store.keys import string_array
 
 SCHEMA_VERSION = 1
 SCOPES = ("user_id", "agent_id", "run_id")
-TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
 DISTANCES = ("cosine", "dot")
 
 Vectors = npt.NDArray[np.float32]
