@@ -4,6 +4,7 @@
 
     MemworkerError
     ├── UsageError (also ValueError)   an argument or option is wrong
+    │   └── ScopeMissing               no user_id, agent_id or run_id says whose memories
     ├── ModelError
     │   ├── UnknownModel               no catalogue entry or directory of that name
     │   ├── ModelUnavailable           no source could deliver its files
@@ -12,6 +13,7 @@
     ├── PoolError
     │   ├── PoolClosed                 used after close()
     │   ├── PoolForked                 used in a child made by os.fork()
+    │   ├── PoolBusy                   too much is waiting already; carries a hint when to retry
     │   ├── WorkerStartFailed          a worker could not start: its own words
     │   ├── WorkerCrashed              workers kept dying; names worker, pid, signal, shard
     │   ├── SharedMemoryExhausted      not enough shared memory; carries both sizes
@@ -23,6 +25,7 @@
     │   ├── TableLocked                another process holds the lock; carries its pid
     │   ├── StoreUnwritable            the directory cannot be written
     │   ├── BadVector                  NaN, infinite or zero
+    │   ├── MemoryNotFound             no memory has this id
     │   └── FilterError (also ValueError)  a filter that cannot be expressed
     └── InputError
         ├── InputNotFound              no such file, or nothing readable under it
@@ -44,6 +47,10 @@ class MemworkerError(Exception):
 
 class UsageError(MemworkerError, ValueError):
     """An argument or option is wrong; nothing was started."""
+
+
+class ScopeMissing(UsageError):
+    """None of user_id, agent_id and run_id says whose memories are meant."""
 
 
 class ModelError(MemworkerError):
@@ -76,6 +83,14 @@ class PoolClosed(PoolError):
 
 class PoolForked(PoolError):
     """The pool was used in a child made by os.fork()."""
+
+
+class PoolBusy(PoolError):
+    """So much work is waiting that no more was taken; nothing of the request was begun."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WorkerStartFailed(PoolError):
@@ -128,6 +143,10 @@ class StoreUnwritable(StoreError):
 
 class BadVector(StoreError):
     """A vector holds NaN or infinity, or is zero."""
+
+
+class MemoryNotFound(StoreError):
+    """No memory has this id, or it was deleted."""
 
 
 class FilterError(StoreError, ValueError):

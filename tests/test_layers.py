@@ -18,7 +18,11 @@ ROOMS = {
     "pool": {"models"},
     "store": set(),
     "ingest": {"pool", "store"},
-    "cli": {"models", "pool", "store", "ingest"},
+    "memory": {"pool", "store"},
+    "serve": {"pool"},
+    # Adapters for other frameworks live on the public names alone.
+    "integrations": set(),
+    "cli": {"models", "pool", "store", "ingest", "memory", "serve", "integrations"},
 }
 
 # Where a heavy package may be imported, and by whom alone.
