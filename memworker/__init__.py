@@ -12,7 +12,7 @@ from memworker import errors
 
 if TYPE_CHECKING:
     from memworker.ingest import IngestReport, ingest
-    from memworker.pool import EmbeddingPool
+    from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
     from memworker.store import Table
 
 # The function `ingest` shares its name with its room, which the import system would put in its
@@ -21,9 +21,18 @@ del globals()["ingest"]
 
 __version__ = "0.1.0"
 
-__all__ = ["EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"]
+__all__ = [
+    "AsyncEmbeddingPool",
+    "EmbeddingPool",
+    "IngestReport",
+    "Table",
+    "__version__",
+    "errors",
+    "ingest",
+]
 
 _ROOMS = {
+    "AsyncEmbeddingPool": "memworker.pool",
     "EmbeddingPool": "memworker.pool",
     "IngestReport": "memworker.ingest",
     "Table": "memworker.store",

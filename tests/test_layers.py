@@ -49,6 +49,7 @@ POOL = {
     "limit": {"remembered"},
     "sizing": {"machine", "plan", "remembered", "arena", "budget", "encoder", "worker"},
     "spawn": set(),
+    "admission": set(),
     "tokenize": set(),
     "worker": {"plan", "arena", "messages"},
     "echo": {"arena", "worker"},
@@ -58,9 +59,12 @@ POOL = {
     "requests": {"plan", "arena"},
     "scheduler": {
         *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
+        "admission",
     },
     "tuning": {"pool", "limit", "machine", "sizing", "budget"},
+    "aio": {"pool", "requests", "scheduler"},
     "pool": {
+        "arena",
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
     },
 }
@@ -141,6 +145,7 @@ def test_public_names_are_pinned():
     import memworker
 
     assert set(memworker.__all__) == {
+        "AsyncEmbeddingPool",
         *("EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"),
     }
     for name in memworker.__all__:

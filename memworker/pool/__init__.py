@@ -8,13 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memworker.pool.aio import AsyncEmbeddingPool
     from memworker.pool.echo import EchoLoader
     from memworker.pool.pool import EmbeddingPool
     from memworker.pool.requests import Embedded
 
-__all__ = ["EchoLoader", "Embedded", "EmbeddingPool"]
+__all__ = ["AsyncEmbeddingPool", "EchoLoader", "Embedded", "EmbeddingPool"]
 
-_MODULES = {"EchoLoader": "echo", "EmbeddingPool": "pool", "Embedded": "requests"}
+_MODULES = {
+    "AsyncEmbeddingPool": "aio",
+    "EchoLoader": "echo",
+    "EmbeddingPool": "pool",
+    "Embedded": "requests",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,14 @@ class RowStatus(IntEnum):
     FAILED = 2
 
 
+class Form(IntEnum):
+    """What the rows of a slot are: texts of either kind, or token ids (int32) as bytes."""
+
+    PASSAGE = 0
+    QUERY = 1
+    TOKENS = 2
+
+
 class SlotState(IntEnum):
     """How far a slot's shard has come, as its worker saw it."""
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from memworker.models.spec import Pooling, ReadyModel
 from memworker.pool import plan
-from memworker.pool.arena import RowStatus
+from memworker.pool.arena import Form, RowStatus
 from memworker.pool.tokenize import Tokenizer
 from memworker.pool.worker import Rows, Texts
 
@@ -52,8 +52,7 @@ class OnnxEncoder:
     def encode(self, texts: Texts, rows: Rows) -> Iterator[None]:
         """Encode a shard, a micro-batch at a time."""
         started = time.perf_counter()
-        prefix = self._spec.query_prefix if texts.query else self._spec.passage_prefix
-        ids, truncated = self._tokenizer([prefix + text for text in texts.decode_all()])
+        ids, truncated = self._token_ids(texts)
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
         rows.tokens[:] = counts
         rows.status[:] = np.where(truncated, RowStatus.TRUNCATED, RowStatus.OK)
@@ -66,6 +65,13 @@ class OnnxEncoder:
             rows.padded_tokens += longest * len(batch)
             rows.encode_s += time.perf_counter() - started
             yield
+
+    def _token_ids(self, texts: Texts) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+        if texts.form is Form.TOKENS:
+            return self._tokenizer.frame(texts.token_ids())
+        is_query = texts.form is Form.QUERY
+        prefix = self._spec.query_prefix if is_query else self._spec.passage_prefix
+        return self._tokenizer([prefix + text for text in texts.decode_all()])
 
     def run(self, ids: list[list[int]], longest: int) -> Floats:
         """Run one micro-batch of token ids, padded to `longest`; float32[n, dim]."""

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from memworker.pool import messages, worker
-from memworker.pool.arena import Region, Slot, SlotState
+from memworker.pool.arena import Form, Region, Slot, SlotState
 
 BOOT_PATIENCE_S = 120.0
 _BASELINE_SHARDS = 8
@@ -22,7 +22,7 @@ class Shard(Protocol):
 
     id: int
     urgent: bool
-    query: bool
+    form: Form
     blames: int
 
     @property
@@ -92,7 +92,7 @@ class WorkerHandle:
         if not self.slots:
             self.last_sign = time.monotonic()
         self.slots[index] = shard
-        self.send(messages.Encode(shard.id, index, slot.generation, shard.query))
+        self.send(messages.Encode(shard.id, index, slot.generation, int(shard.form)))
 
     def answered(self, done: messages.Done) -> Shard | None:
         """Give the shard that a message is about; None when it is about none that is here."""

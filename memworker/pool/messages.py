@@ -15,7 +15,7 @@ class Encode(msgspec.Struct, frozen=True, tag="encode", array_like=True):
     shard: int
     slot: int
     generation: int
-    query: bool = False
+    form: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):

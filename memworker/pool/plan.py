@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
-_SHARDS_PER_WINDOW = 16
+SHARDS_PER_WINDOW = 16
 _WINDOW_ROWS = 8192
 
 
@@ -79,7 +79,7 @@ def cut_shards(
 
 
 def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int]:
-    """Cut rows, in order, into windows of about `_SHARDS_PER_WINDOW` shards a worker.
+    """Cut rows, in order, into windows of about `SHARDS_PER_WINDOW` shards a worker.
 
     Returns the windows' ends; the last is n. Within a window texts are sorted by
     length: a longer one pads less, a shorter one is finished, and committed, sooner.
@@ -88,7 +88,7 @@ def cut_windows(byte_lengths: Int64s, costs: Costs, *, workers: int) -> list[int
     """
     total = len(byte_lengths)
     done = np.cumsum(estimate_tokens(byte_lengths, costs))
-    budget = float(costs.shard_tokens) * workers * _SHARDS_PER_WINDOW
+    budget = float(costs.shard_tokens) * workers * SHARDS_PER_WINDOW
     ends, start, before = [], 0, 0.0
     while start < total:
         end = max(int(np.searchsorted(done, before + budget, side="right")), start + 1)

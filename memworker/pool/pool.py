@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
 from memworker.models import Precision, ReadyModel, ready_model
 from memworker.pool import plan
+from memworker.pool.arena import Form
 from memworker.pool.echo import EchoLoader
 from memworker.pool.meter import Work
-from memworker.pool.requests import Embedded, Floats, Request, arrow_texts
-from memworker.pool.scheduler import Scheduler
+from memworker.pool.requests import Embedded, Floats, Request, arrow_texts, arrow_tokens
+from memworker.pool.scheduler import Entry, Scheduler
 from memworker.pool.sizing import Wishes, sizes
 from memworker.pool.supervisor import Care
 from memworker.pool.worker import Loader
@@ -51,7 +52,9 @@ class EmbeddingPool:
     defaults to what `memworker tune` found here, else to the physical cores that this
     process may use; `batch_tokens`, the padded tokens of a session run, likewise.
     `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
-    smaller runs, then fewer workers keep under it. A worker that gives no
+    smaller runs, then fewer workers keep under it. What waits is bounded by
+    `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
+    windows): beyond that, callers wait their turn. A worker that gives no
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
     `memory_growth_bytes` more than at its beginning, is replaced. Use the pool as a
     context manager, or call `close`; a forgotten pool is cleaned up.
@@ -69,12 +72,13 @@ class EmbeddingPool:
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
         memory: int | str | None = None,
+        max_pending_tokens: int | None = None,
         max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
         memory_growth_bytes: int = DEFAULT_MEMORY_GROWTH_BYTES,
     ) -> None:
         started = time.perf_counter()
-        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes)
+        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens)
         resolved = resolve(model, precision=precision, max_tokens=max_tokens)
         self.sizes = sizes(resolved, wishes)
         self.workers = self.sizes.workers
@@ -100,29 +104,52 @@ class EmbeddingPool:
             future.cancel()
             raise
 
-    def submit(self, texts: Sequence[str], *, kind: Kind = "passage") -> Future[Floats]:
-        """Embed in the background; the future's result is what `embed` returns."""
-        inner = self.submit_rows(texts, kind=kind)
-        outer: Future[Floats] = Future()
-        inner.add_done_callback(lambda done: _hand_over(done, outer))
-        outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
-        return outer
+    def submit(
+        self, texts: Sequence[str], *, kind: Kind = "passage", wait_s: float | None = None
+    ) -> Future[Floats]:
+        """Embed in the background; the future's result is what `embed` returns.
+
+        While too much is waiting this blocks, for `wait_s` seconds at most: then it
+        raises PoolBusy, with `retry_after_s`, and nothing of the request was begun.
+        Cancelling the future drops what has not begun.
+        """
+        return floats_of(self.submit_rows(texts, kind=kind, wait_s=wait_s))
 
     def submit_rows(
-        self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage"
+        self,
+        texts: Sequence[str] | pa.Array,
+        *,
+        kind: Kind = "passage",
+        wait_s: float | None = None,
     ) -> Future[Embedded]:
         """Embed in the background, row by row: a bad text fails its own row only."""
-        if os.getpid() != self._pid:
-            raise PoolForked(
-                f"this pool belongs to process {self._pid}; after os.fork() make a new one in"
-                f" process {os.getpid()}"
-            )
-        if kind not in ("passage", "query"):
-            raise UsageError(f"kind must be 'passage' or 'query', not {kind!r}")
-        request = Request(arrow_texts(texts), self.dim, query=kind == "query")
-        self._refuse_large(request)
-        self._scheduler.submit(request)
+        request = self._request(texts, kind)
+        self._scheduler.submit(request, wait_s)
         return request.future
+
+    def submit_tokens(
+        self, rows: Sequence[Sequence[int]], *, wait_s: float | None = None
+    ) -> Future[Embedded]:
+        """Embed rows of token ids of the model's own tokenizer, without special tokens.
+
+        They are truncated and framed by special tokens as texts are, and get no
+        prefix. A row with an id that is not in the vocabulary fails alone; UsageError
+        for what is no token id at all.
+        """
+        self._refuse_forked()
+        request = Request(arrow_tokens(rows), self.dim, Form.TOKENS)
+        self._refuse_large(request)
+        self._scheduler.submit(request, wait_s)
+        return request.future
+
+    def enter(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Entry:
+        """Ask for admission without waiting for it; `queue` then takes what was admitted."""
+        return self._scheduler.enter(self._request(texts, kind))
+
+    def queue(self, entry: Entry) -> Future[Embedded]:
+        """Embed what was admitted."""
+        self._scheduler.queue(entry)
+        return entry.request.future
 
     def embed_batches(
         self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
@@ -179,6 +206,11 @@ class EmbeddingPool:
         return self._scheduler.work
 
     @property
+    def pending_tokens(self) -> int:
+        """Tokens (estimated) that were admitted and are not embedded yet."""
+        return self._scheduler.pending_tokens
+
+    @property
     def busy_workers(self) -> int:
         """How many workers have something to do at this moment."""
         return self._scheduler.busy_workers()
@@ -201,6 +233,22 @@ class EmbeddingPool:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _request(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Request:
+        self._refuse_forked()
+        if kind not in ("passage", "query"):
+            raise UsageError(f"kind must be 'passage' or 'query', not {kind!r}")
+        form = Form.QUERY if kind == "query" else Form.PASSAGE
+        request = Request(arrow_texts(texts), self.dim, form)
+        self._refuse_large(request)
+        return request
+
+    def _refuse_forked(self) -> None:
+        if os.getpid() != self._pid:
+            raise PoolForked(
+                f"this pool belongs to process {self._pid}; after os.fork() make a new one in"
+                f" process {os.getpid()}"
+            )
 
     def _refuse_large(self, request: Request) -> None:
         lengths = request.byte_lengths
@@ -265,6 +313,14 @@ def _close_here(scheduler: Scheduler, pid: int) -> None:
     # A forked child holds a copy of the pool, but neither its thread nor its workers.
     if os.getpid() == pid:
         scheduler.close()
+
+
+def floats_of(inner: Future[Embedded]) -> Future[Floats]:
+    """Give a future of the vectors alone, which fails when a row has."""
+    outer: Future[Floats] = Future()
+    inner.add_done_callback(lambda done: _hand_over(done, outer))
+    outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+    return outer
 
 
 def _hand_over(inner: Future[Embedded], outer: Future[Floats]) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.errors import PoolError, TextFailed
+from memworker.errors import PoolError, TextFailed, UsageError
 from memworker.pool import plan
-from memworker.pool.arena import RowStatus, Slot
+from memworker.pool.arena import Form, RowStatus, Slot
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -46,11 +46,11 @@ class Embedded:
 
 
 class Request:
-    """Texts (Arrow large_string[n], no nulls) that become vectors together."""
+    """Rows (Arrow large_string or large_binary[n], no nulls) that become vectors together."""
 
-    def __init__(self, texts: pa.Array, dim: int, *, query: bool = False) -> None:
+    def __init__(self, texts: pa.Array, dim: int, form: Form = Form.PASSAGE) -> None:
         self.texts = texts
-        self.query = query
+        self.form = form
         self.future: Future[Embedded] = Future()
         self.byte_lengths = _byte_lengths(texts)
         rows = len(texts)
@@ -126,8 +126,8 @@ class WorkShard:
         self.request = request
         self.indices = rows
         self.cost = cost
-        self.query = request.query
-        self.urgent = request.query
+        self.form = request.form
+        self.urgent = request.form is Form.QUERY
         self.blames = 0
 
     @property
@@ -179,7 +179,7 @@ class GatheredShard:
         self.parts = parts
         self.rows = sum(part.rows for part in parts)
         self.cost = sum(part.cost for part in parts)
-        self.query = parts[0].query
+        self.form = parts[0].form
         self.urgent = parts[0].urgent
         self.blames = 0
 
@@ -222,7 +222,7 @@ def gather(queue: deque[WorkShard], limits: plan.SlotLimits, tokens: float) -> A
         rows, cost = rows + shard.rows, cost + shard.cost
         text_bytes += shard.text_bytes
         fits = rows <= limits.rows and text_bytes <= limits.text_bytes and cost <= tokens
-        if parts and (not fits or shard.query != first.query):
+        if parts and (not fits or shard.form is not first.form):
             break
         parts.append(shard)
     return parts[0] if len(parts) == 1 else GatheredShard(parts)
@@ -252,6 +252,28 @@ def arrow_texts(texts: Sequence[str] | pa.Array) -> pa.Array:
         return pa.array(listed, pa.large_string())
     except UnicodeEncodeError:
         raise _surrogate_error(listed) from None
+
+
+def arrow_tokens(rows: Sequence[Sequence[int]]) -> pa.Array:
+    """Bring token ids into Arrow large_binary, int32 an id.
+
+    Raises UsageError for what is no list of whole numbers from 0 up to 2^31.
+    """
+    packed = []
+    for position, ids in enumerate(rows):
+        try:
+            row = np.asarray(ids if len(ids) else np.zeros(0, np.int64))
+            fits = row.ndim == 1 and row.dtype.kind in "iu"
+            fits = fits and row.min(initial=0) >= 0 and row.max(initial=0) < 1 << 31
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise UsageError(
+                f"rows[{position}] must be a list of token ids, whole numbers from 0, not"
+                f" {ids!r:.80}"
+            )
+        packed.append(row.astype(np.int32).tobytes())
+    return pa.array(packed, pa.large_binary())
 
 
 def _from_arrow(texts: pa.Array | pa.ChunkedArray) -> pa.Array:

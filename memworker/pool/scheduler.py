@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from memworker.errors import MemworkerError, PoolClosed, PoolError, WorkerCrashed, WorkerStartFailed
+from memworker.errors import (
+    MemworkerError,
+    PoolBusy,
+    PoolClosed,
+    PoolError,
+    WorkerCrashed,
+    WorkerStartFailed,
+)
 from memworker.pool import messages, plan
-from memworker.pool.arena import RowStatus, Slot
+from memworker.pool.admission import Admission, Ticket
+from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
 from memworker.pool.requests import GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
+
+_SHORTEST_RETRY_S = 0.05
+_CLOSED = "the pool is closed; make a new EmbeddingPool"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A request on its way in; without a ticket it is admitted already."""
+
+    request: Request
+    shards: list[WorkShard]
+    cost: int
+    admission: Admission
+    ticket: Ticket | None
 
 
 class Scheduler:
@@ -38,6 +61,9 @@ class Scheduler:
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
             care=care,
         )
+        # Two bounds, so that a question never stands in line behind bulk work.
+        self._bulk_admission = Admission(sizes.pending_tokens)
+        self._query_admission = Admission(sizes.pending_tokens)
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
         self._urgent: deque[WorkShard] = deque()
         self._bulk: deque[WorkShard] = deque()
@@ -62,24 +88,80 @@ class Scheduler:
             self._thread.join()
             raise self._failure
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its future completes on the pool's thread."""
-        limits = self._urgent_limits if request.query else self._limits
-        if request.query and int(request.byte_lengths.max(initial=0)) > limits.text_bytes:
+    def submit(self, request: Request, wait_s: float | None = None) -> None:
+        """Queue a request, waiting for room; its future completes on the pool's thread.
+
+        Raises PoolBusy when there is no room for it within `wait_s` seconds.
+        """
+        entry = self.enter(request)
+        if entry.ticket is not None:
+            self._wait_turn(entry.ticket, entry, wait_s)
+        self.queue(entry)
+
+    def enter(self, request: Request) -> Entry:
+        """Ask for admission; the entry may be queued once its ticket's turn has come."""
+        self._refuse_if_closed()
+        query = request.form is Form.QUERY
+        limits = self._urgent_limits if query else self._limits
+        if query and int(request.byte_lengths.max(initial=0)) > limits.text_bytes:
             limits = self._limits
         shards = request.cut(self._costs, limits, workers=self.workers)
         for shard in shards:
             shard.urgent = limits is self._urgent_limits
+        admission = self._query_admission if query else self._bulk_admission
+        # Whole numbers: sums of floats would not come back to zero.
+        cost = math.ceil(sum(shard.cost for shard in shards))
+        if threading.current_thread() is self._thread:
+            # A callback of some future: waiting here would stop what it waits for.
+            admission.force(cost)
+            return Entry(request, shards, cost, admission, None)
+        return Entry(request, shards, cost, admission, admission.enter(cost))
+
+    def queue(self, entry: Entry) -> None:
+        """Queue what was admitted."""
+        entry.request.future.add_done_callback(lambda _: entry.admission.leave(entry.cost))
         with self._admission:
-            self._refuse_if_closed()
-            self._inbox.append((request, shards))
-            self._wake()
+            if self._failure is None and not self._closing:
+                self._inbox.append((entry.request, entry.shards))
+                self._wake()
+                return
+        entry.request.future.cancel()
+        self._refuse_if_closed()
+
+    @property
+    def pending_tokens(self) -> int:
+        """Estimated tokens admitted and not yet done."""
+        return self._bulk_admission.pending + self._query_admission.pending
+
+    def _wait_turn(self, ticket: Ticket, entry: Entry, wait_s: float | None) -> None:
+        try:
+            ticket.turn.result(wait_s)
+        except TimeoutError:
+            entry.admission.give_up(ticket)
+            raise self._busy(entry) from None
+        except KeyboardInterrupt:
+            entry.admission.give_up(ticket)
+            raise
+
+    def _busy(self, entry: Entry) -> PoolBusy:
+        work, admission = self.meter.work, entry.admission
+        worked_s = (work.tokenize_s + work.encode_s) / self.workers
+        tokens_per_s = work.real_tokens / worked_s if worked_s else 0.0
+        too_much = max(0.0, admission.pending + entry.cost - admission.limit)
+        retry_s = max(too_much / tokens_per_s, _SHORTEST_RETRY_S) if tokens_per_s else 1.0
+        return PoolBusy(
+            f"about {admission.pending:,.0f} tokens are waiting and {entry.cost:,.0f} more would"
+            f" pass the bound of {admission.limit:,.0f}. Try again in {retry_s:.2g} s, or make the"
+            " pool with a larger max_pending_tokens.",
+            retry_s,
+        )
 
     def close(self) -> None:
         """Stop admission, drop what has not begun, end the workers. Safe to call twice."""
         with self._admission:
             self._closing = True
             self._wake()
+        self._close_admission(PoolClosed(_CLOSED))
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -100,7 +182,11 @@ class Scheduler:
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args) from self._failure
         if self._closing:
-            raise PoolClosed("the pool is closed; make a new EmbeddingPool")
+            raise PoolClosed(_CLOSED)
+
+    def _close_admission(self, error: PoolError) -> None:
+        self._bulk_admission.close(error)
+        self._query_admission.close(error)
 
     def _wake(self) -> None:
         """Wake the pool's thread; called with the admission lock, under which the pipe closes."""
@@ -204,6 +290,7 @@ class Scheduler:
         with self._admission:
             self._closing = True
             self._requests.update(request for request, _ in self._inbox)
+        self._close_admission(error)
         for request in list(self._requests):
             request.fail(error)
         self._supervisor.close(graceful=self._failure is None)

@@ -31,9 +31,10 @@ class Wishes:
     batch_tokens: int | None
     memory: int | str | None
     max_text_bytes: int
+    max_pending_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("workers", "batch_tokens", "max_text_bytes"):
+        for name in ("workers", "batch_tokens", "max_text_bytes", "max_pending_tokens"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -51,6 +52,7 @@ class Sizes:
     workers: int
     windows_in_flight: int
     memory_bytes: int
+    pending_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,14 @@ def sizes(resolved: ReadyModel | Loader, wishes: Wishes) -> Sizes:
     loader = OnnxLoader(resolved, costs) if isinstance(resolved, ReadyModel) else resolved
     needed = footprint.estimate(budget)
     _refuse_more_than_there_is(needed, budget.workers)
-    return Sizes(loader, costs, shapes, budget.workers, budget.windows_in_flight, needed)
+    windows = budget.windows_in_flight
+    pending = wishes.max_pending_tokens or windows * _window_tokens(costs, budget.workers)
+    return Sizes(loader, costs, shapes, budget.workers, windows, needed, pending)
+
+
+def _window_tokens(costs: plan.Costs, workers: int) -> int:
+    """Estimate the tokens of a full window; what a stream has in flight must find room."""
+    return plan.SHARDS_PER_WINDOW * workers * min(costs.shard_tokens, _STATIC_SHARD_TOKENS)
 
 
 def _refuse_more_than_there_is(needed: int, workers: int) -> None:

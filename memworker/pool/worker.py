@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from memworker import failpoints
 from memworker.pool import messages
-from memworker.pool.arena import Region, RowStatus, Slot, SlotState
+from memworker.pool.arena import Form, Region, RowStatus, Slot, SlotState
 
 _PARENT_CHECK_S = 1.0
 _REASON_CHARS = 300
@@ -30,14 +30,18 @@ URGENT_SLOT = 2
 
 
 class Texts(Sequence[str]):
-    """The texts of a slot, decoded on access; `query` tells questions from passages."""
+    """The texts of a slot, decoded on access; `form` tells questions from passages."""
 
     def __init__(
-        self, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], *, query: bool = False
+        self,
+        offsets: npt.NDArray[np.int32],
+        data: npt.NDArray[np.uint8],
+        *,
+        form: Form = Form.PASSAGE,
     ) -> None:
         self.offsets = offsets
         self.data = data
-        self.query = query
+        self.form = form
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -47,14 +51,20 @@ class Texts(Sequence[str]):
 
     def part(self, start: int, end: int) -> Texts:
         """Give some of the texts, over the same bytes."""
-        return Texts(self.offsets[start : end + 1], self.data, query=self.query)
+        return Texts(self.offsets[start : end + 1], self.data, form=self.form)
 
     def decode_all(self) -> list[str]:
         """Decode every text at once."""
+        return [raw.decode() for raw in self._raw()]
+
+    def token_ids(self) -> list[list[int]]:
+        """Give the token ids of every row; for the form TOKENS."""
+        return [np.frombuffer(raw, np.int32).tolist() for raw in self._raw()]
+
+    def _raw(self) -> Iterator[bytes]:
         ends = self.offsets.tolist()
-        raw = bytes(self.data[ends[0] : ends[-1]])
-        base = ends[0]
-        return [raw[a - base : b - base].decode() for a, b in zip(ends, ends[1:], strict=False)]
+        raw, base = bytes(self.data[ends[0] : ends[-1]]), ends[0]
+        return (raw[a - base : b - base] for a, b in zip(ends, ends[1:], strict=False))
 
 
 @dataclass(slots=True)
@@ -208,7 +218,7 @@ class _Loop:
         slot = self._slots[order.slot]
         slot.state = SlotState.BEGUN
         rows = Rows(slot.vectors[: slot.rows], slot.tokens[: slot.rows], slot.status[: slot.rows])
-        texts = Texts(slot.offsets[: slot.rows + 1], slot.text, query=order.query)
+        texts = Texts(slot.offsets[: slot.rows + 1], slot.text, form=Form(order.form))
         urgent = order.slot >= URGENT_SLOT
         for _ in encode_each(self._encoder, texts, rows):
             failpoints.reach("mid_inference")

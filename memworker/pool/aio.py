@@ -1,0 +1,140 @@
+"""`AsyncEmbeddingPool`: the pool for coroutines, on any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from memworker.errors import UsageError
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind, floats_of
+from memworker.pool.requests import Embedded, Floats
+from memworker.pool.scheduler import Entry
+
+# Beyond this the conversion to Arrow would hold up the event loop for over a millisecond.
+_ROWS_ON_THE_LOOP = 1024
+_BATCHES_IN_FLIGHT = 3
+
+
+class AsyncEmbeddingPool:
+    """An `EmbeddingPool` whose waits are awaited.
+
+    Takes the options of `EmbeddingPool`, opens it in the background and is its
+    owner; or takes an open pool of the caller's as `pool`, and leaves it open. The
+    coroutines of any number of event loops may share it, with threads too. Use it as
+    an async context manager, or await `close`::
+
+        async with AsyncEmbeddingPool() as pool:
+            vectors = await pool.embed(["one text", "another"])
+
+    What `EmbeddingPool` raises when it is made is raised by the first await.
+    """
+
+    def __init__(
+        self, model: Any = DEFAULT_MODEL, *, pool: EmbeddingPool | None = None, **options: Any
+    ) -> None:
+        if pool is not None and (options or model != DEFAULT_MODEL):
+            raise UsageError("give either a pool or the options to make one with, not both")
+        self._owned = pool is None
+        self._opened: Future[EmbeddingPool] = Future()
+        if pool is not None:
+            self._opened.set_result(pool)
+            return
+        opening = threading.Thread(target=self._open, args=(model, options), name="memworker-open")
+        opening.start()
+
+    async def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
+        """Embed texts; float32[n, dim] in input order.
+
+        Waits for its turn while too much is waiting already. Cancelling drops what
+        has not begun. Raises as `EmbeddingPool.embed`.
+        """
+        return await asyncio.wrap_future(floats_of(await self._submit(texts, kind)))
+
+    async def embed_rows(
+        self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage"
+    ) -> Embedded:
+        """Embed texts row by row: a bad text fails its own row only."""
+        return await asyncio.wrap_future(await self._submit(texts, kind))
+
+    async def embed_batches(
+        self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
+    ) -> AsyncIterator[tuple[list[str], Floats]]:
+        """Stream any number of texts; yields (texts, float32[k, dim]) in input order."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+        source = iter(texts)
+        flying: deque[tuple[list[str], asyncio.Task[Floats]]] = deque()
+        try:
+            while batch := list(islice(source, batch_size)):
+                flying.append((batch, asyncio.ensure_future(self.embed(batch, kind=kind))))
+                # The others are embedded while the caller works on this one.
+                if len(flying) >= _BATCHES_IN_FLIGHT:
+                    done, task = flying.popleft()
+                    yield done, await task
+            while flying:
+                done, task = flying.popleft()
+                yield done, await task
+        finally:
+            for _, task in flying:
+                task.cancel()
+
+    async def pool(self) -> EmbeddingPool:
+        """Give the pool underneath, once its workers are ready."""
+        if self._opened.done():
+            return self._opened.result()
+        # Shielded: giving up waiting must not cancel the opening, which others wait for.
+        return await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    async def close(self) -> None:
+        """End the workers of an owned pool; unfinished work gets PoolClosed."""
+        if self._owned:
+            try:
+                pool = await self.pool()
+            except Exception:
+                return  # it never opened, which whoever asked for vectors was told
+            await asyncio.to_thread(pool.close)
+
+    async def __aenter__(self) -> Self:
+        await self.pool()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self, model: Any, options: dict[str, Any]) -> None:
+        try:
+            self._opened.set_result(EmbeddingPool(model, **options))
+        except BaseException as error:
+            self._opened.set_exception(error)
+
+    async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
+        pool = await self.pool()
+        if len(texts) > _ROWS_ON_THE_LOOP:
+            entry = await asyncio.to_thread(pool.enter, texts, kind=kind)
+        else:
+            entry = pool.enter(texts, kind=kind)
+        await _turn(entry)
+        return pool.queue(entry)
+
+
+async def _turn(entry: Entry) -> None:
+    if entry.ticket is None:
+        return
+    try:
+        await asyncio.wrap_future(entry.ticket.turn)
+    except asyncio.CancelledError:
+        entry.admission.give_up(entry.ticket)
+        raise
