@@ -1,18 +1,21 @@
 """The LanceDB table of records: what is written once, found again, and never twice."""
 
+from memworker.store.change import Change
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.filters import parse_where
 from memworker.store.index import IndexInfo
+from memworker.store.info import TableInfo
 from memworker.store.keys import dedup_keys
 from memworker.store.known import RowStatus
 from memworker.store.lance import table_names
 from memworker.store.lock import ensure_writable
 from memworker.store.schema import VectorSpace, bad_vectors, records
 from memworker.store.search import Hit
-from memworker.store.table import Table, TableInfo
+from memworker.store.table import Table
 
 __all__ = [
     "Appended",
+    "Change",
     "Hit",
     "IndexInfo",
     "OnConflict",

@@ -66,9 +66,32 @@ def parse_where(items: Iterable[str]) -> dict[str, Any]:
     return {"AND": conditions} if conditions else {}
 
 
+def live(where: Mapping[str, Any] | None, now: datetime | None = None) -> dict[str, Any]:
+    """Return the filter of those rows that are neither superseded nor expired."""
+    moment = now or datetime.now(UTC)
+    not_expired = {"OR": [{"expires_at": None}, {"expires_at": {"gt": moment}}]}
+    return {"AND": [where or {}, {"superseded_at": None}, not_expired]}
+
+
 def id_in(ids: Iterable[str]) -> str:
     """Return the SQL that selects rows by id."""
-    return f"id IN ({', '.join(_text(value) for value in ids)})"
+    return key_in("id", ids)
+
+
+def key_in(column: str, values: Iterable[str]) -> str:
+    """Return the SQL that selects rows by the exact values of a text column."""
+    if column not in TEXT_COLUMNS:
+        raise FilterError(f"{column!r} is no key; there are {', '.join(sorted(TEXT_COLUMNS))}")
+    quoted = ", ".join(_text(value, column) for value in values)
+    return f"{column} IN ({quoted})" if quoted else "false"
+
+
+def assignments(values: Mapping[str, datetime | None]) -> dict[str, str]:
+    """Return the SQL of new values, a column each. Raises FilterError but for times."""
+    other = [name for name in values if name not in TIME_COLUMNS]
+    if other or not values:
+        raise FilterError(f"cannot set {other}; what can be set is {', '.join(TIME_COLUMNS)}")
+    return {name: "NULL" if v is None else _time(name, v) for name, v in values.items()}
 
 
 def _mapping(where: Any, depth: int) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import StoreError, TableMismatch, UsageError
+from memworker.errors import BadVector, StoreError, TableMismatch, UsageError
 from memworker.store.keys import dedup_keys as make_dedup_keys
 from memworker.store.keys import string_array
 
@@ -180,6 +180,28 @@ def conform(batch: pa.Table | pa.RecordBatch, dim: int) -> pa.Table:
         raise UsageError(f"unknown columns {unknown}; a table has {', '.join(schema.names)}")
     columns = [_conform_column(batch, field) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def widen(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Add the columns that a table has beyond ours, as nulls.
+
+    A merge would otherwise keep what the replaced row had there: the vector of another text.
+    """
+    for field in schema:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows
+
+
+def refuse_bad_vectors(rows: pa.Table, dim: int) -> None:
+    """Raise BadVector, naming the first row of those that `bad_vectors` finds."""
+    bad = bad_vectors(vectors_of(rows["vector"], dim))
+    if len(bad):
+        first = rows["id"][int(bad[0])].as_py()
+        raise BadVector(
+            f"{len(bad)} of {rows.num_rows} vectors are zero or hold NaN or infinity, "
+            f"the first that of row {first!r}; leave them out (see bad_vectors())"
+        )
 
 
 def vector_array(vectors: Vectors) -> pa.FixedSizeListArray:

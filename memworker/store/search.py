@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from memworker.errors import BadVector, UsageError
 from memworker.store import index
-from memworker.store.filters import to_sql
+from memworker.store.filters import live, to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.schema import Vectors, VectorSpace
 
@@ -71,7 +71,7 @@ def search(
         builder = table.search(query, vector_column_name="vector")
         builder = builder.distance_type(space.distance).limit(options.limit)
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
-        where = _where(options)
+        where = live(options.where) if options.alive_only else options.where
         if where:
             # Before the search, so that a small scope still gets its `limit` hits.
             builder = builder.where(to_sql(where), prefilter=True)
@@ -90,13 +90,6 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
     if not 0 < length < np.inf:
         raise BadVector("the query vector is zero, or holds NaN or infinity; it has no direction")
     return query
-
-
-def _where(options: SearchOptions) -> Mapping[str, Any] | None:
-    if not options.alive_only:
-        return options.where
-    not_expired = {"OR": [{"expires_at": None}, {"expires_at": {"gt": datetime.now(UTC)}}]}
-    return {"AND": [options.where or {}, {"superseded_at": None}, not_expired]}
 
 
 def _columns(options: SearchOptions) -> list[str]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.store.filters import id_in
-from memworker.store.keys import Hashes, string_array
-from memworker.store.known import KnownIds
+from memworker.store.keys import Hashes
+from memworker.store.known import KnownIds, RowStatus
+from memworker.store.read import SCAN_ROWS
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
-
-_SCAN_ROWS = 65_536
-# Planning `id IN (…)` costs about 40 µs an id; from here on a scan of the column is cheaper.
-_IN_LIST_MAX = 256
 
 
 class KnownRows:
@@ -25,7 +20,8 @@ class KnownRows:
 
     A row's address grows with every commit, so rows of other writers are those
     beyond the last address seen. That this is all that happened shows in the
-    row count; otherwise (rows deleted, updated, moved) all ids are read again.
+    row count, and in that all rows written here are among them; otherwise
+    (rows deleted, updated, moved) all ids are read again.
     """
 
     def __init__(self) -> None:
@@ -36,6 +32,7 @@ class KnownRows:
         self._ids = KnownIds()
         self._version = -1
         self._loaded_rows = 0
+        self._unseen = 0
         self._last_address = -1
 
     def refresh(self, table: LanceTable) -> KnownIds:
@@ -54,7 +51,13 @@ class KnownRows:
         # Any other version has rows of an outside writer in it, which refresh() will read.
         if version == self._version + 1:
             self._ids.add(keys, records)
+            self._unseen += len(keys)
             self._version = version
+
+    def wrote(self, version: int, ids: pa.Array, dedup_keys: pa.Array) -> None:
+        """Note rows that this process has written, new or in the place of others, as `version`."""
+        if version == self._version + 1:
+            self.committed(version, *self._ids.hash(ids, dedup_keys))
 
     def _read_newer(self, table: LanceTable) -> bool:
         """Read the rows beyond the last address; tell whether no earlier one has gone."""
@@ -62,31 +65,14 @@ class KnownRows:
         if self._last_address >= 0:
             query = query.where(f"_rowid > {self._last_address}")
         rows = self._loaded_rows
-        for batch in query.to_batches(_SCAN_ROWS):
+        for batch in query.to_batches(SCAN_ROWS):
             if batch.num_rows:
-                self._ids.add(*self._ids.hash(batch["id"], batch["dedup_key"]))
+                hashes = self._ids.hash(batch["id"], batch["dedup_key"])
+                if self._unseen > 0:
+                    self._unseen -= int((self._ids.find(*hashes) == RowStatus.DUPLICATE).sum())
+                self._ids.add(*hashes)
                 self._last_address = max(self._last_address, pc.max(batch["_rowid"]).as_py())
                 rows += batch.num_rows
         self._loaded_rows = rows
-        return rows == int(table.count_rows())
-
-
-def look_up(table: LanceTable, ids: list[str], column: str) -> pa.Table:
-    """Return the columns `id` and `column` of the rows with these ids, by exact comparison."""
-    query = table.search().select(["id", column])
-    if len(ids) <= _IN_LIST_MAX:
-        return query.where(id_in(ids)).to_arrow()
-    wanted = pa.array(ids, pa.string())
-    found = [
-        batch.filter(pc.is_in(string_array(batch["id"]), wanted))
-        for batch in query.to_batches(_SCAN_ROWS)
-    ]
-    return pa.Table.from_batches(found) if found else query.limit(0).to_arrow()
-
-
-def addresses(table: LanceTable, ids: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
-    """Yield (id, address) of every row with one of these ids, also of equal ones."""
-    wanted = string_array(ids)
-    for batch in table.search().select(["id"]).with_row_id(True).to_batches(_SCAN_ROWS):
-        found = batch.filter(pc.is_in(string_array(batch["id"]), wanted))
-        yield from zip(found["id"].to_pylist(), found["_rowid"].to_pylist(), strict=True)
+        seen, self._unseen = self._unseen == 0, 0
+        return seen and rows == int(table.count_rows())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import BadVector, StoreError, TableNotFound, UsageError
+from memworker.errors import StoreError, TableNotFound, UsageError
 from memworker.failpoints import reach
-from memworker.store import commit, durable, index, lock, search, sync
+from memworker.store import commit, durable, index, lock, read, search, sync
+from memworker.store.change import Change
 from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in, to_sql
-from memworker.store.index import IndexInfo
+from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
 from memworker.store.known import RowStatus, Statuses
 from memworker.store.lance import (
@@ -33,12 +33,12 @@ from memworker.store.lance import (
 from memworker.store.schema import (
     Vectors,
     VectorSpace,
-    bad_vectors,
     conform,
     new_field_metadata,
     read_field_metadata,
+    refuse_bad_vectors,
     table_schema,
-    vectors_of,
+    widen,
 )
 from memworker.store.search import Hit, SearchOptions
 
@@ -50,25 +50,6 @@ KEEP_VERSIONS = timedelta(hours=1)
 
 # One row a delete takes 13 ms a row; a long chain of ORs is a deep tree to the planner.
 _DELETE_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class TableInfo:
-    """What a table is and holds."""
-
-    name: str
-    rows: int
-    version: int
-    model: str
-    precision: str
-    max_tokens: int
-    dim: int
-    distance: str
-    fingerprint: str
-    identity: str
-    fragments: int
-    bytes_on_disk: int
-    indices: tuple[IndexInfo, ...]
 
 
 class Table:
@@ -86,6 +67,7 @@ class Table:
         self._durable = durable.Folder(db / f"{name}.lance")
         self._mortals = (-1, False)
         self._mutex = threading.RLock()
+        self._writing_now = False
 
     @classmethod
     def create(cls, db: str | Path, name: str, space: VectorSpace) -> Table:
@@ -151,7 +133,7 @@ class Table:
         """
         policy = _policy(on_conflict)
         rows = conform(batch, self.space.dim)
-        _refuse_bad_vectors(rows, self.space.dim)
+        refuse_bad_vectors(rows, self.space.dim)
         with self._writing("appending to", timeout_s):
             return self._commit(rows, policy)
 
@@ -182,18 +164,38 @@ class Table:
         columns: Sequence[str] | None = None,
         limit: int | None = None,
         offset: int = 0,
+        live_only: bool = False,
     ) -> pa.Table:
-        """Return rows that meet a filter, in the order of their commits."""
-        with lance_errors(f"reading table {self.name!r}"):
-            query = self._handle.search().select(list(columns or table_schema(1).names))
-            query = query.where(to_sql(where)) if where else query
-            query = query.limit(limit) if limit is not None else query
-            return query.offset(offset).to_arrow()
+        """Return rows that meet a filter, in the order of their commits.
 
-    def count(self, where: Mapping[str, Any] | None = None) -> int:
-        """Return how many rows meet a filter."""
+        Superseded and expired rows too, unless `live_only`.
+        """
+        with lance_errors(f"reading table {self.name!r}"):
+            return read.rows(
+                self._handle,
+                where,
+                columns=columns,
+                limit=limit,
+                offset=offset,
+                live_only=live_only,
+            )
+
+    def count(self, where: Mapping[str, Any] | None = None, *, live_only: bool = False) -> int:
+        """Return how many rows meet a filter; those that searches hide too, unless `live_only`."""
         with lance_errors(f"counting the rows of table {self.name!r}"):
-            return int(self._handle.count_rows(to_sql(where) if where else None))
+            return read.count(self._handle, where, live_only=live_only)
+
+    @contextmanager
+    def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
+        """Look up and then write while no other process or thread writes; see `Change`.
+
+        What was told is committed on leaving the block, or nothing if it is left by an
+        exception. Raises TableLocked after `timeout_s`, BadVector, StoreError.
+        """
+        with self._locked(timeout_s):
+            change = Change(self._handle, self.space.dim)
+            yield change
+            self._remember(change.commit(), change.version)
 
     def delete(self, where: Mapping[str, Any]) -> int:
         """Delete the rows that meet a filter, and return how many. Refuses an empty filter."""
@@ -215,24 +217,8 @@ class Table:
 
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
-        space = self.space
         with lance_errors(f"reading table {self.name!r}"):
-            stats = self._handle.stats()
-            return TableInfo(
-                name=self.name,
-                rows=self._handle.count_rows(),
-                version=self.version,
-                model=space.model,
-                precision=space.precision,
-                max_tokens=space.max_tokens,
-                dim=space.dim,
-                distance=space.distance,
-                fingerprint=space.fingerprint,
-                identity=self.identity,
-                fragments=stats["fragment_stats"]["num_fragments"],
-                bytes_on_disk=_bytes_under(self.db / f"{self.name}.lance"),
-                indices=index.describe(self._handle),
-            )
+            return describe(self._handle, self.db, self.name)
 
     def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> None:
         """Compact small fragments, bring the index up to date, delete older versions.
@@ -251,11 +237,28 @@ class Table:
 
     @contextmanager
     def _writing(self, doing: str, timeout_s: float) -> Iterator[None]:
+        with self._locked(timeout_s), lance_errors(f"{doing} table {self.name!r}"):
+            yield
+
+    @contextmanager
+    def _locked(self, timeout_s: float) -> Iterator[None]:
         folder = lock.state_dir(self.db, self.name)
-        with self._mutex, lock.hold(folder, "commit", timeout_s=timeout_s):
-            with lance_errors(f"{doing} table {self.name!r}"):
-                self._must_be_the_same_table()
-                yield
+        with self._mutex:
+            if self._writing_now:
+                raise UsageError("a change of this table is open; write through it, or after it")
+            with lock.hold(folder, "commit", timeout_s=timeout_s):
+                self._writing_now = True
+                try:
+                    with lance_errors(f"reading table {self.name!r}"):
+                        self._must_be_the_same_table()
+                    yield
+                finally:
+                    self._writing_now = False
+
+    def _remember(self, rows: pa.Table | None, version: int) -> None:
+        if rows is not None:
+            ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
+            self._known.wrote(version, ids, keys)
 
     def _must_be_the_same_table(self) -> None:
         _, identity = read_field_metadata(self._handle.schema, self.name)
@@ -312,6 +315,7 @@ class Table:
 
     def _merge(self, rows: pa.Table, plan: Plan) -> tuple[int, int]:
         source = pa.concat_tables([_take(rows, plan.write), self._updates(rows, plan)])
+        source = widen(source, self._handle.schema)
         merge = self._handle.merge_insert("id").when_not_matched_insert_all()
         if len(plan.update):
             merge = merge.when_matched_update_all()
@@ -323,7 +327,9 @@ class Table:
         updates = _take(rows, plan.update)
         if not updates.num_rows:
             return updates
-        found = sync.look_up(self._handle, updates["id"].to_pylist(), "created_at")
+        found = read.find(
+            self._handle, "id", updates["id"].to_pylist(), columns=["id", "created_at"]
+        )
         at = pc.index_in(updates["id"], string_array(found["id"]))
         created = pc.coalesce(found["created_at"].take(at), updates["created_at"])
         place = updates.schema.get_field_index("created_at")
@@ -333,7 +339,7 @@ class Table:
         """Delete our copies of ids that an outside writer committed at the same moment."""
         first: dict[str, int] = {}
         ours: list[tuple[str, int]] = []
-        for row_id, address in sync.addresses(self._handle, ids):
+        for row_id, address in read.addresses(self._handle, ids):
             first[row_id], later = sorted((address, first.get(row_id, address)))
             if later != first[row_id]:
                 ours.append((row_id, later))
@@ -346,7 +352,7 @@ class Table:
         return len(ours)
 
     def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
-        found = sync.look_up(self._handle, ids, "dedup_key")
+        found = read.find(self._handle, "id", ids, columns=["id", "dedup_key"])
         pairs = zip(found["id"].to_pylist(), found["dedup_key"].to_pylist(), strict=True)
         return dict(pairs)
 
@@ -358,16 +364,6 @@ def _policy(on_conflict: str) -> OnConflict:
         raise UsageError(
             f"unknown conflict policy {on_conflict!r}; use reject, skip or update"
         ) from None
-
-
-def _refuse_bad_vectors(rows: pa.Table, dim: int) -> None:
-    bad = bad_vectors(vectors_of(rows["vector"], dim))
-    if len(bad):
-        first = rows["id"][int(bad[0])].as_py()
-        raise BadVector(
-            f"{len(bad)} of {rows.num_rows} vectors are zero or hold NaN or infinity, "
-            f"the first that of row {first!r}; leave them out (see bad_vectors())"
-        )
 
 
 def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
@@ -385,12 +381,3 @@ def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> 
         updated=len(conflicts) if update else 0,
         version=version,
     )
-
-
-def _bytes_under(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        # A compaction elsewhere may remove it while we look.
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total

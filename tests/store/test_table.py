@@ -355,3 +355,14 @@ def test_info(table):
     assert (info.name, info.rows, info.model, info.dim) == ("notes", 4, SPACE.model, DIM)
     assert (info.distance, info.identity) == ("cosine", table.identity)
     assert info.bytes_on_disk > 0 and info.fragments == 1 and info.indices == ()
+
+
+def test_rows_of_ours_that_another_handle_deletes_can_be_written_again(table):
+    other = Table.open(table.db, "notes")
+    table.append(numbered(0, 10))
+    assert other.delete({"id": "id-3"}) == 1
+    assert table.append(numbered(0, 10)).written == 1
+    # As many come as go, all of them after the last look at the ids.
+    assert other.delete({"id": "id-4"}) == 1 and other.append(numbered(10, 11)).written == 1
+    assert table.append(numbered(0, 10)).written == 1
+    assert len(texts_by_id(table)) == 11

@@ -1,0 +1,64 @@
+"""What a table is and holds, for `info` and for people."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memworker.store import index
+from memworker.store.index import IndexInfo
+from memworker.store.schema import read_field_metadata
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """What a table is and holds."""
+
+    name: str
+    rows: int
+    version: int
+    model: str
+    precision: str
+    max_tokens: int
+    dim: int
+    distance: str
+    fingerprint: str
+    identity: str
+    fragments: int
+    bytes_on_disk: int
+    indices: tuple[IndexInfo, ...]
+
+
+def describe(handle: LanceTable, db: Path, name: str) -> TableInfo:
+    """Return what the table is and holds now."""
+    space, identity = read_field_metadata(handle.schema, name)
+    stats = handle.stats()
+    return TableInfo(
+        name=name,
+        rows=handle.count_rows(),
+        version=int(handle.version),
+        model=space.model,
+        precision=space.precision,
+        max_tokens=space.max_tokens,
+        dim=space.dim,
+        distance=space.distance,
+        fingerprint=space.fingerprint,
+        identity=identity,
+        fragments=stats["fragment_stats"]["num_fragments"],
+        bytes_on_disk=_bytes_under(db / f"{name}.lance"),
+        indices=index.describe(handle),
+    )
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        # A compaction elsewhere may remove it while we look.
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
