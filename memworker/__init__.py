@@ -13,7 +13,7 @@ from memworker import errors
 if TYPE_CHECKING:
     from memworker.ingest import IngestReport, ingest
     from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
-    from memworker.store import Table
+    from memworker.store import Table, VectorSpace, records, table_names
 
 # The function `ingest` shares its name with its room, which the import system would put in its
 # place at whatever moment the room is first imported. So that moment is now.
@@ -26,9 +26,12 @@ __all__ = [
     "EmbeddingPool",
     "IngestReport",
     "Table",
+    "VectorSpace",
     "__version__",
     "errors",
     "ingest",
+    "records",
+    "table_names",
 ]
 
 _ROOMS = {
@@ -36,7 +39,10 @@ _ROOMS = {
     "EmbeddingPool": "memworker.pool",
     "IngestReport": "memworker.ingest",
     "Table": "memworker.store",
+    "VectorSpace": "memworker.store",
     "ingest": "memworker.ingest",
+    "records": "memworker.store",
+    "table_names": "memworker.store",
 }
 
 

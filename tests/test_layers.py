@@ -27,7 +27,7 @@ ROOMS = {
 
 # Where a heavy package may be imported, and by whom alone.
 HEAVY = {
-    "lancedb": {"store"},
+    "lancedb": {"store", "integrations/lancedb.py"},
     "onnxruntime": {"pool/encoder.py", "pool/limit.py"},
     "tokenizers": {"pool/tokenize.py"},
     "onnx": {"models", "pool/limit.py"},
@@ -147,6 +147,7 @@ def test_public_names_are_pinned():
     assert set(memworker.__all__) == {
         "AsyncEmbeddingPool",
         *("EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"),
+        *("VectorSpace", "records", "table_names"),
     }
     for name in memworker.__all__:
         assert getattr(memworker, name) is not None
