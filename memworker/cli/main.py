@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memworker import __version__, errors
-from memworker.cli import embed, ingest, jobs, models, options, search, signals, table, tune
+from memworker.cli import embed, ingest, jobs, models, options, search, serve, signals, table, tune
 
 _USAGE = (
     errors.UsageError,
@@ -34,6 +34,7 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("jobs")(jobs.jobs)
 app.command("tune")(tune.tune)
+app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
 

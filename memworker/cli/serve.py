@@ -1,0 +1,98 @@
+"""`memworker serve`: embeddings over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memworker.cli import options
+from memworker.errors import UsageError
+
+if TYPE_CHECKING:
+    from memworker.serve.service import Service
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.")] = 8000,
+    model: options.Model = "all-MiniLM-L6-v2",
+    precision: options.Precision = "fp32",
+    workers: options.Workers = None,
+    memory: options.Memory = None,
+    max_tokens: options.MaxTokens = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="What clients call the model by; repeatable. Default: its own name."),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long; default: refuse them.")
+    ] = False,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with the key that clients must send; else MEMWORKER_API_KEY."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that clients reach the server by; repeatable."),
+    ] = None,
+    max_body: Annotated[str, typer.Option(help="The largest body that is taken.")] = "8MB",
+    drain: Annotated[
+        float, typer.Option(help="Seconds that a stop waits for what is in flight.")
+    ] = 20.0,
+) -> None:
+    """Serve embeddings over HTTP, as OpenAI's and text-embeddings-inference's interfaces do.
+
+    The first Ctrl-C or SIGTERM answers what is in flight; a second one stops at once.
+    """
+    _need_extra()
+    from memworker.pool.budget import parse_bytes
+    from memworker.pool.pool import EmbeddingPool
+    from memworker.serve import server
+    from memworker.serve.options import KEY_VARIABLE, ServeOptions, read_key
+
+    key = read_key(api_key_file) if api_key_file else os.environ.get(KEY_VARIABLE)
+    told = ServeOptions(
+        host=host,
+        port=port,
+        names=tuple(served_model_name or ()),
+        key=key or None,
+        allowed_hosts=tuple(allowed_host or ()),
+        truncate=truncate,
+        max_body_bytes=parse_bytes(max_body),
+        drain_s=drain,
+    )
+
+    def make_pool() -> EmbeddingPool:
+        return EmbeddingPool(
+            model, workers=workers, precision=precision, memory=memory, max_tokens=max_tokens
+        )
+
+    number = server.run(told, make_pool, on_ready=_say_ready, names=(model,))
+    raise typer.Exit(128 + number)
+
+
+def _say_ready(service: Service, address: str) -> None:
+    pool = service.pool
+    print(
+        f"memworker: serving {', '.join(service.names)} ({pool.identity.precision},"
+        f" {pool.dim} dimensions, {pool.workers} workers) on {address}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _need_extra() -> None:
+    try:
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"the server needs {error.name}, which is not installed. Install it with:"
+            " pip install 'memworker[serve]'"
+        ) from error

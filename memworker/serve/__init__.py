@@ -1,0 +1,1 @@
+"""The pool over HTTP: OpenAI's embeddings interface, and text-embeddings-inference's."""

@@ -1,0 +1,86 @@
+"""What a server is told: where it listens, whom it answers, and its limits."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memworker.errors import UsageError
+
+KEY_VARIABLE = "MEMWORKER_API_KEY"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_FEWEST_KEY_CHARACTERS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where and for whom a server runs.
+
+    `names` are what clients may call the model by (none: the model's own name);
+    `allowed_hosts` are accepted in the Host header beside loopback's names and
+    `host` itself. `truncate` takes texts over the model's tokens cut, as far as the
+    model sees them, where otherwise they are an error. `port` 0 takes a free one.
+    A request's `max_tokens` are those of all its inputs together.
+
+    Raises UsageError for a number out of range, and for no key off loopback.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    key: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    truncate: bool = False
+    max_inputs: int = 2048
+    max_body_bytes: int = 8 << 20
+    max_tokens: int = 300_000
+    body_timeout_s: float = 30.0
+    drain_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise UsageError(f"port must be 0 to 65535, not {self.port}")
+        for name in ("max_inputs", "max_body_bytes", "max_tokens", "body_timeout_s", "drain_s"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.key is not None:
+            _check_key(self.key)
+        elif not is_loopback(self.host):
+            raise UsageError(
+                f"{self.host} can be reached from other machines, so the server wants a key: put"
+                f" it into the environment variable {KEY_VARIABLE} or a file (--api-key-file)."
+            )
+
+    @property
+    def accepted_hosts(self) -> frozenset[str]:
+        """Names, without port and in lower case, that a Host header may carry."""
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return frozenset(name.lower() for name in (*LOOPBACK_NAMES, own, *self.allowed_hosts))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: whatever it resolves to today may change
+
+
+def read_key(path: Path) -> str:
+    """Read the key from a file of one line; UsageError when it cannot be had from there."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise UsageError(f"no key could be read from {path}: {reason}.") from error
+
+
+def _check_key(key: str) -> None:
+    if len(key) < _FEWEST_KEY_CHARACTERS or not all("!" <= c <= "~" for c in key):
+        raise UsageError(
+            f"the key must have at least {_FEWEST_KEY_CHARACTERS} characters, all of them visible"
+            " ASCII without spaces. One can be made with: openssl rand -hex 32"
+        )

@@ -1,0 +1,97 @@
+"""Refusals: one exception, rendered in OpenAI's shape or in text-embeddings-inference's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from memworker.errors import (
+    MemworkerError,
+    PoolBusy,
+    PoolClosed,
+    TextFailed,
+    TextTooLarge,
+    UsageError,
+)
+from memworker.serve.bodies import EmbedErrorReply, ErrorFacts, ErrorReply
+
+Headers = list[tuple[bytes, bytes]]
+
+_TYPES = {
+    401: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+_EMBED_TYPES = {400: "Validation", 413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+
+
+class Refusal(Exception):
+    """A request that is answered with an error. The message is for whoever sent it alone."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers or []
+
+    def openai(self) -> bytes:
+        """Render as OpenAI does."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return msgspec.json.encode(
+            ErrorReply(ErrorFacts(self.message, kind, self.param, self.code))
+        )
+
+    def embed(self) -> bytes:
+        """Render as text-embeddings-inference does."""
+        kind = "Empty" if self.code == "empty_input" else _EMBED_TYPES.get(self.status, "Backend")
+        return msgspec.json.encode(EmbedErrorReply(self.message, kind))
+
+
+def retry_after(seconds: float) -> Headers:
+    """Give the header that says when to come again, in whole seconds."""
+    return [(b"retry-after", b"%d" % max(1, round(seconds)))]
+
+
+def starting() -> Refusal:
+    """Refuse because the model is not loaded yet."""
+    return Refusal(503, "The model is still being loaded.", code="starting", headers=retry_after(2))
+
+
+def draining() -> Refusal:
+    """Refuse because the server is shutting down."""
+    return Refusal(
+        503, "The server is shutting down.", code="shutting_down", headers=retry_after(2)
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the pool's errors into refusals."""
+    try:
+        yield
+    except PoolBusy as error:
+        raise Refusal(
+            429,
+            "The server is busy; nothing of the request was begun. Try again later.",
+            code="rate_limit_exceeded",
+            headers=retry_after(error.retry_after_s),
+        ) from error
+    except (TextTooLarge, TextFailed, UsageError) as error:
+        raise Refusal(400, str(error), param="input", code="invalid_input") from error
+    except PoolClosed as error:
+        raise draining() from error
+    except MemworkerError as error:
+        raise Refusal(500, str(error), code="pool_failed") from error

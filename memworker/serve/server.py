@@ -1,0 +1,164 @@
+"""A server from its first listening to its last answer.
+
+::
+
+    listen ─► starting ─► ready ─► draining ─► closed
+              pool in a            no new work; what is in flight
+              thread               ends, within `drain_s`
+
+The first signal drains, the second ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from memworker.errors import UsageError
+from memworker.pool import EmbeddingPool
+from memworker.serve.app import create_app
+from memworker.serve.options import ServeOptions
+from memworker.serve.service import Service, State
+
+_CLOSE_S = 2
+# GNU timeout signals its child and then its group, which is twice within a millisecond.
+_ECHO_S = 0.1
+
+
+def run(
+    options: ServeOptions,
+    make_pool: Callable[[], EmbeddingPool],
+    *,
+    on_ready: Callable[[Service, str], None],
+    names: tuple[str, ...] = (),
+) -> int:
+    """Serve until a signal ends it; returns that signal's number.
+
+    `make_pool` is called in a thread while the server answers already, and what
+    it raises ends the server and is raised here. `on_ready` is called with the
+    server's address. Takes the process's signals: for the main thread alone.
+    Raises UsageError where the address cannot be listened on.
+    """
+    listener = listen(options)
+    service = Service(options)
+    server = Server(service, listener)
+    factory = server.config.get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(server.serve_pool(make_pool, on_ready, names))
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """Open the listening socket; UsageError where that fails."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {options.host} port {options.port}: {error.strerror or error}."
+            " Take another with --port, or 0 for any that is free."
+        ) from error
+
+
+def address(listener: socket.socket) -> str:
+    """Give the URL that a listening socket is reached at."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a pool behind it, and with signals that drain."""
+
+    def __init__(self, service: Service, listener: socket.socket) -> None:
+        self.service = service
+        self._listener = listener
+        self._signal = 0
+        self._signal_at = 0.0
+        self._failure: BaseException | None = None
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_CLOSE_S,
+            )
+        )
+
+    async def serve_pool(
+        self,
+        make_pool: Callable[[], EmbeddingPool],
+        on_ready: Callable[[Service, str], None],
+        names: tuple[str, ...],
+    ) -> int:
+        """Serve until a signal or a failed start; returns the signal's number."""
+        loop = asyncio.get_running_loop()
+        self._take_signals(loop)
+        pools: list[EmbeddingPool] = []
+
+        def begin() -> None:
+            self.service.open(pools[0], names=names)
+            on_ready(self.service, address(self._listener))
+
+        def start() -> None:
+            try:
+                pools.append(make_pool())
+            except BaseException as error:
+                self._failure = error
+                loop.call_soon_threadsafe(self._stop)
+            else:
+                loop.call_soon_threadsafe(begin)
+
+        # A daemon, for a download cannot be interrupted and must not hold up the end.
+        threading.Thread(target=start, name="memworker-start", daemon=True).start()
+        try:
+            await self.serve(sockets=[self._listener])
+        finally:
+            self._listener.close()
+            for pool in pools:
+                pool.close()
+        if self._failure is not None:
+            raise self._failure
+        return self._signal
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_take_signals`: uvicorn would raise them again at the end."""
+        yield
+
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        now = time.monotonic()
+        if self._signal:
+            if now - self._signal_at > _ECHO_S:
+                os._exit(128 + number)
+            return
+        self._signal, self._signal_at = number, now
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        self.service.state = State.DRAINING
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.service.options.drain_s):
+                await self.service.idle()
+        self._stop()
+
+    def _stop(self) -> None:
+        self.should_exit = True
