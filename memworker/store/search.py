@@ -34,9 +34,11 @@ HIT_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A found row. `score` is the cosine or the dot product: higher is nearer.
+    """A found row. Higher scores are better.
 
-    What was not asked for by `columns` has its default.
+    `score` is the cosine or the dot product of a search by vector, BM25 of one by
+    text, the fused ranks (see fuse.py) of a hybrid one. What was not asked for by
+    `columns` has its default.
     """
 
     id: str
@@ -60,23 +62,27 @@ class SearchOptions:
     columns: Sequence[str] | None = None
     alive_only: bool = False
 
+    def filter(self) -> Mapping[str, Any] | None:
+        """Return what rows must meet: the caller's filter, and that they are alive."""
+        return live(self.where) if self.alive_only else self.where
+
 
 def search(
     table: LanceTable, space: VectorSpace, vector: Vectors, options: SearchOptions
 ) -> list[Hit]:
     """Return the nearest rows, best first."""
     query = _checked(vector, space)
-    columns = _columns(options)
+    columns = asked_columns(options)
     with lance_errors(f"searching table {table.name!r}"):
         builder = table.search(query, vector_column_name="vector")
         builder = builder.distance_type(space.distance).limit(options.limit)
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
-        where = live(options.where) if options.alive_only else options.where
+        where = options.filter()
         if where:
             # Before the search, so that a small scope still gets its `limit` hits.
             builder = builder.where(to_sql(where), prefilter=True)
         found = builder.select([*columns, "_distance"]).to_arrow()
-    return _hits(found, columns)
+    return vector_hits(found)
 
 
 def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
@@ -92,7 +98,8 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
     return query
 
 
-def _columns(options: SearchOptions) -> list[str]:
+def asked_columns(options: SearchOptions) -> list[str]:
+    """Return the columns to read. Raises UsageError for a limit or a column that cannot be."""
     if options.limit < 1:
         raise UsageError(f"a search needs a limit of at least 1, got {options.limit}")
     unknown = [name for name in options.columns or () if name not in HIT_COLUMNS]
@@ -101,12 +108,18 @@ def _columns(options: SearchOptions) -> list[str]:
     return list(dict.fromkeys(["id", *(options.columns or HIT_COLUMNS)]))
 
 
-def _hits(found: pa.Table, columns: Sequence[str]) -> list[Hit]:
+def vector_hits(found: pa.Table) -> list[Hit]:
+    """Return the rows of a search by vector as hits."""
     # LanceDB's distance is 1 minus the cosine, or 1 minus the dot product.
-    hits = []
-    for row in found.select([*columns, "_distance"]).to_pylist():
-        score = 1.0 - row.pop("_distance")
-        if "metadata" in row:
-            row["metadata"] = json.loads(row["metadata"]) if row["metadata"] else {}
-        hits.append(Hit(score=score, **row))
-    return hits
+    return [_hit(row, 1.0 - row.pop("_distance")) for row in found.to_pylist()]
+
+
+def text_hits(found: pa.Table) -> list[Hit]:
+    """Return the rows of a search by text as hits."""
+    return [_hit(row, row.pop("_score")) for row in found.to_pylist()]
+
+
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    if "metadata" in row:
+        row["metadata"] = json.loads(row["metadata"]) if row["metadata"] else {}
+    return Hit(score=score, **row)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from memworker.errors import StoreError, TableNotFound, UsageError
-from memworker.failpoints import reach
-from memworker.store import commit, durable, index, lock, read, search, sync
+from memworker.errors import StoreError, StoreUnwritable, TableNotFound, UsageError
+from memworker.store import durable, fuse, index, lock, read, search
+from memworker.store import text as words
+from memworker.store.append import Appender
 from memworker.store.change import Change
-from memworker.store.commit import Appended, OnConflict, Plan
-from memworker.store.filters import id_in, to_sql
+from memworker.store.commit import Appended, OnConflict
+from memworker.store.filters import to_sql
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
-from memworker.store.known import RowStatus, Statuses
+from memworker.store.known import Statuses
 from memworker.store.lance import (
     connect,
     database_path,
@@ -30,6 +29,7 @@ from memworker.store.lance import (
     retrying,
     table_name,
 )
+from memworker.store.lock import ensure_writable
 from memworker.store.schema import (
     Vectors,
     VectorSpace,
@@ -38,7 +38,6 @@ from memworker.store.schema import (
     read_field_metadata,
     refuse_bad_vectors,
     table_schema,
-    widen,
 )
 from memworker.store.search import Hit, SearchOptions
 
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
 
 KEEP_VERSIONS = timedelta(hours=1)
 """Old versions this young may still be read by a search that is under way elsewhere."""
-
-# One row a delete takes 13 ms a row; a long chain of ORs is a deep tree to the planner.
-_DELETE_ROWS = 64
 
 
 class Table:
@@ -63,11 +59,12 @@ class Table:
         self.db, self.name = db, name
         self.space, self.identity = read_field_metadata(handle.schema, name)
         self._handle = handle
-        self._known = sync.KnownRows()
+        self._appender = Appender(handle)
         self._durable = durable.Folder(db / f"{name}.lance")
         self._mortals = (-1, False)
         self._mutex = threading.RLock()
         self._writing_now = False
+        self._text_indexed = False
 
     @classmethod
     def create(cls, db: str | Path, name: str, space: VectorSpace) -> Table:
@@ -111,10 +108,7 @@ class Table:
         """
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
         with self._mutex, lance_errors(f"reading the ids of table {self.name!r}"):
-            known = self._known.refresh(self._handle)
-            keys = string_array(dedup_keys)
-            hashes = known.hash(ids, keys)
-            return commit.classify(ids, keys, known, self._dedup_keys_of, hashes=hashes)[0]
+            return self._appender.classify(ids, string_array(dedup_keys))
 
     def append(
         self,
@@ -135,7 +129,7 @@ class Table:
         rows = conform(batch, self.space.dim)
         refuse_bad_vectors(rows, self.space.dim)
         with self._writing("appending to", timeout_s):
-            return self._commit(rows, policy)
+            return self._appender.append(rows, policy)
 
     def search(
         self,
@@ -153,9 +147,53 @@ class Table:
         every row instead of going through the index. `columns` limits what is
         read. Expired and superseded rows are left out unless `include_expired`.
         """
-        alive_only = not include_expired and self._has_mortals()
-        options = SearchOptions(limit, where, exact, columns, alive_only)
+        options = self._options(limit, where, columns, include_expired, exact=exact)
         return search.search(self._handle, self.space, vector, options)
+
+    def search_text(
+        self,
+        text: str,
+        *,
+        limit: int = 10,
+        where: Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
+        include_expired: bool = False,
+    ) -> list[Hit]:
+        """Return the rows that share words with `text`, best first by BM25.
+
+        `text` is data, never syntax; one without words finds nothing. The other
+        arguments are those of `search`. Builds the text index when there is none.
+        """
+        options = self._options(limit, where, columns, include_expired)
+        with suppress(StoreUnwritable):
+            self.ensure_text_index()
+        return search.text_hits(words.search(self._handle, text, options))
+
+    def search_hybrid(
+        self,
+        text: str,
+        vector: Vectors,
+        *,
+        limit: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        columns: Sequence[str] | None = None,
+        include_expired: bool = False,
+    ) -> list[Hit]:
+        """Return the best rows by meaning and by words: the two rankings fused (see fuse.py)."""
+        given: dict[str, Any] = {"where": where, "columns": columns}
+        given |= {"limit": fuse.depth(limit), "include_expired": include_expired}
+        near = self.search(vector, exact=exact, **given)
+        return fuse.fuse([near, self.search_text(text, **given)], limit)
+
+    def ensure_text_index(self) -> bool:
+        """Build the full-text index when there is none; tell whether."""
+        if self._text_indexed or words.has_index(self._handle):
+            self._text_indexed = True
+            return False
+        ensure_writable(self.db, self.name)
+        words.build(self._handle)
+        return True
 
     def rows(
         self,
@@ -202,7 +240,7 @@ class Table:
         if not where:
             raise UsageError("an empty filter would delete every row; name the rows to delete")
         with self._writing("deleting from", lock.COMMIT_TIMEOUT_S):
-            self._known.forget()
+            self._appender.known.forget()
             deleted = retrying(lambda: self._handle.delete(to_sql(where)))
             return int(deleted.num_deleted_rows)
 
@@ -258,7 +296,7 @@ class Table:
     def _remember(self, rows: pa.Table | None, version: int) -> None:
         if rows is not None:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
-            self._known.wrote(version, ids, keys)
+            self._appender.known.wrote(version, ids, keys)
 
     def _must_be_the_same_table(self) -> None:
         _, identity = read_field_metadata(self._handle.schema, self.name)
@@ -268,22 +306,17 @@ class Table:
                 "open it again, or start the job afresh"
             )
 
-    def _commit(self, rows: pa.Table, policy: OnConflict) -> Appended:
-        seen = self._handle.version
-        plan = self._plan(rows, policy)
-        if not len(plan.write) and not len(plan.update):
-            return _outcome(plan, policy, seen)
-        # Whoever moves the version now does not take our lock: let LanceDB compare the ids.
-        moved = self._handle.version != seen
-        if moved:
-            plan = self._plan(rows, policy)
-        if moved or len(plan.update):
-            version, written = self._merge(rows, plan)
-        else:
-            version, written = self._add(rows, plan, seen)
-        chosen = np.concatenate([plan.write, plan.update])
-        self._known.committed(version, plan.keys[chosen], plan.records[chosen])
-        return _outcome(plan, policy, version, written)
+    def _options(
+        self,
+        limit: int,
+        where: Mapping[str, Any] | None,
+        columns: Sequence[str] | None,
+        include_expired: bool,
+        *,
+        exact: bool = False,
+    ) -> SearchOptions:
+        alive_only = not include_expired and self._has_mortals()
+        return SearchOptions(limit, where, exact, columns, alive_only)
 
     def _has_mortals(self) -> bool:
         """Tell whether any row expires or is superseded, asking once a version.
@@ -299,63 +332,6 @@ class Table:
             self._mortals = (newest, found)
         return found
 
-    def _plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
-        known = self._known.refresh(self._handle)
-        return commit.plan(rows, known, self._dedup_keys_of, policy)
-
-    def _add(self, rows: pa.Table, plan: Plan, seen: int) -> tuple[int, int]:
-        chosen = _take(rows, plan.write)
-        reach("before_add")
-        version = retrying(lambda: self._handle.add(chosen)).version
-        reach("after_add")
-        if version == seen + 1:
-            return version, chosen.num_rows
-        doubled = self._drop_doubles(chosen["id"])
-        return self._handle.version, chosen.num_rows - doubled
-
-    def _merge(self, rows: pa.Table, plan: Plan) -> tuple[int, int]:
-        source = pa.concat_tables([_take(rows, plan.write), self._updates(rows, plan)])
-        source = widen(source, self._handle.schema)
-        merge = self._handle.merge_insert("id").when_not_matched_insert_all()
-        if len(plan.update):
-            merge = merge.when_matched_update_all()
-        # Only without an index do two merges of the same new ids see each other.
-        result = retrying(lambda: merge.use_index(False).execute(source))
-        return result.version, result.num_inserted_rows
-
-    def _updates(self, rows: pa.Table, plan: Plan) -> pa.Table:
-        updates = _take(rows, plan.update)
-        if not updates.num_rows:
-            return updates
-        found = read.find(
-            self._handle, "id", updates["id"].to_pylist(), columns=["id", "created_at"]
-        )
-        at = pc.index_in(updates["id"], string_array(found["id"]))
-        created = pc.coalesce(found["created_at"].take(at), updates["created_at"])
-        place = updates.schema.get_field_index("created_at")
-        return updates.set_column(place, updates.schema.field(place), created)
-
-    def _drop_doubles(self, ids: pa.ChunkedArray) -> int:
-        """Delete our copies of ids that an outside writer committed at the same moment."""
-        first: dict[str, int] = {}
-        ours: list[tuple[str, int]] = []
-        for row_id, address in read.addresses(self._handle, ids):
-            first[row_id], later = sorted((address, first.get(row_id, address)))
-            if later != first[row_id]:
-                ours.append((row_id, later))
-        for at in range(0, len(ours), _DELETE_ROWS):
-            # The id too: a compaction may give the address to another row.
-            rows = (
-                f"(_rowid = {address} AND {id_in([i])})" for i, address in ours[at:][:_DELETE_ROWS]
-            )
-            self._handle.delete(" OR ".join(rows))
-        return len(ours)
-
-    def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
-        found = read.find(self._handle, "id", ids, columns=["id", "dedup_key"])
-        pairs = zip(found["id"].to_pylist(), found["dedup_key"].to_pylist(), strict=True)
-        return dict(pairs)
-
 
 def _policy(on_conflict: str) -> OnConflict:
     try:
@@ -364,20 +340,3 @@ def _policy(on_conflict: str) -> OnConflict:
         raise UsageError(
             f"unknown conflict policy {on_conflict!r}; use reject, skip or update"
         ) from None
-
-
-def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
-    return rows if len(which) == rows.num_rows else rows.take(pa.array(which))
-
-
-def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> Appended:
-    conflicts = np.flatnonzero(plan.statuses == RowStatus.CONFLICT)
-    update = policy is OnConflict.UPDATE
-    return Appended(
-        written=written,
-        # Rows that an outside writer committed just before us count as duplicates.
-        duplicates=len(plan.statuses) - written - len(conflicts),
-        conflicts=() if update else tuple(conflicts.tolist()),
-        updated=len(conflicts) if update else 0,
-        version=version,
-    )

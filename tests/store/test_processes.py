@@ -112,8 +112,8 @@ def test_an_outside_writer_between_look_and_add_doubles_nothing(tmp_path, policy
     table = Table.create(tmp_path, "t", SPACE)
     table.append(batch([("a", "one")]))
     theirs = lancedb.connect(tmp_path).open_table("t")
-    handle = table._handle
-    table._handle = AtTheWorstMoment(handle, "add", lambda: theirs.add(numbered(0, 6)))
+    appender = table._appender
+    appender._handle = AtTheWorstMoment(table._handle, "add", lambda: theirs.add(numbered(0, 6)))
     done = table.append(numbered(3, 10), on_conflict=policy)
     assert (done.written, done.duplicates) == (4, 3)
     assert len(texts_by_id(table)) == 11
@@ -123,16 +123,19 @@ def test_an_outside_writer_between_look_and_add_doubles_nothing(tmp_path, policy
 def test_an_outside_writer_between_look_and_second_look_causes_a_merge(tmp_path):
     table = Table.create(tmp_path, "t", SPACE)
     theirs = lancedb.connect(tmp_path).open_table("t")
-    handle, look = table._handle, table._plan
+    appender = table._appender
+    look = appender._plan
 
     def plan_then_outside_write(rows, policy):
         planned = look(rows, policy)
-        table._plan = look
+        appender._plan = look
         theirs.add(numbered(0, 6))
         return planned
 
-    table._plan = plan_then_outside_write
-    table._handle = AtTheWorstMoment(handle, "merge_insert", lambda: theirs.add(numbered(6, 8)))
+    appender._plan = plan_then_outside_write
+    appender._handle = AtTheWorstMoment(
+        table._handle, "merge_insert", lambda: theirs.add(numbered(6, 8))
+    )
     done = table.append(numbered(3, 10))
     assert (done.written, done.duplicates) == (2, 5)
     assert len(texts_by_id(table)) == 10

@@ -1,0 +1,131 @@
+"""Appending rows whose ids may be known: left out, updated, or written, in one commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.failpoints import reach
+from memworker.store import commit, read
+from memworker.store.commit import Appended, OnConflict, Plan
+from memworker.store.filters import id_in
+from memworker.store.keys import string_array
+from memworker.store.known import RowStatus, Statuses
+from memworker.store.lance import retrying
+from memworker.store.schema import widen
+from memworker.store.sync import KnownRows
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+# One row a delete takes 13 ms a row; a long chain of ORs is a deep tree to the planner.
+_DELETE_ROWS = 64
+
+
+class Appender:
+    """Writes batches into one table, and knows which ids are there. The caller holds the locks."""
+
+    def __init__(self, handle: LanceTable) -> None:
+        self.known = KnownRows()
+        self._handle = handle
+
+    def append(self, rows: pa.Table, policy: OnConflict) -> Appended:
+        """Commit what of `rows` is new, and with `update` what is known with another text."""
+        seen = self._handle.version
+        plan = self._plan(rows, policy)
+        if not len(plan.write) and not len(plan.update):
+            return _outcome(plan, policy, seen)
+        # Whoever moves the version now does not take our lock: let LanceDB compare the ids.
+        moved = self._handle.version != seen
+        if moved:
+            plan = self._plan(rows, policy)
+        if moved or len(plan.update):
+            version, written = self._merge(rows, plan)
+        else:
+            version, written = self._add(rows, plan, seen)
+        chosen = np.concatenate([plan.write, plan.update])
+        self.known.committed(version, plan.keys[chosen], plan.records[chosen])
+        return _outcome(plan, policy, version, written)
+
+    def classify(self, ids: pa.Array, dedup_keys: pa.Array) -> Statuses:
+        """Return a RowStatus a row against the newest version."""
+        known = self.known.refresh(self._handle)
+        hashes = known.hash(ids, dedup_keys)
+        return commit.classify(ids, dedup_keys, known, self._dedup_keys_of, hashes=hashes)[0]
+
+    def _plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
+        known = self.known.refresh(self._handle)
+        return commit.plan(rows, known, self._dedup_keys_of, policy)
+
+    def _add(self, rows: pa.Table, plan: Plan, seen: int) -> tuple[int, int]:
+        chosen = _take(rows, plan.write)
+        reach("before_add")
+        version = retrying(lambda: self._handle.add(chosen)).version
+        reach("after_add")
+        if version == seen + 1:
+            return version, chosen.num_rows
+        doubled = self._drop_doubles(chosen["id"])
+        return self._handle.version, chosen.num_rows - doubled
+
+    def _merge(self, rows: pa.Table, plan: Plan) -> tuple[int, int]:
+        source = pa.concat_tables([_take(rows, plan.write), self._updates(rows, plan)])
+        source = widen(source, self._handle.schema)
+        merge = self._handle.merge_insert("id").when_not_matched_insert_all()
+        if len(plan.update):
+            merge = merge.when_matched_update_all()
+        # Only without an index do two merges of the same new ids see each other.
+        result = retrying(lambda: merge.use_index(False).execute(source))
+        return result.version, result.num_inserted_rows
+
+    def _updates(self, rows: pa.Table, plan: Plan) -> pa.Table:
+        updates = _take(rows, plan.update)
+        if not updates.num_rows:
+            return updates
+        found = read.find(
+            self._handle, "id", updates["id"].to_pylist(), columns=["id", "created_at"]
+        )
+        at = pc.index_in(updates["id"], string_array(found["id"]))
+        created = pc.coalesce(found["created_at"].take(at), updates["created_at"])
+        place = updates.schema.get_field_index("created_at")
+        return updates.set_column(place, updates.schema.field(place), created)
+
+    def _drop_doubles(self, ids: pa.ChunkedArray) -> int:
+        """Delete our copies of ids that an outside writer committed at the same moment."""
+        first: dict[str, int] = {}
+        ours: list[tuple[str, int]] = []
+        for row_id, address in read.addresses(self._handle, ids):
+            first[row_id], later = sorted((address, first.get(row_id, address)))
+            if later != first[row_id]:
+                ours.append((row_id, later))
+        for at in range(0, len(ours), _DELETE_ROWS):
+            # The id too: a compaction may give the address to another row.
+            rows = (
+                f"(_rowid = {address} AND {id_in([i])})" for i, address in ours[at:][:_DELETE_ROWS]
+            )
+            self._handle.delete(" OR ".join(rows))
+        return len(ours)
+
+    def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
+        found = read.find(self._handle, "id", ids, columns=["id", "dedup_key"])
+        pairs = zip(found["id"].to_pylist(), found["dedup_key"].to_pylist(), strict=True)
+        return dict(pairs)
+
+
+def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
+    return rows if len(which) == rows.num_rows else rows.take(pa.array(which))
+
+
+def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> Appended:
+    conflicts = np.flatnonzero(plan.statuses == RowStatus.CONFLICT)
+    update = policy is OnConflict.UPDATE
+    return Appended(
+        written=written,
+        # Rows that an outside writer committed just before us count as duplicates.
+        duplicates=len(plan.statuses) - written - len(conflicts),
+        conflicts=() if update else tuple(conflicts.tolist()),
+        updated=len(conflicts) if update else 0,
+        version=version,
+    )

@@ -1,0 +1,94 @@
+"""Full-text search: the index of the words, and ranking by them.
+
+What agents remember is mostly short, in any language, and full of names. So:
+words are found by Unicode's own rules (ICU), which knows where words end in
+Chinese, Japanese and Thai, and parted at punctuation besides (``user@example.com``
+is found by ``example``); case and accents do not count; English words are cut
+to their stems, and a short list of them is left out. Measured (recall@10): LoCoMo
+0.566 so, 0.554 with LanceDB's own list, which has single digits in it, 0.505
+with none, 0.474 without stems besides; XQuAD in Chinese 0.998, where splitting at
+blanks alone has 0.138, and in Arabic and Hindi the same with and without
+English stems. Words with endings of their own, such as Korean's particles, are
+found as they were written only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from memworker.errors import UsageError
+from memworker.store.filters import to_sql
+from memworker.store.lance import lance_errors, retrying
+from memworker.store.search import SearchOptions, asked_columns
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+INDEX_NAME = "text_idx"
+# Lucene's classic list, and what questions and tales about people are full of. Not "will",
+# "may" and "us", which are names too; no digit, and no letter but two: "C" and "7" say much.
+STOP_WORDS = """
+a about am an and are as at be been being but by can could did do does for from had has have he
+her hers him his how i if in into is it its me my no not of on or our ours she should so such than
+that the their them then there these they this to was we were what when where which who whom whose
+why with would you your yours
+""".split()
+
+
+def has_index(table: LanceTable) -> bool:
+    """Tell whether the table's texts are indexed, wholly or in part."""
+    return any(index.columns == ["text"] for index in table.list_indices())
+
+
+def build(table: LanceTable) -> None:
+    """Build the full-text index when there is none; 3 ms for an empty table."""
+    from lancedb.index import FTS
+
+    config = FTS(
+        base_tokenizer="icu/split",
+        language="English",
+        stem=True,
+        remove_stop_words=True,
+        custom_stop_words=STOP_WORDS,
+    )
+
+    def once() -> None:
+        # Another process may have come first: its index is as good.
+        if not has_index(table):
+            table.create_index("text", name=INDEX_NAME, replace=False, config=config)
+
+    with lance_errors(f"indexing the texts of table {table.name!r}"):
+        retrying(once)
+
+
+def search(table: LanceTable, text: str, options: SearchOptions) -> pa.Table:
+    """Return the asked columns and `_score` (BM25) of the rows with words of `text`, best first.
+
+    Rows that the index does not cover yet are read one by one, so none is missed.
+    """
+    from lancedb.query import MatchQuery
+
+    columns = asked_columns(options)
+    # A MatchQuery has no syntax: whatever the text holds, it is words to look for.
+    query = MatchQuery(_checked(text), "text")
+    with lance_errors(f"searching the texts of table {table.name!r}"):
+        builder = table.search(query, query_type="fts").limit(options.limit)
+        where = options.filter()
+        if where:
+            builder = builder.where(to_sql(where), prefilter=True)
+        return builder.select([*columns, "_score"]).to_arrow()
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str):
+        raise UsageError(f"a text search needs a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the query holds half a character (a lone surrogate) at position {error.start}; "
+            "leave it out"
+        ) from None
+    return text
