@@ -12,6 +12,7 @@ from memworker import errors
 
 if TYPE_CHECKING:
     from memworker.ingest import IngestReport, ingest
+    from memworker.memory import AsyncMemory, Memory
     from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
     from memworker.store import Table, VectorSpace, records, table_names
 
@@ -23,8 +24,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncEmbeddingPool",
+    "AsyncMemory",
     "EmbeddingPool",
     "IngestReport",
+    "Memory",
     "Table",
     "VectorSpace",
     "__version__",
@@ -36,8 +39,10 @@ __all__ = [
 
 _ROOMS = {
     "AsyncEmbeddingPool": "memworker.pool",
+    "AsyncMemory": "memworker.memory",
     "EmbeddingPool": "memworker.pool",
     "IngestReport": "memworker.ingest",
+    "Memory": "memworker.memory",
     "Table": "memworker.store",
     "VectorSpace": "memworker.store",
     "ingest": "memworker.ingest",

@@ -145,7 +145,7 @@ def test_public_names_are_pinned():
     import memworker
 
     assert set(memworker.__all__) == {
-        "AsyncEmbeddingPool",
+        *("AsyncEmbeddingPool", "AsyncMemory", "Memory"),
         *("EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"),
         *("VectorSpace", "records", "table_names"),
     }

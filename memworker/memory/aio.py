@@ -1,0 +1,270 @@
+"""`AsyncMemory`: the same memories for coroutines, on any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from memworker.memory import drafts, reads
+from memworker.memory.core import (
+    DEFAULT_TABLE,
+    EVERYTHING,
+    Core,
+    Options,
+    added,
+    adding,
+    forked,
+    one_vector,
+    policy,
+    query_vector,
+)
+from memworker.memory.drafts import Batch, Content, Message
+from memworker.memory.group import Delete, EraseOne, OnDuplicate, Sweep, Update
+from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
+from memworker.memory.reads import Mode
+from memworker.memory.scope import Scope
+from memworker.memory.shapes import Record
+from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
+from memworker.pool.pool import DEFAULT_MODEL
+
+T = TypeVar("T")
+
+# LanceDB reads with threads of its own; these only wait for them.
+_READERS = 4
+# Checking more items than this would hold up the event loop for over a millisecond.
+_ITEMS_ON_THE_LOOP = 64
+
+
+class AsyncMemory:
+    """A `Memory` whose waits are awaited; see there for what each method does.
+
+    It opens in the background: what `Memory` raises when it is made is raised by the
+    first await. `pool` is an open EmbeddingPool or AsyncEmbeddingPool. Coroutines of
+    any number of event loops may share it. Cancelling an add or an update drops it
+    as long as it is not embedded; once its commit is queued it is carried out. Use
+    it as an async context manager, or await `close`.
+    """
+
+    def __init__(
+        self,
+        db: str | Path,
+        *,
+        table: str = DEFAULT_TABLE,
+        pool: EmbeddingPool | AsyncEmbeddingPool | None = None,
+        model: Any = DEFAULT_MODEL,
+        precision: str = "fp32",
+        max_tokens: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._pid = os.getpid()
+        self._opened: Future[Core] = Future()
+        self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
+        given = (db, table, pool, model, precision, max_tokens, workers)
+        threading.Thread(target=self._open, args=given, name="memworker-open").start()
+
+    async def add(
+        self,
+        content: Content | Sequence[Message],
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_at: datetime | str | None = None,
+        on_duplicate: OnDuplicate = "skip",
+    ) -> Results:
+        """Add a memory, or one a message, as `Memory.add`."""
+        terms = (await self._core()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        batch = drafts.of_one(content, metadata, terms)
+        return await self._add(batch, policy(on_duplicate), strict=True)
+
+    async def add_batch(
+        self,
+        contents: Iterable[Content],
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        expires_at: datetime | str | None = None,
+        on_duplicate: OnDuplicate = "skip",
+    ) -> Results:
+        """Add many memories at once, as `Memory.add_batch`."""
+        terms = (await self._core()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        many = drafts.listed(contents)
+        batch = await self._run(len(many), lambda: drafts.of_many(many, metadata, terms))
+        return await self._add(batch, policy(on_duplicate), strict=False)
+
+    async def search(
+        self,
+        query: str,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        limit: int = 10,
+        threshold: float | None = None,
+        mode: Mode = "vector",
+    ) -> Results:
+        """Find memories, best first, as `Memory.search`."""
+        core = await self._core()
+        where = reads.checked_search(query, filters, limit, mode)
+        vector = None
+        if mode != "text":
+            vector = query_vector(await self._pool(core).embed_rows([query], kind="query"))
+        return await self._read(
+            lambda: reads.search(core.table, vector, query, where, limit, threshold, mode)
+        )
+
+    async def get(self, memory_id: str) -> Record | None:
+        """Return one memory, or None when there is none of this id."""
+        core = await self._core()
+        return await self._read(lambda: reads.get(core.table, memory_id))
+
+    async def get_all(
+        self, *, filters: Mapping[str, Any] | None = None, limit: int | None = 100
+    ) -> Results:
+        """Return the memories that meet the filters, newest first; `limit` None means all."""
+        core = await self._core()
+        return await self._read(lambda: reads.get_all(core.table, filters, limit))
+
+    async def update(
+        self, memory_id: str, content: str, *, metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
+        """Give a memory another text, and other metadata unless None, as `Memory.update`."""
+        core = await self._core()
+        reads.checked_id(memory_id)
+        draft = core.draft(content, metadata)
+        async with self._in_flight(core, 1):
+            vector = one_vector(draft, await self._pool(core).embed_rows([draft.text]))
+            await asyncio.wrap_future(core.write(Update(memory_id, draft, vector)))
+        return dict(UPDATED)
+
+    async def delete(self, memory_id: str, *, erase: bool = False) -> dict[str, str]:
+        """Delete a memory, or erase it with its history, as `Memory.delete`."""
+        core = await self._core()
+        reads.checked_id(memory_id)
+        operation = EraseOne(memory_id) if erase else Delete(memory_id)
+        await asyncio.wrap_future(core.write(operation))
+        return dict(DELETED)
+
+    async def delete_all(
+        self,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        erase: bool = False,
+    ) -> dict[str, str]:
+        """Delete all memories that carry these ids, as `Memory.delete_all`."""
+        core = await self._core()
+        scope = Scope.of(user_id, agent_id, run_id)
+        await asyncio.wrap_future(core.write(Sweep(scope.named(), erase)))
+        return dict(ALL_DELETED)
+
+    async def history(self, memory_id: str) -> list[Record]:
+        """Return what became of a memory, oldest first, as `Memory.history`."""
+        core = await self._core()
+        return await self._read(lambda: reads.events(core.table, memory_id))
+
+    async def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Return how many memories there are, of everybody unless filters say otherwise."""
+        core = await self._core()
+        return await self._read(lambda: reads.count(core.table, filters))
+
+    async def reset(self) -> None:
+        """Erase every memory of the table, and all history."""
+        core = await self._core()
+        await asyncio.wrap_future(core.write(Sweep(EVERYTHING, erase=True)))
+
+    async def close(self) -> None:
+        """Let what was accepted be committed and end; a pool that was given is left open."""
+        if os.getpid() != self._pid:
+            return
+        try:
+            core = await self._opening()
+        except Exception:
+            core = None  # it never opened, which whoever asked for something was told
+        if core is not None:
+            await asyncio.to_thread(core.close)
+        self._readers.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        await self._core()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self, db: Any, table: str, pool: Any, *model: Any) -> None:
+        try:
+            if isinstance(pool, AsyncEmbeddingPool):
+                # A thread of its own, so a loop of its own to wait on.
+                pool = asyncio.run(pool.pool())
+            core = Core(Options(db, table, pool, *model))
+        except BaseException as error:
+            self._opened.set_exception(error)
+            return
+        weakref.finalize(self, Core.abandon, core)
+        self._opened.set_result(core)
+
+    async def _opening(self) -> Core:
+        if self._opened.done():
+            return self._opened.result()
+        # Shielded: giving up waiting must not cancel the opening, which others wait for.
+        return await asyncio.shield(asyncio.wrap_future(self._opened))
+
+    async def _core(self) -> Core:
+        if os.getpid() != self._pid:
+            raise forked(self._pid)
+        core = await self._opening()
+        core.guard()
+        return core
+
+    def _pool(self, core: Core) -> AsyncEmbeddingPool:
+        return AsyncEmbeddingPool(pool=core.pool)
+
+    async def _add(self, batch: Batch, on_duplicate: OnDuplicate, *, strict: bool) -> Results:
+        if not batch.drafts:
+            return added(batch, [])
+        core, rows = await self._core(), len(batch.drafts)
+        async with self._in_flight(core, rows):
+            embedded = await self._pool(core).embed_rows(batch.texts)
+            left, operation = await self._run(rows, lambda: adding(batch, embedded, on_duplicate))
+            if strict:
+                left.raise_first()
+            outcomes = await asyncio.wrap_future(core.write(operation))
+        return await self._run(rows, lambda: added(left, outcomes))
+
+    @asynccontextmanager
+    async def _in_flight(self, core: Core, rows: int) -> AsyncIterator[None]:
+        ticket = core.enter(rows)
+        if ticket is not None:
+            try:
+                await asyncio.wrap_future(ticket.turn)
+            except BaseException:
+                core.give_up(ticket)
+                raise
+        try:
+            yield
+        finally:
+            core.leave(rows)
+
+    async def _run(self, items: int, work: Callable[[], T]) -> T:
+        """Run what takes longer the more items there are, on the loop if they are few."""
+        return work() if items <= _ITEMS_ON_THE_LOOP else await self._read(work)
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)

@@ -1,0 +1,231 @@
+"""What both faces stand on: the table, the pool, the writer; opened and closed together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from memworker.errors import MemworkerError, PoolClosed, PoolForked, TextFailed, UsageError
+from memworker.memory.drafts import Batch, Draft, Terms, checked_text, metadata_json, moment
+from memworker.memory.group import Add, Alone, Event, OnDuplicate, Operation, keys_of
+from memworker.memory.rows import Row, Vector
+from memworker.memory.scope import Scope
+from memworker.memory.shapes import Record, record, results
+from memworker.memory.upkeep import Upkeep
+from memworker.memory.writer import CLOSED, Writer
+from memworker.pool import Embedded, EmbeddingPool
+from memworker.pool.admission import Admission, Ticket
+from memworker.pool.pool import DEFAULT_MODEL, Identity, identity, resolve
+from memworker.store import Table, VectorSpace, bad_vectors
+
+DEFAULT_TABLE = "memories"
+POLICIES = ("skip", "update", "allow")
+# Rows between their admission and their commit: a few megabytes of vectors.
+PENDING_ROWS = 16_384
+EVERYTHING: Mapping[str, Any] = {"id": {"gte": ""}}
+"""The filter that every row meets, for the store refuses an empty one."""
+# What a forgotten Memory may still take at the interpreter's end, to finish a commit.
+_LAST_COMMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a Memory is opened; see `Memory`."""
+
+    db: str | Path
+    table: str = DEFAULT_TABLE
+    pool: EmbeddingPool | None = None
+    model: Any = DEFAULT_MODEL
+    precision: str = "fp32"
+    max_tokens: int | None = None
+    workers: int | None = None
+
+
+class Core:
+    """A table, a pool and a writer. May be shared by threads and coroutines, not by processes."""
+
+    def __init__(self, options: Options) -> None:
+        self._pid = os.getpid()
+        self.table, self.pool = _opened(options)
+        self._owns_pool = options.pool is None
+        self._admission = Admission(PENDING_ROWS)
+        self._upkeep = Upkeep(self.table)
+        self._writer = Writer(self.table, self._upkeep.committed)
+        self._closing = threading.Lock()
+        self._closed = False
+        self._idle = threading.Condition()
+        self._in_flight = 0
+
+    def guard(self) -> None:
+        """Raise PoolForked in a child of os.fork(), PoolClosed after close()."""
+        # First, for after a fork no lock can be relied on.
+        if os.getpid() != self._pid:
+            raise forked(self._pid)
+        if self._closed:
+            raise PoolClosed(CLOSED)
+
+    def enter(self, rows: int) -> Ticket | None:
+        """Ask to have `rows` in flight; a ticket means to wait for its turn. See `leave`."""
+        self.guard()
+        with self._idle:
+            if self._closed:
+                raise PoolClosed(CLOSED)
+            self._in_flight += 1
+        try:
+            return self._admission.enter(rows)
+        except BaseException:
+            self._left()
+            raise
+
+    @contextmanager
+    def in_flight(self, rows: int) -> Iterator[None]:
+        """Have `rows` in flight, blocking until it is their turn."""
+        ticket = self.enter(rows)
+        if ticket is not None:
+            try:
+                ticket.turn.result()
+            except BaseException:
+                self.give_up(ticket)
+                raise
+        try:
+            yield
+        finally:
+            self.leave(rows)
+
+    def terms(self, scope: Scope, expires_at: datetime | str | None) -> Terms:
+        """Say what holds for every item of a call."""
+        return Terms(scope, moment(expires_at), self.pool.max_text_bytes)
+
+    def draft(self, content: Any, metadata: Any) -> Draft:
+        """Check a text and metadata that shall take another's place."""
+        text = checked_text(content, self.pool.max_text_bytes)
+        return Draft(text, metadata_json(metadata), None)
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Leave without having had one's turn."""
+        self._admission.give_up(ticket)
+        self._left()
+
+    def leave(self, rows: int) -> None:
+        """Say that what was entered is done or failed."""
+        self._admission.leave(rows)
+        self._left()
+
+    def write(self, operation: Operation | Alone) -> Future[Any]:
+        """Queue an operation for the next commit."""
+        self.guard()
+        return self._writer.submit(operation)
+
+    def close(self) -> None:
+        """Let what was accepted be committed, then end everything. Safe to call twice."""
+        if os.getpid() != self._pid:
+            return
+        with self._closing:
+            with self._idle:
+                if self._closed:
+                    return
+                self._closed = True
+            self._admission.close(PoolClosed(CLOSED))
+            with self._idle:
+                self._idle.wait_for(lambda: not self._in_flight)
+            self._end(drain=True)
+
+    def abandon(self) -> None:
+        """End without waiting for more than the commit under way: nobody waits for the rest."""
+        if os.getpid() != self._pid or self._closed:
+            return
+        self._closed = True
+        self._end(drain=False, timeout_s=_LAST_COMMIT_S)
+
+    def _end(self, *, drain: bool, timeout_s: float | None = None) -> None:
+        self._writer.close(drain=drain, timeout_s=timeout_s)
+        self._upkeep.close(timeout_s)
+        if self._owns_pool:
+            self.pool.close()
+
+    def _left(self) -> None:
+        with self._idle:
+            self._in_flight -= 1
+            self._idle.notify_all()
+
+
+def adding(batch: Batch, embedded: Embedded, on_duplicate: OnDuplicate) -> tuple[Batch, Add]:
+    """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
+    failed = {
+        row: TextFailed(f"the text could not be embedded: {reason}", batch.places[row])
+        for row, reason in embedded.failures.items()
+    }
+    for row in bad_vectors(embedded.vectors).tolist():
+        failed.setdefault(row, TextFailed("the model gives this text no vector", batch.places[row]))
+    good = [row for row in range(len(batch.drafts)) if row not in failed]
+    drafts = [batch.drafts[row] for row in good]
+    vectors = [embedded.vectors[row] for row in good]
+    flaws: dict[int, MemworkerError] = {batch.places[row]: flaw for row, flaw in failed.items()}
+    left = Batch(batch.scope, drafts, [batch.places[row] for row in good], batch.flaws | flaws)
+    return left, Add(batch.scope, drafts, vectors, keys_of(drafts, batch.scope), on_duplicate)
+
+
+def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list[Record]]:
+    """Return what became of each item, in the order of the input."""
+    told: dict[int, Record] = {
+        place: {"error": str(flaw), "index": place} for place, flaw in batch.flaws.items()
+    }
+    for place, (event, row) in zip(batch.places, outcomes, strict=True):
+        told[place] = record(row) | {"event": event}
+    return results([told[place] for place in sorted(told)])
+
+
+def forked(owner: int) -> PoolForked:
+    """Say that this process is a child of the owner's."""
+    return PoolForked(
+        f"this Memory belongs to process {owner}; after os.fork() make a new one in process"
+        f" {os.getpid()}"
+    )
+
+
+def policy(on_duplicate: str) -> OnDuplicate:
+    """Check what shall become of a memory that is there already."""
+    if on_duplicate not in POLICIES:
+        raise UsageError(f"on_duplicate must be one of {', '.join(POLICIES)}, not {on_duplicate!r}")
+    return on_duplicate  # type: ignore[return-value]
+
+
+def query_vector(embedded: Embedded) -> Vector:
+    """Return float32[dim] of an embedded query. Raises TextFailed."""
+    embedded.raise_first()
+    vector: Vector = embedded.vectors[0]
+    return vector
+
+
+def one_vector(draft: Draft, embedded: Embedded) -> Vector:
+    """Return float32[dim] of one embedded memory. Raises TextFailed."""
+    batch, operation = adding(Batch(Scope(), [draft], [0]), embedded, "allow")
+    batch.raise_first()
+    return operation.vectors[0]
+
+
+def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
+    """Open the table first: one of another model must be refused before any worker starts."""
+    if options.pool is not None:
+        space = _space(options.pool.identity)
+        return Table.open_or_create(options.db, options.table, space), options.pool
+    resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)
+    table = Table.open_or_create(options.db, options.table, _space(identity(resolved)))
+    return table, EmbeddingPool(resolved, workers=options.workers)
+
+
+def _space(model: Identity) -> VectorSpace:
+    return VectorSpace(
+        model=model.name,
+        precision=model.precision,
+        max_tokens=model.max_tokens,
+        dim=model.dim,
+        fingerprint=model.fingerprint,
+    )

@@ -1,0 +1,196 @@
+"""What callers hand in, checked item by item: contents and messages to drafts of memories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from memworker.errors import MemworkerError, TextFailed, TextTooLarge, UsageError
+from memworker.memory.scope import Scope
+
+Message: TypeAlias = Mapping[str, Any]
+Content: TypeAlias = str | Message
+
+# JSONB, as which LanceDB keeps metadata, holds larger integers as floats only.
+_INTEGERS = range(-(2**63), 2**64)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A memory to be: its text, and its metadata as JSON (None when none was given)."""
+
+    text: str
+    metadata_json: str | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The drafts of one call, at which place of the input each stood, and what is wrong elsewhere.
+
+    A place that is in neither held nothing to be stored.
+    """
+
+    scope: Scope
+    drafts: list[Draft] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    flaws: dict[int, MemworkerError] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        return [draft.text for draft in self.drafts]
+
+    def raise_first(self) -> None:
+        """Raise what is wrong with the first flawed item, if one is."""
+        if self.flaws:
+            raise self.flaws[min(self.flaws)]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every item of a call."""
+
+    scope: Scope
+    expires_at: datetime | None
+    max_text_bytes: int
+
+
+def of_one(content: Content | Sequence[Message], metadata: Any, terms: Terms) -> Batch:
+    """Read the content of one `add`: a text, a message, or a list of messages.
+
+    Raises UsageError, TextTooLarge or TextFailed for the first item that is wrong.
+    """
+    several = isinstance(content, list | tuple)
+    items = list(content) if several else [content]
+    if several and not all(isinstance(item, Mapping) for item in items):
+        raise UsageError(
+            "add() takes a text, a message or a list of messages ({'role': …, 'content': …});"
+            " for several texts use add_batch()"
+        )
+    batch = _read(items, [metadata] * len(items), terms)
+    batch.raise_first()
+    return batch
+
+
+def of_many(contents: Iterable[Content], metadata: Any, terms: Terms) -> Batch:
+    """Read the contents of one `add_batch`; what is wrong with an item costs that item only."""
+    items = listed(contents)
+    if not isinstance(metadata, list | tuple):
+        metadata_json(metadata)
+        metadata = [metadata] * len(items)
+    if len(metadata) != len(items):
+        raise UsageError(f"{len(items)} contents, but metadata for {len(metadata)}; give one each")
+    return _read(items, metadata, terms)
+
+
+def listed(contents: Iterable[Content]) -> list[Content]:
+    """Return the contents of a batch as a list. Raises UsageError for a single one."""
+    if isinstance(contents, str | bytes | Mapping) or not isinstance(contents, Iterable):
+        raise UsageError("add_batch() takes a list of contents; for one use add()")
+    return contents if isinstance(contents, list) else list(contents)
+
+
+def checked_text(text: Any, max_bytes: int, index: int = 0) -> str:
+    """Return a memory's text. Raises UsageError, TextTooLarge, TextFailed."""
+    if not isinstance(text, str):
+        raise UsageError(f"a memory is a str, not {type(text).__name__}: {text!r:.80}")
+    if not text.strip():
+        raise UsageError("a memory must not be blank; give it some text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise TextFailed(
+            f"the text is not valid Unicode (a lone surrogate at character {error.start}). Clean"
+            " it, for example with text.encode('utf-8', 'replace').decode().",
+            index,
+        ) from None
+    if size > max_bytes:
+        raise TextTooLarge(
+            f"the text has {size:,} bytes, over the cap of {max_bytes:,}. Split it, or raise the"
+            " pool's max_text_bytes."
+        )
+    return text
+
+
+def metadata_json(metadata: Any) -> str | None:
+    """Return metadata as JSON text, None for None. Raises UsageError for what JSON cannot say."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise UsageError(
+            f"metadata must be a dict, not {type(metadata).__name__}: {metadata!r:.80}"
+        )
+    try:
+        _refuse_unsayable(metadata)
+        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"metadata must be JSON (text, finite numbers, booleans, None, lists and dicts with"
+            f" str keys): {error}"
+        ) from None
+    return text
+
+
+def moment(value: datetime | str | None, name: str = "expires_at") -> datetime | None:
+    """Read a time, a datetime or ISO 8601 text; without a zone it is UTC. Raises UsageError."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise UsageError(f"{name}={value!r} is no time; write 2026-01-31T12:00:00Z") from None
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise UsageError(f"{name} must be a datetime or ISO 8601 text, not {value!r}")
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise UsageError(f"{name}={value} is outside the years 1 to 9999 in UTC") from None
+
+
+def _read(items: Sequence[Any], metadata: Sequence[Any], terms: Terms) -> Batch:
+    batch = Batch(terms.scope)
+    for place, (item, own) in enumerate(zip(items, metadata, strict=True)):
+        try:
+            draft = _draft(item, own, terms, place)
+        except MemworkerError as flaw:
+            batch.flaws[place] = flaw
+            continue
+        if draft is not None:
+            batch.drafts.append(draft)
+            batch.places.append(place)
+    return batch
+
+
+def _draft(item: Any, metadata: Any, terms: Terms, place: int) -> Draft | None:
+    if not isinstance(item, Mapping):
+        text = checked_text(item, terms.max_text_bytes, place)
+        return Draft(text, metadata_json(metadata), terms.expires_at)
+    role = item.get("role")
+    if not isinstance(role, str) or "content" not in item:
+        raise UsageError(f"a message has a role and a content, got {dict(item)!r:.200}")
+    if role == "system":
+        # Instructions to the model are nobody's memory; Mem0 leaves them out too.
+        return None
+    text = checked_text(item["content"], terms.max_text_bytes, place)
+    own = {} if metadata is None else metadata
+    metadata_json(own)
+    said_by = {"role": role} | ({"actor_id": item["name"]} if item.get("name") else {})
+    return Draft(text, metadata_json({**own, **said_by}), terms.expires_at)
+
+
+def _refuse_unsayable(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is not a str")
+            _refuse_unsayable(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_unsayable(inner)
+    elif isinstance(value, int) and value not in _INTEGERS:
+        raise ValueError(f"the integer {value} needs more than 64 bits; write it as text")

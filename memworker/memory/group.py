@@ -1,0 +1,277 @@
+"""Operations that meet in one commit, applied one after the other as if each were alone.
+
+::
+
+    operations ─► look up what they name ─► overlay: each sees what those before it did
+               ─► rows inserted and replaced ─► one commit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias
+
+import pyarrow as pa
+import uuid_utils
+
+from memworker.errors import MemoryNotFound, MemworkerError
+from memworker.memory import rows as row_batches
+from memworker.memory.drafts import Draft
+from memworker.memory.history import version_id, versions_of
+from memworker.memory.rows import NARROW, WIDE, Row, Vector
+from memworker.memory.scope import Scope
+from memworker.store import Change, Table, dedup_keys
+
+OnDuplicate = Literal["skip", "update", "allow"]
+Event = Literal["ADD", "UPDATE", "NONE"]
+Outcome: TypeAlias = Any
+
+_TICK = timedelta(microseconds=1)
+
+
+class Operation(Protocol):
+    """What a group is made of: it says what to look up, and acts on the overlay."""
+
+    def ids(self) -> Iterable[str]: ...
+    def keys(self) -> Iterable[str]: ...
+    def apply(self, overlay: Overlay) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add memories of one scope; the outcome is (Event, Row) a memory."""
+
+    scope: Scope
+    drafts: Sequence[Draft]
+    vectors: Sequence[Vector]
+    dedup: Sequence[str]
+    on_duplicate: OnDuplicate
+
+    def ids(self) -> Iterable[str]:
+        return ()
+
+    def keys(self) -> Iterable[str]:
+        return () if self.on_duplicate == "allow" else self.dedup
+
+    def apply(self, overlay: Overlay) -> list[tuple[Event, Row]]:
+        triples = zip(self.drafts, self.vectors, self.dedup, strict=True)
+        return [self._one(overlay, *triple) for triple in triples]
+
+    def _one(self, overlay: Overlay, draft: Draft, vector: Vector, key: str) -> tuple[Event, Row]:
+        there = None if self.on_duplicate == "allow" else overlay.with_key(key)
+        if there is None:
+            return "ADD", overlay.add(draft, vector, key, self.scope)
+        if self.on_duplicate == "skip":
+            return "NONE", there
+        metadata = there.metadata_json if draft.metadata_json is None else draft.metadata_json
+        expires = draft.expires_at or there.expires_at
+        # Equal text, so the vector just made is the row's own, which was not read.
+        new = replace(there, vector=vector, metadata_json=metadata, expires_at=expires)
+        return "UPDATE", overlay.supersede(replace(there, vector=vector), new)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Give a memory another text; metadata stay when None is given. The outcome is its Row."""
+
+    id: str
+    draft: Draft
+    vector: Vector
+
+    def ids(self) -> Iterable[str]:
+        return (self.id,)
+
+    def keys(self) -> Iterable[str]:
+        return ()
+
+    def apply(self, overlay: Overlay) -> Row:
+        old = overlay.live(self.id)
+        new = replace(
+            old,
+            text=self.draft.text,
+            key=keys_of([self.draft], old.scope)[0],
+            vector=self.vector,
+            metadata_json=self.draft.metadata_json or old.metadata_json,
+        )
+        return overlay.supersede(old, new)
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Supersede a memory, so that it shows in its history only."""
+
+    id: str
+
+    def ids(self) -> Iterable[str]:
+        return (self.id,)
+
+    def keys(self) -> Iterable[str]:
+        return ()
+
+    def apply(self, overlay: Overlay) -> None:
+        overlay.retire(overlay.live(self.id))
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Delete the live rows that meet a filter, or erase all rows that do; a commit of its own."""
+
+    where: Mapping[str, Any]
+    erase: bool
+
+    def run(self, change: Change) -> int:
+        if self.erase:
+            return change.erase(self.where)
+        living = {"AND": [self.where, {"superseded_at": None}]}
+        return change.set(living, {"superseded_at": datetime.now(UTC)})
+
+
+@dataclass(frozen=True, slots=True)
+class EraseOne:
+    """Erase a memory and its history for good."""
+
+    id: str
+
+    def run(self, change: Change) -> int:
+        erased = change.erase(versions_of(self.id))
+        if not erased:
+            raise unknown(self.id)
+        return erased
+
+
+Alone: TypeAlias = Sweep | EraseOne
+
+
+class Overlay:
+    """The memories that a group names, as they stand after the operations so far."""
+
+    def __init__(self, found: Iterable[Row]) -> None:
+        self.inserted: dict[str, Row] = {}
+        self.replaced: dict[str, Row] = {}
+        self._now = datetime.now(UTC)
+        self._live: dict[str, Row] = {}
+        self._by_key: dict[str, dict[str, None]] = {}
+        for row in sorted(found, key=lambda row: (row.created_at, row.id)):
+            self._enter(row)
+
+    def live(self, memory_id: str) -> Row:
+        """Return the memory of this id. Raises MemoryNotFound."""
+        if memory_id not in self._live:
+            raise unknown(memory_id)
+        return self._live[memory_id]
+
+    def with_key(self, key: str) -> Row | None:
+        """Return the oldest memory of this scope and text, if there is one."""
+        return next((self._live[row_id] for row_id in self._by_key.get(key, ())), None)
+
+    def add(self, draft: Draft, vector: Vector, key: str, scope: Scope) -> Row:
+        """Put a new memory."""
+        row = Row(
+            id=str(uuid_utils.uuid7()),
+            key=key,
+            text=draft.text,
+            vector=vector,
+            metadata_json=draft.metadata_json,
+            scope=scope,
+            created_at=self._now,
+            updated_at=self._now,
+            expires_at=draft.expires_at,
+        )
+        self.inserted[row.id] = row
+        return self._enter(row)
+
+    def supersede(self, old: Row, new: Row) -> Row:
+        """Put `new` in the place of `old`, which is kept as an older version."""
+        now = self._after(old)
+        version = replace(old, id=version_id(old.id), superseded_at=now)
+        self.inserted[version.id] = version
+        self._leave(old)
+        return self._enter(self._written(replace(new, updated_at=now)))
+
+    def retire(self, old: Row) -> None:
+        """Take a memory out of the live ones."""
+        self._leave(old)
+        self._written(replace(old, superseded_at=self._after(old)))
+
+    def _after(self, row: Row) -> datetime:
+        # Versions of one memory sort by their times, whatever the clock has done meanwhile.
+        return max(self._now, row.updated_at + _TICK)
+
+    def _written(self, row: Row) -> Row:
+        (self.inserted if row.id in self.inserted else self.replaced)[row.id] = row
+        return row
+
+    def _enter(self, row: Row) -> Row:
+        self._live[row.id] = row
+        self._by_key.setdefault(row.key, {})[row.id] = None
+        return row
+
+    def _leave(self, row: Row) -> None:
+        del self._live[row.id]
+        del self._by_key[row.key][row.id]
+
+
+def commit(table: Table, operations: Sequence[Operation]) -> list[Outcome | MemworkerError]:
+    """Apply operations in their order and commit the whole at once; an outcome each.
+
+    What an operation raises is its own outcome. Raises StoreError and TableLocked
+    when the commit failed: then nothing of any was written.
+    """
+    with table.changing() as change:
+        overlay = Overlay(_found(change, operations))
+        outcomes = [_applied(operation, overlay) for operation in operations]
+        if overlay.inserted:
+            change.insert(row_batches.build(list(overlay.inserted.values())))
+        if overlay.replaced:
+            change.replace(row_batches.build(list(overlay.replaced.values())))
+    return outcomes
+
+
+def commit_alone(table: Table, operation: Alone) -> Outcome | MemworkerError:
+    """Carry out an operation on all rows that meet a filter."""
+    with table.changing() as change:
+        try:
+            return operation.run(change)
+        except MemoryNotFound as error:
+            return error
+
+
+def keys_of(drafts: Sequence[Draft], scope: Scope) -> list[str]:
+    """Return what tells memories apart: a hash of scope and text."""
+    texts = pa.array([draft.text for draft in drafts], pa.string())
+    keys: list[str] = dedup_keys(texts, scope.user_id, scope.agent_id, scope.run_id).to_pylist()
+    return keys
+
+
+def unknown(memory_id: str) -> MemoryNotFound:
+    """Say that no memory has this id."""
+    return MemoryNotFound(
+        f"there is no memory {memory_id!r}: it never was, it was deleted, or it has expired."
+        " get_all() and search() give the ids there are."
+    )
+
+
+def _applied(operation: Operation, overlay: Overlay) -> Outcome | MemworkerError:
+    try:
+        return operation.apply(overlay)
+    except MemoryNotFound as error:
+        return error
+
+
+def _found(change: Change, operations: Sequence[Operation]) -> list[Row]:
+    ids = list({one for operation in operations for one in operation.ids()})
+    keys = list({key for operation in operations for key in operation.keys()})
+    by_key = _look_up(change, "dedup_key", keys, NARROW)
+    by_id = _look_up(change, "id", ids, WIDE)
+    # Last the ones with vectors: a row may be found by both.
+    return list({row.id: row for row in [*by_key, *by_id]}.values())
+
+
+def _look_up(
+    change: Change, column: Literal["id", "dedup_key"], values: list[str], columns: Sequence[str]
+) -> list[Row]:
+    if not values:
+        return []
+    return row_batches.read(change.find(column, values, columns=columns, live_only=True))

@@ -1,0 +1,239 @@
+"""`Memory`: memories of agents in a LanceDB table, for threads."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from memworker.memory import drafts, reads
+from memworker.memory.core import (
+    DEFAULT_TABLE,
+    EVERYTHING,
+    Core,
+    Options,
+    added,
+    adding,
+    one_vector,
+    policy,
+    query_vector,
+)
+from memworker.memory.drafts import Batch, Content, Message
+from memworker.memory.group import Delete, EraseOne, OnDuplicate, Sweep, Update
+from memworker.memory.reads import Mode
+from memworker.memory.scope import Scope
+from memworker.memory.shapes import Record
+from memworker.pool import Embedded, EmbeddingPool
+from memworker.pool.pool import DEFAULT_MODEL, Kind
+
+Results = dict[str, list[Record]]
+
+UPDATED = {"message": "Memory updated successfully!"}
+DELETED = {"message": "Memory deleted successfully!"}
+ALL_DELETED = {"message": "Memories deleted successfully!"}
+
+
+class Memory:
+    """Memories in one LanceDB table: what Mem0 does with `infer=False`, in batches.
+
+    `db` is a directory; `table` is made if it is not there. `pool` is an open
+    EmbeddingPool, which is left open at the end; without one, Memory starts its own
+    with `model`, `precision`, `max_tokens` and `workers`. Any number of threads may
+    share a Memory: what they add meanwhile is embedded and committed together, and
+    each returns after its commit. Several processes may each have a Memory of one
+    table. Use it as a context manager, or call `close`.
+
+    Raises TableMismatch when the table holds vectors of another model, before any
+    worker starts; ModelError; StoreUnwritable; what EmbeddingPool raises. Every
+    method raises PoolClosed after `close`, and PoolForked in a child of os.fork().
+    """
+
+    def __init__(
+        self,
+        db: str | Path,
+        *,
+        table: str = DEFAULT_TABLE,
+        pool: EmbeddingPool | None = None,
+        model: Any = DEFAULT_MODEL,
+        precision: str = "fp32",
+        max_tokens: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._core = Core(Options(db, table, pool, model, precision, max_tokens, workers))
+        self._finalizer = weakref.finalize(self, Core.abandon, self._core)
+
+    def add(
+        self,
+        content: Content | Sequence[Message],
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        expires_at: datetime | str | None = None,
+        on_duplicate: OnDuplicate = "skip",
+    ) -> Results:
+        """Add a memory, or one a message; returns ``{"results": [{id, memory, event, …}]}``.
+
+        Messages are dicts of role and content; those of the role system are left out,
+        and the role (and a name, as actor_id) goes into the metadata. When the same
+        text is there already in the same scope, `on_duplicate` says what becomes of it:
+        ``skip`` returns the one there (event NONE), ``update`` gives it the metadata
+        and expiry of this call (event UPDATE; what is not given stays), ``allow`` adds
+        another. All messages are written in one commit, or none.
+
+        Raises ScopeMissing without any id, UsageError for a blank text or metadata that
+        JSON cannot say, TextTooLarge, TextFailed.
+        """
+        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        batch = drafts.of_one(content, metadata, terms)
+        return self._add(batch, policy(on_duplicate), strict=True)
+
+    def add_batch(
+        self,
+        contents: Iterable[Content],
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        expires_at: datetime | str | None = None,
+        on_duplicate: OnDuplicate = "skip",
+    ) -> Results:
+        """Add many memories in one embedding pass and one commit; results in their order.
+
+        `metadata` is one for all or a list with one each. An item that cannot be
+        stored gives ``{"error": …, "index": i}`` in its place; the others are stored.
+        """
+        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        batch = drafts.of_many(contents, metadata, terms)
+        return self._add(batch, policy(on_duplicate), strict=False)
+
+    def search(
+        self,
+        query: str,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        limit: int = 10,
+        threshold: float | None = None,
+        mode: Mode = "vector",
+    ) -> Results:
+        """Find memories; returns ``{"results": [{id, memory, score, …}]}``, best first.
+
+        `filters` must bind user_id, agent_id or run_id (see store/filters.py for all they
+        can say). `threshold` leaves out lower scores: the cosine (-1 to 1) in mode
+        ``vector``, BM25 (0 and up) in mode ``text``, fused ranks (some hundredths) in
+        mode ``hybrid``. Raises ScopeMissing, FilterError, UsageError for a blank query.
+        """
+        self._core.guard()
+        where = reads.checked_search(query, filters, limit, mode)
+        vector = None if mode == "text" else query_vector(self._embed([query], "query"))
+        return reads.search(self._core.table, vector, query, where, limit, threshold, mode)
+
+    def get(self, memory_id: str) -> Record | None:
+        """Return one memory, or None when there is none of this id."""
+        self._core.guard()
+        return reads.get(self._core.table, memory_id)
+
+    def get_all(
+        self, *, filters: Mapping[str, Any] | None = None, limit: int | None = 100
+    ) -> Results:
+        """Return the memories that meet the filters, newest first; `limit` None means all.
+
+        Raises ScopeMissing when the filters bind no scope id.
+        """
+        self._core.guard()
+        return reads.get_all(self._core.table, filters, limit)
+
+    def update(
+        self, memory_id: str, content: str, *, metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
+        """Give a memory another text, and other metadata unless None; its id stays.
+
+        The version before is kept in its history. Raises MemoryNotFound, UsageError.
+        """
+        reads.checked_id(memory_id)
+        draft = self._core.draft(content, metadata)
+        with self._core.in_flight(1):
+            vector = one_vector(draft, self._embed([draft.text]))
+            self._core.write(Update(memory_id, draft, vector)).result()
+        return dict(UPDATED)
+
+    def delete(self, memory_id: str, *, erase: bool = False) -> dict[str, str]:
+        """Delete a memory; its history stays, unless `erase`, which removes all of it for good.
+
+        Raises MemoryNotFound.
+        """
+        reads.checked_id(memory_id)
+        self._core.write(EraseOne(memory_id) if erase else Delete(memory_id)).result()
+        return dict(DELETED)
+
+    def delete_all(
+        self,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        erase: bool = False,
+    ) -> dict[str, str]:
+        """Delete all memories that carry these ids; with `erase`, their history too.
+
+        Raises ScopeMissing without any id.
+        """
+        scope = Scope.of(user_id, agent_id, run_id)
+        self._core.write(Sweep(scope.named(), erase)).result()
+        return dict(ALL_DELETED)
+
+    def history(self, memory_id: str) -> list[Record]:
+        """Return what became of a memory, oldest first; nothing when it never was.
+
+        Each is ``{id, memory_id, old_memory, new_memory, event, created_at, updated_at,
+        is_deleted}``, event being ADD, UPDATE or DELETE.
+        """
+        self._core.guard()
+        return reads.events(self._core.table, memory_id)
+
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Return how many memories there are, of everybody unless filters say otherwise."""
+        self._core.guard()
+        return reads.count(self._core.table, filters)
+
+    def reset(self) -> None:
+        """Erase every memory of the table, and all history."""
+        self._core.write(Sweep(EVERYTHING, erase=True)).result()
+
+    def close(self) -> None:
+        """Let what was accepted be committed and end; a pool that was given is left open."""
+        self._finalizer.detach()
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _add(self, batch: Batch, on_duplicate: OnDuplicate, *, strict: bool) -> Results:
+        if not batch.drafts:
+            return added(batch, [])
+        with self._core.in_flight(len(batch.drafts)):
+            batch, operation = adding(batch, self._embed(batch.texts), on_duplicate)
+            if strict:
+                batch.raise_first()
+            return added(batch, self._core.write(operation).result())
+
+    def _embed(self, texts: list[str], kind: Kind = "passage") -> Embedded:
+        future = self._core.pool.submit_rows(texts, kind=kind)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise

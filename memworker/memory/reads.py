@@ -1,0 +1,95 @@
+"""What reads the table: search, get, list, count and history. Blocks, and waits for no write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from memworker.errors import UsageError
+from memworker.memory import history, rows
+from memworker.memory.rows import NARROW, Vector
+from memworker.memory.scope import scoped
+from memworker.memory.shapes import Record, record, results, scored
+from memworker.store import Table
+
+Mode = Literal["vector", "text", "hybrid"]
+MODES = ("vector", "text", "hybrid")
+# Up to here the newest are found by their times first and then read by id.
+_BY_ID = 1000
+_NEWEST = [("created_at", "descending"), ("id", "descending")]
+
+
+def checked_search(
+    query: Any, filters: Mapping[str, Any] | None, limit: Any, mode: Any
+) -> Mapping[str, Any]:
+    """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
+    if not isinstance(query, str) or not query.strip():
+        raise UsageError(f"a query is some text, not {query!r}")
+    if mode not in MODES:
+        raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    _checked_limit(limit)
+    return scoped(filters)
+
+
+def get(table: Table, memory_id: str) -> Record | None:
+    """Return one memory, or None."""
+    found = rows.read(table.rows({"id": checked_id(memory_id)}, columns=NARROW, live_only=True))
+    return record(found[0]) if found else None
+
+
+def get_all(
+    table: Table, filters: Mapping[str, Any] | None, limit: int | None
+) -> dict[str, list[Record]]:
+    """Return memories that meet the filters, newest first."""
+    where = scoped(filters)
+    if limit is not None:
+        _checked_limit(limit)
+    if limit is not None and limit <= _BY_ID:
+        found = table.rows(where, columns=("id", "created_at"), live_only=True)
+        newest = found.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
+        where = {"id": {"in": newest}}
+    found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST)
+    return results([record(row) for row in rows.read(found.slice(0, limit))])
+
+
+def count(table: Table, filters: Mapping[str, Any] | None) -> int:
+    """Return how many live memories meet the filters."""
+    return table.count(filters, live_only=True)
+
+
+def events(table: Table, memory_id: str) -> list[Record]:
+    """Return the history of a memory, oldest first."""
+    found = table.rows(history.versions_of(checked_id(memory_id)), columns=NARROW)
+    return history.tell(memory_id, rows.read(found))
+
+
+def search(
+    table: Table,
+    vector: Vector | None,
+    query: str,
+    filters: Mapping[str, Any],
+    limit: int,
+    threshold: float | None,
+    mode: Mode,
+) -> dict[str, list[Record]]:
+    """Return the memories that answer a query best; `vector` is None in mode text."""
+    if mode == "text":
+        hits = table.search_text(query, limit=limit, where=filters)
+    elif mode == "hybrid" and vector is not None:
+        hits = table.search_hybrid(query, vector, limit=limit, where=filters)
+    else:
+        assert vector is not None
+        hits = table.search(vector, limit=limit, where=filters)
+    return results([scored(hit) for hit in hits if threshold is None or hit.score >= threshold])
+
+
+def checked_id(memory_id: Any) -> str:
+    """Return a memory's id. Raises UsageError for what is none."""
+    if not isinstance(memory_id, str) or not memory_id:
+        raise UsageError(f"a memory's id is a str, not {memory_id!r}")
+    return memory_id
+
+
+def _checked_limit(limit: Any) -> None:
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise UsageError(f"limit must be a whole number of at least 1, not {limit!r}")

@@ -1,0 +1,57 @@
+"""Rows as the dictionaries that callers get, of the shape that Mem0's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from memworker.memory.rows import Row
+from memworker.memory.scope import Scope
+from memworker.store import Hit
+
+Record = dict[str, Any]
+
+
+def record(row: Row) -> Record:
+    """Return a memory: id, memory, metadata, times as ISO 8601 in UTC, and what it has besides.
+
+    The scope ids and expires_at are there when the memory has them, and so are
+    the role and actor_id of a message, which are in its metadata too.
+    """
+    found = _record(row.id, row.text, row.metadata, row.created_at, row.updated_at)
+    found |= row.scope.named()
+    if row.expires_at is not None:
+        found["expires_at"] = iso(row.expires_at)
+    return found
+
+
+def scored(hit: Hit) -> Record:
+    """Return a memory that a search found, with its score; higher is better."""
+    assert hit.created_at and hit.updated_at
+    found = _record(hit.id, hit.text, hit.metadata, hit.created_at, hit.updated_at)
+    return found | Scope(hit.user_id, hit.agent_id, hit.run_id).named() | {"score": hit.score}
+
+
+def results(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Wrap records as every list is returned."""
+    return {"results": list(records)}
+
+
+def iso(moment: datetime) -> str:
+    """Return a time as ISO 8601 text in UTC, always with microseconds, so that texts sort."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _record(
+    memory_id: str, text: str, metadata: Mapping[str, Any], created: datetime, updated: datetime
+) -> Record:
+    said_by = {name: metadata[name] for name in ("role", "actor_id") if name in metadata}
+    return {
+        "id": memory_id,
+        "memory": text,
+        "metadata": metadata,
+        "created_at": iso(created),
+        "updated_at": iso(updated),
+        **said_by,
+    }

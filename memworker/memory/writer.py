@@ -1,0 +1,119 @@
+"""The one thread that commits: whatever has gathered while it was busy becomes one commit.
+
+::
+
+    callers ─► submit(operation) ─► queue ─► [take all there is] ─► one commit ─► their futures
+
+There is no timer: a lone operation is committed at once, and the more callers there
+are, the more share a commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from memworker.errors import PoolClosed
+from memworker.memory import group
+from memworker.memory.group import Add, Alone, EraseOne, Operation, Sweep
+from memworker.store import Table
+
+# Rows of one commit, so that a caller never waits for much more than its own.
+GROUP_ROWS = 4096
+CLOSED = "this Memory is closed; make a new one"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """An operation, and who waits for its outcome."""
+
+    operation: Operation | Alone
+    future: Future[Any] = field(default_factory=Future)
+
+    @property
+    def rows(self) -> int:
+        return len(self.operation.drafts) if isinstance(self.operation, Add) else 1
+
+    @property
+    def alone(self) -> bool:
+        return isinstance(self.operation, Sweep | EraseOne)
+
+
+class Writer:
+    """Commits operations in the order of their coming; `committed` is called after each commit."""
+
+    def __init__(self, table: Table, committed: Callable[[], None]) -> None:
+        self._table = table
+        self._committed = committed
+        self._queue: deque[Job] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="memworker-memory", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation | Alone) -> Future[Any]:
+        """Queue an operation, which will be carried out; the future completes after its commit."""
+        job = Job(operation)
+        # Whoever cancels now comes too late.
+        job.future.set_running_or_notify_cancel()
+        with self._wake:
+            if self._closing:
+                raise PoolClosed(CLOSED)
+            self._queue.append(job)
+            self._wake.notify()
+        return job.future
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Commit what is queued, or with `drain` False give it PoolClosed, and end the thread."""
+        with self._wake:
+            self._closing = True
+            dropped = [] if drain else list(self._queue)
+            if not drain:
+                self._queue.clear()
+            self._wake.notify()
+        for job in dropped:
+            job.future.set_exception(PoolClosed("the Memory was closed before this was committed"))
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while jobs := self._take():
+            for alone, run in groupby(jobs, lambda job: job.alone):
+                for part in ([job] for job in run) if alone else [list(run)]:
+                    self._settle(part)
+
+    def _take(self) -> list[Job]:
+        """Take what has gathered, waiting for the first; nothing means the end."""
+        with self._wake:
+            while not self._queue and not self._closing:
+                self._wake.wait()
+            return list(self._gathered())
+
+    def _gathered(self) -> Iterator[Job]:
+        rows = 0
+        while self._queue and (not rows or rows + self._queue[0].rows <= GROUP_ROWS):
+            rows += self._queue[0].rows
+            yield self._queue.popleft()
+
+    def _settle(self, jobs: Sequence[Job]) -> None:
+        try:
+            outcomes = self._commit(jobs)
+        except BaseException as error:
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+        self._committed()
+
+    def _commit(self, jobs: Sequence[Job]) -> list[Any]:
+        if jobs[0].alone:
+            return [group.commit_alone(self._table, jobs[0].operation)]  # type: ignore[arg-type]
+        return group.commit(self._table, [job.operation for job in jobs])  # type: ignore[misc]
