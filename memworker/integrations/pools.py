@@ -1,0 +1,107 @@
+"""The pool behind an adapter: one that was given and stays open, or one of the adapter's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn, TypedDict
+
+from memworker import AsyncEmbeddingPool, EmbeddingPool
+from memworker.errors import PoolClosed, UsageError
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+"""`EmbeddingPool`'s own default, for frameworks that write a model's name down."""
+
+Kind = Literal["passage", "query"]
+Embeddings = list[list[float]]
+
+
+class PoolOptions(TypedDict, total=False):
+    """What `EmbeddingPool` takes, whose defaults hold for what is left out."""
+
+    model: str
+    precision: str
+    workers: int | None
+    max_tokens: int | None
+    batch_tokens: int | None
+    memory: int | str | None
+
+
+@contextmanager
+def framework(extra: str) -> Iterator[None]:
+    """Import a framework's names inside; a missing one raises ImportError with the pip command."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("memworker"):
+            raise
+        package = error.name.partition(".")[0]
+        raise ImportError(
+            f"memworker.integrations.{extra.replace('-', '_')} needs the package {package!r},"
+            f' which is not installed: pip install "memworker[{extra}]"'
+        ) from error
+
+
+class PoolSource:
+    """Gives an adapter its pool and embeds through it.
+
+    A given pool belongs to its giver: `close` leaves it open. Without one, a
+    pool is made of the options at the first use, and `close`, the end of the
+    adapter or of the program ends it. Copies share it; a pickled copy makes
+    its own, so that a source with a given pool cannot be pickled.
+    """
+
+    def __init__(self, pool: EmbeddingPool | None, options: Mapping[str, Any]) -> None:
+        if pool is not None and options:
+            raise UsageError(
+                f"a pool was given, and {', '.join(sorted(options))} for a new one; leave one out"
+            )
+        self._given = pool
+        self._own: EmbeddingPool | None = None
+        self._options = dict(options)
+        self._closed = False
+        self._mutex = threading.Lock()
+
+    def get(self) -> EmbeddingPool:
+        """Return the pool, made now if need be. Raises PoolClosed after `close`."""
+        if self._given is not None:
+            return self._given
+        with self._mutex:
+            if self._closed:
+                raise PoolClosed("this adapter was closed with its pool; make a new one")
+            if self._own is None:
+                self._own = EmbeddingPool(**self._options)
+            return self._own
+
+    def embed(self, texts: Sequence[str], kind: Kind) -> Embeddings:
+        """Return one list of floats a text, in order."""
+        vectors: Embeddings = self.get().embed(list(texts), kind=kind).tolist()
+        return vectors
+
+    async def embed_async(self, texts: Sequence[str], kind: Kind) -> Embeddings:
+        """Do what `embed` does, while the event loop goes on; cancelling it drops the work."""
+        # Starting workers takes a second or more.
+        pool = self._given or self._own or await asyncio.to_thread(self.get)
+        vectors = await AsyncEmbeddingPool(pool=pool).embed(list(texts), kind=kind)
+        listed: Embeddings = vectors.tolist()
+        return listed
+
+    def close(self) -> None:
+        """End the pool, unless it was given."""
+        with self._mutex:
+            own, self._own, self._closed = self._own, None, True
+        if own is not None:
+            own.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PoolSource:
+        return self
+
+    def __reduce__(self) -> tuple[type[PoolSource], tuple[None, dict[str, Any]]] | NoReturn:
+        if self._given is not None:
+            raise TypeError(
+                "an adapter with a given pool cannot be pickled: its workers belong to this"
+                " process; give the adapter model options instead of a pool"
+            )
+        return PoolSource, (None, self._options)
