@@ -117,6 +117,7 @@ _WORDLLAMA = ModelEntry(
         license="mit",
         description="English, static: a mean of token vectors, for speed above all.",
         static=True,
+        matryoshka=True,
     ),
     weights="model.safetensors",
     files=(

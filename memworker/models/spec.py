@@ -29,7 +29,9 @@ class ModelSpec:
 
     `max_tokens` is the limit its authors advise, special tokens included;
     `position_limit` the most its position table can hold (0: not known). A
-    `static` model is a table of token vectors and their mean, of any length.
+    `static` model is a table of token vectors and their mean, of any length. The
+    first numbers of a `matryoshka` model's vectors are a vector too, once normalised
+    again.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ModelSpec:
     description: str = ""
     position_limit: int = 0
     static: bool = False
+    matryoshka: bool = False
 
 
 @dataclass(frozen=True, slots=True)

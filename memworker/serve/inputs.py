@@ -7,24 +7,77 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
+from memworker.pool import Embedded
+from memworker.pool.plan import Costs, estimate_tokens
 from memworker.serve.bodies import EmbeddingsRequest, EmbedRequest, Kind
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
 
 _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 _EMBED = msgspec.json.Decoder(EmbedRequest)
+_HIGHEST_TOKEN = 2**31 - 1
 Body = TypeVar("Body")
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Either `texts` or `token_rows`, the other is empty; and what they are embedded as."""
+    """Either `texts` or `token_rows`, the other is empty; and what they are embedded as.
+
+    `param` is what the interface calls them.
+    """
 
     texts: list[str]
     token_rows: list[list[int]]
     kind: Kind
     truncate: bool
+    param: str = "input"
+
+    def refuse_too_many_tokens(self, costs: Costs, most: int) -> None:
+        """Refuse a request whose inputs are too much together, by an estimate for texts."""
+        if self.token_rows:
+            tokens = sum(map(len, self.token_rows))
+        elif sum(map(len, self.texts)) <= most:
+            return  # nearly always: no text has more tokens than characters, by the estimate
+        else:
+            lengths = np.fromiter((len(text.encode()) for text in self.texts), np.int64)
+            tokens = int(estimate_tokens(lengths, costs).sum())
+        if tokens > most:
+            raise Refusal(
+                400,
+                f"Requested {tokens} tokens, max {most} tokens per request.",
+                param=self.param,
+                code="max_tokens_per_request",
+            )
+
+    def refuse_failures(self, embedded: Embedded) -> None:
+        """Refuse the request for its first input that could not be embedded, naming it."""
+        if not embedded.failures:
+            return
+        row = min(embedded.failures)
+        reason = embedded.failures[row]
+        # Of bare token ids the vocabulary is the one thing that a caller can get wrong.
+        wrong = bool(self.token_rows) and "vocabulary" in reason
+        raise Refusal(
+            400 if wrong else 500,
+            f"{self.param}[{row}] could not be embedded: {reason}",
+            param=self.param,
+            code="invalid_token" if wrong else "text_failed",
+        )
+
+    def refuse_truncated(self, embedded: Embedded, most: int) -> None:
+        """Refuse the request for its first input that the model saw in part only."""
+        if not embedded.truncated.any():
+            return
+        row = int(embedded.truncated.argmax())
+        raise Refusal(
+            400,
+            f"This model's maximum context length is {most} tokens, and {self.param}[{row}] has"
+            " more. Shorten it, or start the server with --truncate.",
+            param=self.param,
+            code="context_length_exceeded",
+        )
 
 
 def embeddings_request(body: bytes) -> EmbeddingsRequest:
@@ -55,7 +108,7 @@ def of_embed(request: EmbedRequest, options: ServeOptions) -> Inputs:
     given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     truncate = options.truncate if request.truncate is None else request.truncate
     kind = request.prompt_name or "passage"
-    return Inputs(_texts(given, "inputs", options), [], kind, truncate)
+    return Inputs(_texts(given, "inputs", options), [], kind, truncate, param="inputs")
 
 
 def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
@@ -91,24 +144,17 @@ def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[s
 def _token_rows(given: object, options: ServeOptions) -> list[list[int]]:
     assert isinstance(given, list)
     _check_count(len(given), "input", options)
-    tokens = 0
     for position, row in enumerate(given):
         if not row:
             raise _empty(f"input[{position}] is an empty list of tokens", "input")
-        tokens += len(row)
-    if tokens > options.max_tokens:
-        raise too_many_tokens(tokens, options)
+        if min(row) < 0 or max(row) > _HIGHEST_TOKEN:
+            raise Refusal(
+                400,
+                f"input[{position}] holds a number that is no token id.",
+                param="input",
+                code="invalid_token",
+            )
     return given
-
-
-def too_many_tokens(tokens: int, options: ServeOptions) -> Refusal:
-    """Refuse a request whose inputs are too much together."""
-    return Refusal(
-        400,
-        f"Requested {tokens} tokens, max {options.max_tokens} tokens per request.",
-        param="input",
-        code="max_tokens_per_request",
-    )
 
 
 def _check_count(count: int, param: str, options: ServeOptions) -> None:

@@ -18,12 +18,21 @@ from memworker.errors import (
 from memworker.serve.bodies import EmbedErrorReply, ErrorFacts, ErrorReply
 
 Headers = list[tuple[bytes, bytes]]
+# Where a request's scope keeps the code of its refusal, for whoever counts them.
+CODE = "memworker.code"
 
 _TYPES = {
     401: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+}
+# What text-embeddings-inference answers instead, by code; else it keeps the status.
+_EMBED_STATUS = {
+    "context_length_exceeded": 413,
+    "too_many_inputs": 413,
+    "max_tokens_per_request": 413,
+    "text_failed": 424,
 }
 _EMBED_TYPES = {400: "Validation", 413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
@@ -47,17 +56,17 @@ class Refusal(Exception):
         self.code = code
         self.headers = headers or []
 
-    def openai(self) -> bytes:
-        """Render as OpenAI does."""
+    def openai(self) -> tuple[int, bytes]:
+        """Give status and body as OpenAI does."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return msgspec.json.encode(
-            ErrorReply(ErrorFacts(self.message, kind, self.param, self.code))
-        )
+        facts = ErrorFacts(self.message, kind, self.param, self.code)
+        return self.status, msgspec.json.encode(ErrorReply(facts))
 
-    def embed(self) -> bytes:
-        """Render as text-embeddings-inference does."""
-        kind = "Empty" if self.code == "empty_input" else _EMBED_TYPES.get(self.status, "Backend")
-        return msgspec.json.encode(EmbedErrorReply(self.message, kind))
+    def embed(self) -> tuple[int, bytes]:
+        """Give status and body as text-embeddings-inference does."""
+        status = _EMBED_STATUS.get(self.code or "", self.status)
+        kind = "Empty" if self.code == "empty_input" else _EMBED_TYPES.get(status, "Backend")
+        return status, msgspec.json.encode(EmbedErrorReply(self.message, kind))
 
 
 def retry_after(seconds: float) -> Headers:

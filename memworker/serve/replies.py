@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import binascii
-import math
 
 import msgspec
 import numpy as np
 
 from memworker.pool import Embedded
-from memworker.serve.refusals import Refusal
+from memworker.pool.requests import Floats
+
+# Below it a length is that of a zero vector, which stays one.
+_TINY = 1e-12
 
 
 def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) -> bytes:
@@ -27,48 +29,26 @@ def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) 
     )
 
 
-def embed_reply(embedded: Embedded) -> bytes:
+def embed_reply(embedded: Embedded, *, normalize: bool) -> bytes:
     """Write the reply of `/embed`: a list of vectors."""
-    return b"[%b]" % b",".join(_numbers(row) for row in embedded.vectors)
+    rows = _normalised(embedded.vectors) if normalize else embedded.vectors
+    return b"[%b]" % b",".join(_numbers(row) for row in rows)
 
 
-def refuse_failures(embedded: Embedded, param: str) -> None:
-    """Refuse the request for its first text that could not be embedded, naming it."""
-    if embedded.failures:
-        row = min(embedded.failures)
-        raise Refusal(
-            500,
-            f"{param}[{row}] could not be embedded: {embedded.failures[row]}",
-            param=param,
-            code="text_failed",
-        )
+def _vectors(embedded: Embedded, dim: int) -> Floats:
+    if dim == embedded.vectors.shape[1]:
+        return embedded.vectors
+    return _normalised(embedded.vectors[:, :dim])
 
 
-def refuse_truncated(embedded: Embedded, most: int, param: str) -> None:
-    """Refuse the request for its first text that the model saw in part only."""
-    cut = np.flatnonzero(embedded.truncated)
-    if len(cut):
-        raise Refusal(
-            400,
-            f"This model's maximum context length is {most} tokens, and {param}[{cut[0]}] has"
-            " more. Shorten it, or start the server with --truncate.",
-            param=param,
-            code="context_length_exceeded",
-        )
+def _normalised(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, _TINY), np.float32)
 
 
-def _vectors(embedded: Embedded, dim: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    vectors = embedded.vectors
-    if dim == vectors.shape[1]:
-        return vectors
-    shorter = vectors[:, :dim]
-    lengths = np.linalg.norm(shorter, axis=1, keepdims=True)
-    return np.ascontiguousarray(shorter / np.maximum(lengths, math.ulp(1.0)), np.float32)
-
-
-def _base64(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+def _base64(row: Floats) -> bytes:
     return b'"%b"' % binascii.b2a_base64(row.astype("<f4", copy=False).data, newline=False)
 
 
-def _numbers(row: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+def _numbers(row: Floats) -> bytes:
     return msgspec.json.encode(row.tolist())

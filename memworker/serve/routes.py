@@ -1,57 +1,81 @@
-"""The routes, in plain ASGI: read a body, embed, write a reply."""
+"""The routes: what each answers. An answer is bytes; what cannot be answered is refused."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
+import traceback
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from memworker.serve import inputs, replies
+from memworker.serve import inputs, metrics, openapi, page, replies
+from memworker.serve.asgi import JSON, ClientGone, disconnected, read_body, respond
 from memworker.serve.bodies import ModelList
-from memworker.serve.refusals import Headers, Refusal
-from memworker.serve.service import ClientGone, Service, State
+from memworker.serve.refusals import CODE, Headers, Refusal
+from memworker.serve.service import Service, State
 
-JSON = (b"content-type", b"application/json")
-TEXT = (b"content-type", b"text/plain; charset=utf-8")
-_Answer = Callable[[Service, Scope, Receive], Awaitable[bytes]]
+Answer = Callable[[Service, Scope, Receive], Awaitable[bytes]]
+_log = logging.getLogger("memworker.serve")
 
 
 class Route:
-    """An ASGI application of one answer: JSON, or the refusal that it raised."""
+    """An ASGI application of one answer, and of one shape that its refusals have."""
 
     def __init__(
-        self, service: Service, answer: _Answer, shape: Callable[[Refusal], bytes]
+        self,
+        service: Service,
+        answer: Answer,
+        *,
+        shape: Callable[[Refusal], tuple[int, bytes]] = Refusal.openai,
+        content_type: bytes = JSON,
+        headers: Headers | None = None,
     ) -> None:
         self._service = service
         self._answer = answer
         self._shape = shape
+        self._content_type = content_type
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await self._answer(self._service, scope, receive)
-        except Refusal as refusal:
-            await respond(send, refusal.status, self._shape(refusal), refusal.headers)
         except ClientGone:
-            pass
+            return
+        except Refusal as refusal:
+            await self._refuse(refusal, scope, send)
+        except Exception as error:
+            _log_without_values(error)
+            message = "The server failed on this request; its log says where."
+            await self._refuse(Refusal(500, message, code="internal_error"), scope, send)
         else:
-            await respond(send, 200, body, [])
+            await respond(send, 200, body, self._headers, content_type=self._content_type)
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, send: Send) -> None:
+        scope[CODE] = refusal.code
+        status, body = self._shape(refusal)
+        await respond(send, status, body, refusal.headers)
 
 
 async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
     """Answer `POST /v1/embeddings`."""
-    body = await read_body(service, scope, receive)
-    request = inputs.embeddings_request(body)
+    request = inputs.embeddings_request(await read_body(scope, receive, service.options))
     service.check_model(request.model)
     given = inputs.of_embeddings(request, service.options)
     dim = service.dimensions(request.dimensions)
-    embedded = await service.embed(given, lambda: _left(receive))
-    replies.refuse_failures(embedded, "input")
-    if not given.truncate:
-        replies.refuse_truncated(embedded, service.pool.identity.max_tokens, "input")
-    base64 = request.encoding_format == "base64"
-    return replies.embeddings_reply(embedded, request.model, base64=base64, dim=dim)
+    embedded = await service.embed(given, lambda: disconnected(receive))
+    return replies.embeddings_reply(
+        embedded, request.model, base64=request.encoding_format == "base64", dim=dim
+    )
+
+
+async def embed(service: Service, scope: Scope, receive: Receive) -> bytes:
+    """Answer `POST /embed`."""
+    request = inputs.embed_request(await read_body(scope, receive, service.options))
+    given = inputs.of_embed(request, service.options)
+    normalize = service.normalize(request.normalize)
+    embedded = await service.embed(given, lambda: disconnected(receive))
+    return replies.embed_reply(embedded, normalize=normalize)
 
 
 async def models(service: Service, scope: Scope, receive: Receive) -> bytes:
@@ -63,7 +87,7 @@ async def model(service: Service, scope: Scope, receive: Receive) -> bytes:
     """Answer `GET /v1/models/{name}`."""
     name = scope["path_params"]["name"]
     service.check_model(name)
-    return msgspec.json.encode(next(m for m in service.models() if m.id == name))
+    return msgspec.json.encode(next(known for known in service.models() if known.id == name))
 
 
 async def healthz(service: Service, scope: Scope, receive: Receive) -> bytes:
@@ -78,51 +102,48 @@ async def readyz(service: Service, scope: Scope, receive: Receive) -> bytes:
     raise Refusal(503, f"The server is {service.state.value}.", code=service.state.value)
 
 
-async def read_body(service: Service, scope: Scope, receive: Receive) -> bytes:
-    """Read a body as it comes; Refusal 413 as soon as it is too large, 408 when it is too slow."""
-    most = service.options.max_body_bytes
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > most:
-            raise _too_large(most)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(most)
-        return body
-    try:
-        async with asyncio.timeout(service.options.body_timeout_s):
-            return await _rest_of_body(message, receive, most)
-    except TimeoutError:
-        raise Refusal(408, "The body did not arrive in time.", code="body_timeout") from None
+async def metrics_page(service: Service, scope: Scope, receive: Receive) -> bytes:
+    """Answer `GET /metrics`."""
+    return service.metrics.page()
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """Send a whole JSON reply."""
-    length = (b"content-length", b"%d" % len(body))
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [JSON, length, *headers]}
-    )
-    await send({"type": "http.response.body", "body": body})
+async def live(service: Service, scope: Scope, receive: Receive) -> bytes:
+    """Answer `GET /live`: what the page shows."""
+    return msgspec.json.encode(service.view())
 
 
-async def _rest_of_body(message: Message, receive: Receive, most: int) -> bytes:
-    body = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(most)
-        if not message.get("more_body"):
-            return bytes(body)
-        message = await receive()
+async def live_page(service: Service, scope: Scope, receive: Receive) -> bytes:
+    """Answer `GET /`."""
+    return page.html()
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def description(service: Service, scope: Scope, receive: Receive) -> bytes:
+    """Answer `GET /openapi.json`."""
+    return openapi.document(service.options)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"The body is over the {most:,} bytes that are taken.", code="too_large")
+def answers(service: Service) -> dict[str, tuple[str, Route]]:
+    """Give method and application of every path."""
+    text = metrics.CONTENT_TYPE
+    return {
+        "/v1/embeddings": ("POST", Route(service, embeddings)),
+        "/embed": ("POST", Route(service, embed, shape=Refusal.embed)),
+        "/v1/models": ("GET", Route(service, models)),
+        "/v1/models/{name:path}": ("GET", Route(service, model)),
+        "/healthz": ("GET", Route(service, healthz)),
+        "/readyz": ("GET", Route(service, readyz)),
+        "/metrics": ("GET", Route(service, metrics_page, content_type=text)),
+        "/live": ("GET", Route(service, live)),
+        "/openapi.json": ("GET", Route(service, description)),
+        "/": (
+            "GET",
+            Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers()),
+        ),
+    }
+
+
+def _log_without_values(error: Exception) -> None:
+    """Say what failed and where; an exception's own message may hold a text."""
+    places = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{place.name}:{place.lineno}" for place in reversed(places[-4:]))
+    _log.error("%s in %s", type(error).__name__, where)

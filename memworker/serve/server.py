@@ -23,12 +23,15 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from memworker.errors import UsageError
-from memworker.pool import EmbeddingPool
+from memworker.pool import EmbeddingPool, limit, machine
 from memworker.serve.app import create_app
+from memworker.serve.connection import Connection
 from memworker.serve.options import ServeOptions
 from memworker.serve.service import Service, State
 
 _CLOSE_S = 2
+# Longer than clients keep an idle connection: who closes first must not be who is asked.
+_KEEP_ALIVE_S = 120
 # GNU timeout signals its child and then its group, which is twice within a millisecond.
 _ECHO_S = 0.1
 
@@ -73,6 +76,12 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _know_limit(pool: EmbeddingPool) -> None:
+    """Measure what the machine can do, once, for the live page; before there is work."""
+    if pool.identity.flops_per_token:
+        limit.flops_per_second(machine.usable_cores())
+
+
 class Server(uvicorn.Server):
     """uvicorn with a pool behind it, and with signals that drain."""
 
@@ -85,7 +94,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http="httptools",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -93,6 +102,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=_CLOSE_S,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
 
@@ -114,6 +124,7 @@ class Server(uvicorn.Server):
         def start() -> None:
             try:
                 pools.append(make_pool())
+                _know_limit(pools[0])
             except BaseException as error:
                 self._failure = error
                 loop.call_soon_threadsafe(self._stop)
@@ -126,6 +137,7 @@ class Server(uvicorn.Server):
             await self.serve(sockets=[self._listener])
         finally:
             self._listener.close()
+            self.service.close()
             for pool in pools:
                 pool.close()
         if self._failure is not None:

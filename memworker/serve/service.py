@@ -7,14 +7,22 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from memworker.pool import Embedded, EmbeddingPool
+from memworker.pool import Embedded, EmbeddingPool, limit, machine
+from memworker.pool.encoder import OnnxLoader
 from memworker.serve import refusals
+from memworker.serve.asgi import ClientGone
 from memworker.serve.bodies import Model
 from memworker.serve.bridge import Awaited, Bridge
 from memworker.serve.inputs import Inputs
+from memworker.serve.live import Live, LiveReply
+from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
+
+if TYPE_CHECKING:
+    from memworker.models.spec import ModelSpec
 
 # A request that is answered sooner is not watched: most are, and watching costs a task.
 _WATCH_AFTER_S = 0.05
@@ -28,10 +36,6 @@ class State(Enum):
     DRAINING = "draining"
 
 
-class ClientGone(Exception):
-    """The client closed its connection; there is nobody to answer."""
-
-
 class Service:
     """One pool served under one or more names; used on the event loop alone."""
 
@@ -43,13 +47,18 @@ class Service:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.live = Live()
+        self.metrics = Metrics(lambda: self._pool, lambda: self.in_flight)
         self._pool: EmbeddingPool | None = None
         self._bridge: Bridge | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def open(self, pool: EmbeddingPool, *, names: tuple[str, ...] = ()) -> None:
         """Begin to serve a pool, under `names` where the options give none."""
         self._pool = pool
-        self._bridge = Bridge(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._bridge = Bridge(loop)
+        self._watch = loop.create_task(self.live.watch(pool))
         self.names = self.options.names or tuple(dict.fromkeys((pool.identity.name, *names)))
         if self.state is State.STARTING:
             self.state = State.READY
@@ -82,18 +91,83 @@ class Service:
         full = self.pool.dim
         if wanted is None or wanted == full:
             return full
+        if wanted < full and _matryoshka(self.pool):
+            return wanted
+        takes = f"1 to {full}" if _matryoshka(self.pool) else str(full)
         raise Refusal(
             400,
-            f"This model gives {full} dimensions, and no others; {wanted} were asked for.",
+            f"This model gives {takes} dimensions; {wanted} were asked for.",
             param="dimensions",
             code="invalid_dimensions",
         )
 
-    async def embed(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
-        """Embed; `gone` returns when the client leaves, which drops the work.
+    def normalize(self, wanted: bool) -> bool:
+        """Tell whether vectors are still to be normalised; Refusal 400 where they are already."""
+        spec = _spec(self.pool)
+        normalised = spec is not None and spec.normalize
+        if normalised and not wanted:
+            raise Refusal(
+                400,
+                "This model's vectors are normalised; leave `normalize` out, or say true.",
+                param="normalize",
+                code="invalid_normalize",
+            )
+        return wanted and not normalised
 
-        Raises Refusal, and ClientGone.
+    async def embed(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
+        """Embed, and check what came of it; `gone` returns when the client leaves.
+
+        Raises Refusal, and ClientGone, with which the work was dropped.
         """
+        embedded = await self._embedded(inputs, gone)
+        inputs.refuse_failures(embedded)
+        if not inputs.truncate:
+            inputs.refuse_truncated(embedded, self._max_tokens())
+        self.metrics.embedded(len(embedded.tokens), int(embedded.tokens.sum()))
+        return embedded
+
+    def view(self) -> LiveReply:
+        """Look at everything that the live page shows; Refusal before there is a pool."""
+        if self._pool is None:
+            raise refusals.starting()
+        pool, live, work = self._pool, self.live, self._pool.work
+        texts_per_s, tokens_per_s, requests_per_s = live.rates()
+        texts, tokens = live.series()
+        most = limit.recall(machine.usable_cores())
+        flops = pool.identity.flops_per_token
+        return LiveReply(
+            state=self.state.value,
+            uptime_s=live.uptime_s,
+            names=list(self.names),
+            precision=pool.identity.precision,
+            dim=pool.dim,
+            in_flight=self.in_flight,
+            queue_tokens=pool.pending_tokens,
+            texts_per_s=texts_per_s,
+            tokens_per_s=tokens_per_s,
+            requests_per_s=requests_per_s,
+            limit_ratio=tokens_per_s * flops / most if most and flops else None,
+            latency=live.latency(),
+            busy_workers=pool.busy_workers,
+            workers=live.workers(pool),
+            restarts=work.restarts,
+            total_texts=work.texts,
+            total_requests=live.requests,
+            errors=live.errors(),
+            texts=texts,
+            tokens=tokens,
+        )
+
+    async def idle(self) -> None:
+        """Wait until nothing is being embedded."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Stop watching the pool, which is its owner's to close."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _embedded(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
         with refusals.translated():
             submitted = self._submit(inputs)
         assert self._bridge is not None
@@ -105,9 +179,8 @@ class Service:
         finally:
             self._count(-1)
 
-    async def idle(self) -> None:
-        """Wait until nothing is being embedded."""
-        await self._idle.wait()
+    def _max_tokens(self) -> int:
+        return self._pool.identity.max_tokens if self._pool is not None else 0
 
     def _count(self, change: int) -> None:
         self.in_flight += change
@@ -117,10 +190,22 @@ class Service:
             self._idle.set()
 
     def _submit(self, inputs: Inputs) -> Future[Embedded]:
+        pool = self.pool
+        inputs.refuse_too_many_tokens(pool.sizes.costs, self.options.max_tokens)
         # Never wait here: this is the event loop.
         if inputs.token_rows:
-            return self.pool.submit_tokens(inputs.token_rows, wait_s=0)
-        return self.pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
+            return pool.submit_tokens(inputs.token_rows, wait_s=0)
+        return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
+
+
+def _spec(pool: EmbeddingPool) -> ModelSpec | None:
+    loader = pool.sizes.loader
+    return loader.model.spec if isinstance(loader, OnnxLoader) else None
+
+
+def _matryoshka(pool: EmbeddingPool) -> bool:
+    spec = _spec(pool)
+    return spec is not None and spec.matryoshka
 
 
 async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Embedded:
