@@ -136,14 +136,14 @@ def fastembed_sorted(load: Workload) -> Iterator[Run]:
 @contextmanager
 def one_session(load: Workload) -> Iterator[Run]:
     """Open one ONNX Runtime session on all threads, one text a call."""
-    encode = _session(load, threads=load.threads)
+    encode = plain_session(load.model_dir, load.max_tokens, threads=load.threads)
     yield lambda texts: Outcome(np.array([encode(text) for text in texts]))
 
 
 @contextmanager
 def shared_session(load: Workload) -> Iterator[Run]:
     """Open one single-threaded session that Python threads share, one text a call."""
-    encode = _session(load, threads=1)
+    encode = plain_session(load.model_dir, load.max_tokens, threads=1)
     with ThreadPoolExecutor(load.threads) as callers:
         yield lambda texts: Outcome(np.array(list(callers.map(encode, texts))))
 
@@ -254,7 +254,7 @@ def _one(model: Any, text: str) -> npt.NDArray[Any]:
     return next(iter(model.embed([text])))
 
 
-def _session(load: Workload, *, threads: int) -> Any:
+def plain_session(model_dir: str, max_tokens: int, *, threads: int) -> Any:
     """Make a function of one text from plain onnxruntime, tokenizers and numpy."""
     import onnxruntime
     from tokenizers import Tokenizer
@@ -262,11 +262,11 @@ def _session(load: Workload, *, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        f"{load.model_dir}/model.onnx", options, providers=["CPUExecutionProvider"]
+        f"{model_dir}/model.onnx", options, providers=["CPUExecutionProvider"]
     )
-    tokenizer = Tokenizer.from_file(f"{load.model_dir}/tokenizer.json")
+    tokenizer = Tokenizer.from_file(f"{model_dir}/tokenizer.json")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(load.max_tokens)
+    tokenizer.enable_truncation(max_tokens)
     # One text has no padding: its mean needs no mask.
     return partial(_encode_one, session, tokenizer)
 

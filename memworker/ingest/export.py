@@ -85,7 +85,7 @@ def embed_to_file(
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
-            **gemm_facts(resolved),
+            **gemm_facts(identity(resolved)),
         )
         return report(counts, pool.work, setting)
 

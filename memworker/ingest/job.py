@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def ingest(
     *,
     db: str | Path,
     table: str,
+    pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
     precision: str = "fp32",
     workers: int | None = None,
@@ -84,6 +86,8 @@ def ingest(
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
 
+    `pool` is an open pool to embed with, in place of `model` and the options behind
+    it; it stays open, and the figures of the report count all that it did meanwhile.
     `memory` ("4GB") bounds what this process and its workers hold together.
     One ingest at a time works on a table: another one waits for `wait_s`
     seconds. `durable` forces every commit to the disk. `stop.set()` ends the
@@ -104,8 +108,15 @@ def ingest(
     chunks = not_empty(source.chunks)
     ensure_writable(db, table)
     began = time.perf_counter()
-    resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-    space = vector_space(identity(resolved), distance)
+    opens: Callable[[], AbstractContextManager[EmbeddingPool]]
+    if pool is None:
+        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+        made_with = identity(resolved)
+        opens = partial(measured_pool, resolved, workers=workers, memory=memory)
+    else:
+        given = pool
+        made_with, opens = pool.identity, lambda: nullcontext(given)
+    space = vector_space(made_with, distance)
     existing(db, table, space)
     prepared_seconds = time.perf_counter() - began
     folder = state_dir(db, table)
@@ -126,7 +137,8 @@ def ingest(
                 read_ahead=source.read_ahead,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
                 open_table=lambda: known or Table.open_or_create(db, table, space),
-                start_pool=lambda: measured_pool(resolved, workers=workers, memory=memory),
+                open_pool=opens,
+                closes_pool=pool is None,
                 history=told,
                 stop=stop or Stop(),
                 durable=durable,
@@ -150,7 +162,7 @@ def ingest(
                 rejects=str(refused.path) if refused.rows else None,
                 interrupted=job.stop.cut_short,
                 notes=tuple(told.notes),
-                **gemm_facts(resolved),
+                **gemm_facts(made_with),
             )
             return report(counts, done.work, setting)
 
@@ -171,7 +183,8 @@ class _Job:
     read_ahead: bool
     sieve: Sieve
     open_table: Callable[[], Table]
-    start_pool: Callable[[], EmbeddingPool]
+    open_pool: Callable[[], AbstractContextManager[EmbeddingPool]]
+    closes_pool: bool
     history: History
     stop: Stop
     durable: bool
@@ -191,8 +204,8 @@ class _Job:
             return self._embed(chain([first], windows))
 
     def _embed(self, windows: Iterator[Window]) -> _Done:
-        with self.start_pool() as pool, closed_after_grace(pool, self.stop):
-            self.live.pool = pool
+        with self.open_pool() as pool, self._patience(pool):
+            self.live.pool, before = pool, pool.work
             committer = Committer(self.open_table, self.sieve, self.history, durable=self.durable)
             try:
                 self._stream(windows, pool, committer)
@@ -202,7 +215,11 @@ class _Job:
             finally:
                 # What is embedded is kept, also when the rest failed or was interrupted.
                 table = committer.finish() or self.sieve.table
-            return _Done(table, pool.work, pool.workers, pool.startup_seconds)
+            startup_s = pool.startup_seconds if self.closes_pool else 0.0
+            return _Done(table, pool.work.since(before), pool.workers, startup_s)
+
+    def _patience(self, pool: EmbeddingPool) -> AbstractContextManager[None]:
+        return closed_after_grace(pool, self.stop) if self.closes_pool else nullcontext()
 
     def _stream(self, windows: Iterator[Window], pool: EmbeddingPool, committer: Committer) -> None:
         reuse = Reuse(pool.dim)
@@ -244,10 +261,10 @@ def measured_pool(resolved: Resolved, **options: Any) -> EmbeddingPool:
     return EmbeddingPool(resolved, **options)
 
 
-def gemm_facts(resolved: Resolved) -> dict[str, Any]:
+def gemm_facts(made_with: Identity) -> dict[str, Any]:
     """Give what the report needs to name the share of the machine's limit."""
     return {
-        "flops_per_token": identity(resolved).flops_per_token,
+        "flops_per_token": made_with.flops_per_token,
         "gemm_flops_per_s": limit.recall(machine.usable_cores()),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,22 @@ class Work:
     restarts: int = 0
     first_dispatch: float = 0.0
     last_vector: float = 0.0
+    read_at: float = 0.0
+
+    def since(self, before: Work) -> Work:
+        """Give what was done after `before` was read."""
+        totals = {
+            field.name: getattr(self, field.name) - getattr(before, field.name)
+            for field in fields(self)
+        }
+        # The time of the first dispatch is not known any more: when it was read will do.
+        begun = self.first_dispatch if not before.texts else before.read_at
+        totals |= {
+            "first_dispatch": begun,
+            "last_vector": self.last_vector,
+            "read_at": self.read_at,
+        }
+        return Work(**totals)
 
     @property
     def padding_ratio(self) -> float:
@@ -43,7 +59,7 @@ class Meter:
 
     @property
     def work(self) -> Work:
-        return self._work
+        return replace(self._work, read_at=time.perf_counter())
 
     def dispatched(self) -> None:
         if not self._work.first_dispatch:

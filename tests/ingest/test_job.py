@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memworker import Table, errors, ingest
+from memworker import EmbeddingPool, Table, errors, ingest
 from memworker.ingest.export import embed_to_file
 
 SAMPLE = Path(__file__).parents[2] / "memworker/data/memories.jsonl.gz"
@@ -82,6 +82,20 @@ def test_records_from_python(tmp_path):
     rows = ({"id": str(number), "text": f"text {number}"} for number in range(10))
     report = ingest(rows, db=tmp_path / "db", table="t", model="echo", workers=1)
     assert report.written == 10
+
+
+def test_an_open_pool_is_used_and_stays_open(tmp_path):
+    with EmbeddingPool("echo", workers=1) as pool:
+        for name in ("one", "two"):
+            records = [{"text": f"{name} {number}"} for number in range(50)]
+            report = ingest(records, db=tmp_path / "db", table="memories", pool=pool)
+            assert (report.written, report.workers, report.model) == (50, 1, "echo")
+            # The second report counts its own work alone.
+            assert report.embedded == 50 and report.tokens == sum(
+                len(record["text"]) for record in records
+            )
+        assert pool.embed(["still open"]).shape == (1, pool.dim)
+    assert Table.open(tmp_path / "db", "memories").count() == 100
 
 
 def test_bad_rows_are_listed_and_good_rows_land(tmp_path):
