@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
-from memworker.errors import MemoryNotFound, UsageError
+from memworker.errors import MemoryNotFound, StoreError, UsageError
 from memworker.integrations.pools import Kind, PoolOptions, PoolSource, framework
 
 with framework("mem0"):
@@ -42,6 +44,8 @@ _EVERY_ROW: dict[str, Any] = {"NOT": {"id": {"in": []}}}
 _LOGIC = {"$and": "AND", "$or": "OR", "$not": "NOT", "AND": "AND", "OR": "OR", "NOT": "NOT"}
 # A commit a memory makes a fragment a memory, and searches slow with their number.
 _COMMITS_BETWEEN_UPKEEP = 256
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,9 @@ class MemworkerVectorStore(VectorStoreBase):
                 f" {distance}; make another MemworkerVectorStore"
             )
         self._table = Table.open_or_create(self.db, name, self._space)
+        self._table.ensure_text_index()
         self.collection_name = name
-        self._commits = 0
+        self._commits = itertools.count(1)
 
     def insert(
         self,
@@ -155,6 +160,15 @@ class MemworkerVectorStore(VectorStoreBase):
             StoredMemory(hit.id, _payload(hit.text, hit.metadata), max(0.0, hit.score))
             for hit in hits
         ]
+
+    def keyword_search(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> Memories:
+        """Return the memories that share words with a query, best first by BM25."""
+        hits = self._table.search_text(
+            query, limit=top_k, where=to_where(filters), columns=_READ, include_expired=True
+        )
+        return [StoredMemory(hit.id, _payload(hit.text, hit.metadata), hit.score) for hit in hits]
 
     def delete(self, vector_id: str) -> None:
         """Delete a memory; none of that id is no error."""
@@ -210,9 +224,13 @@ class MemworkerVectorStore(VectorStoreBase):
         self.delete_col()
 
     def _upkeep(self) -> None:
-        self._commits += 1
-        if self._commits % _COMMITS_BETWEEN_UPKEEP == 0:
+        if next(self._commits) % _COMMITS_BETWEEN_UPKEEP:
+            return
+        try:
             self._table.optimize()
+        except StoreError as error:
+            # What was to be written has been, so the caller's work has not failed.
+            _log.warning("upkeep of table %r failed: %s", self.collection_name, error)
 
 
 def to_where(filters: Mapping[str, Any] | None) -> dict[str, Any]:
