@@ -89,7 +89,6 @@ def _need_extra() -> None:
     try:
         import httptools  # noqa: F401
         import prometheus_client  # noqa: F401
-        import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(

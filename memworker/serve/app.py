@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
-
+from memworker.serve.asgi import App, Receive, Scope, Send, respond
 from memworker.serve.gate import Gate
 from memworker.serve.refusals import CODE, Refusal
-from memworker.serve.routes import answers
+from memworker.serve.routes import Route, answers
 from memworker.serve.service import Service
 
-_WORDS = {
-    404: ("unknown_url", "There is nothing at this path."),
-    405: ("method_not_allowed", "This path does not take that method."),
-}
+_MODELS = "/v1/models/"
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: Service) -> App:
     """Make the ASGI application of a service; it serves once the service has a pool."""
-    app = Starlette(
-        routes=[
-            Route(path, endpoint, methods=[method])
-            for path, (method, endpoint) in answers(service).items()
-        ],
-        exception_handlers={HTTPException: _refused},
-    )
-    # A redirect would be built from what the client calls itself.
-    app.router.redirect_slashes = False
-    return Gate(app, service.options, service.metrics, service.live)
+    return Gate(Router(answers(service)), service.options, service.metrics, service.live)
 
 
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code, message = _WORDS.get(error.status_code, ("refused", str(error.detail)))
-    request.scope[CODE] = code
-    status, body = Refusal(error.status_code, message, code=code).openai()
-    return Response(body, status, headers=error.headers, media_type="application/json")
+class Router:
+    """Finds the route of a path and method; what has none is refused in OpenAI's shape."""
+
+    def __init__(self, routes: dict[str, tuple[str, Route]]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            route = self._find(scope["path"], scope["method"])
+        except Refusal as refusal:
+            scope[CODE] = refusal.code
+            await respond(send, *refusal.openai(), refusal.headers)
+        else:
+            await route(scope, receive, send)
+
+    def _find(self, path: str, method: str) -> Route:
+        known = self._routes.get(_MODELS if path.startswith(_MODELS) else path)
+        if known is None:
+            raise Refusal(404, "There is nothing at this path.", code="unknown_url")
+        allowed, route = known
+        if method == allowed or (method == "HEAD" and allowed == "GET"):
+            return route
+        allow = b"GET, HEAD" if allowed == "GET" else allowed.encode()
+        raise Refusal(
+            405,
+            "This path does not take that method.",
+            code="method_not_allowed",
+            headers=[(b"allow", allow)],
+        )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
 
-from starlette.types import Message, Receive, Scope, Send
-
-from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Headers, Refusal
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = b"application/json"
 
@@ -16,17 +20,22 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, options: ServeOptions) -> bytes:
-    """Read a body as it comes; Refusal 413 as soon as it is too large, 408 when it is too slow."""
-    most = options.max_body_bytes
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """Read a body of at most so many bytes; Refusal 413 as soon as it is larger."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > most:
             raise _too_large(most)
-    try:
-        async with asyncio.timeout(options.body_timeout_s):
-            return await _read(receive, most)
-    except TimeoutError:
-        raise Refusal(408, "The body did not arrive in time.", code="body_timeout") from None
+    message = await receive()
+    body = _part(message)
+    if len(body) <= most and not message.get("more_body"):
+        return body
+    whole = bytearray(body)
+    while len(whole) <= most:
+        if not message.get("more_body"):
+            return bytes(whole)
+        message = await receive()
+        whole += _part(message)
+    raise _too_large(most)
 
 
 async def disconnected(receive: Receive) -> None:
@@ -49,20 +58,6 @@ async def respond(
         {"type": "http.response.start", "status": status, "headers": [*own, *(headers or [])]}
     )
     await send({"type": "http.response.body", "body": body})
-
-
-async def _read(receive: Receive, most: int) -> bytes:
-    message = await receive()
-    body = _part(message)
-    if len(body) <= most and not message.get("more_body"):
-        return body
-    whole = bytearray(body)
-    while len(whole) <= most:
-        if not message.get("more_body"):
-            return bytes(whole)
-        message = await receive()
-        whole += _part(message)
-    raise _too_large(most)
 
 
 def _part(message: Message) -> bytes:

@@ -13,9 +13,7 @@ import hmac
 import time
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from memworker.serve.asgi import respond
+from memworker.serve.asgi import App, Message, Receive, Scope, Send, respond
 from memworker.serve.live import Live
 from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions
@@ -39,7 +37,7 @@ _METHODS = frozenset({"GET", "HEAD"})
 class Gate:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics, live: Live) -> None:
+    def __init__(self, app: App, options: ServeOptions, metrics: Metrics, live: Live) -> None:
         self._app = app
         self._hosts = options.accepted_hosts
         self._key = None if options.key is None else options.key.encode()

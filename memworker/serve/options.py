@@ -35,13 +35,12 @@ class ServeOptions:
     max_inputs: int = 2048
     max_body_bytes: int = 8 << 20
     max_tokens: int = 300_000
-    body_timeout_s: float = 30.0
     drain_s: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise UsageError(f"port must be 0 to 65535, not {self.port}")
-        for name in ("max_inputs", "max_body_bytes", "max_tokens", "body_timeout_s", "drain_s"):
+        for name in ("max_inputs", "max_body_bytes", "max_tokens", "drain_s"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
         if self.key is not None:

@@ -7,10 +7,18 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from starlette.types import Receive, Scope, Send
 
 from memworker.serve import inputs, metrics, openapi, page, replies
-from memworker.serve.asgi import JSON, ClientGone, disconnected, read_body, respond
+from memworker.serve.asgi import (
+    JSON,
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    disconnected,
+    read_body,
+    respond,
+)
 from memworker.serve.bodies import ModelList
 from memworker.serve.refusals import CODE, Headers, Refusal
 from memworker.serve.service import Service, State
@@ -59,7 +67,7 @@ class Route:
 
 async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
     """Answer `POST /v1/embeddings`."""
-    request = inputs.embeddings_request(await read_body(scope, receive, service.options))
+    request = inputs.embeddings_request(await _body(service, scope, receive))
     service.check_model(request.model)
     given = inputs.of_embeddings(request, service.options)
     dim = service.dimensions(request.dimensions)
@@ -71,7 +79,7 @@ async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
 
 async def embed(service: Service, scope: Scope, receive: Receive) -> bytes:
     """Answer `POST /embed`."""
-    request = inputs.embed_request(await read_body(scope, receive, service.options))
+    request = inputs.embed_request(await _body(service, scope, receive))
     given = inputs.of_embed(request, service.options)
     normalize = service.normalize(request.normalize)
     embedded = await service.embed(given, lambda: disconnected(receive))
@@ -85,7 +93,7 @@ async def models(service: Service, scope: Scope, receive: Receive) -> bytes:
 
 async def model(service: Service, scope: Scope, receive: Receive) -> bytes:
     """Answer `GET /v1/models/{name}`."""
-    name = scope["path_params"]["name"]
+    name = scope["path"].removeprefix("/v1/models/")
     service.check_model(name)
     return msgspec.json.encode(next(known for known in service.models() if known.id == name))
 
@@ -123,13 +131,13 @@ async def description(service: Service, scope: Scope, receive: Receive) -> bytes
 
 
 def answers(service: Service) -> dict[str, tuple[str, Route]]:
-    """Give method and application of every path."""
+    """Give method and application of every path; one that ends in `/` stands for all below it."""
     text = metrics.CONTENT_TYPE
     return {
         "/v1/embeddings": ("POST", Route(service, embeddings)),
         "/embed": ("POST", Route(service, embed, shape=Refusal.embed)),
         "/v1/models": ("GET", Route(service, models)),
-        "/v1/models/{name:path}": ("GET", Route(service, model)),
+        "/v1/models/": ("GET", Route(service, model)),
         "/healthz": ("GET", Route(service, healthz)),
         "/readyz": ("GET", Route(service, readyz)),
         "/metrics": ("GET", Route(service, metrics_page, content_type=text)),
@@ -140,6 +148,10 @@ def answers(service: Service) -> dict[str, tuple[str, Route]]:
             Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers()),
         ),
     }
+
+
+async def _body(service: Service, scope: Scope, receive: Receive) -> bytes:
+    return await read_body(scope, receive, service.options.max_body_bytes)
 
 
 def _log_without_values(error: Exception) -> None:

@@ -65,7 +65,7 @@ def listen(options: ServeOptions) -> socket.socket:
         return socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {options.host} port {options.port}: {error.strerror or error}."
+            f"cannot listen on {options.host} port {options.port}: {os.strerror(error.errno or 0)}."
             " Take another with --port, or 0 for any that is free."
         ) from error
 
