@@ -1,7 +1,8 @@
 """A contestant in a process of its own: opened once, then measured a turn at a time.
 
-The parent writes ``go`` to the child's stdin, the child answers with one JSON
-line a turn. Between turns it waits, so that only one contestant is ever busy.
+The parent writes a JSON line to the child's stdin, ``"go"`` or what it asks for,
+and the child answers with one JSON line a turn. Between turns it waits, so that only
+one contestant is ever busy.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +74,19 @@ class Absent(Exception):
 class Contestant:
     """The parent's side of one child."""
 
-    def __init__(self, name: str, workload: Path, *, turn_timeout_s: float = 1800.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        workload: Path,
+        *,
+        module: str = "bench.peers",
+        turn_timeout_s: float = 1800.0,
+    ) -> None:
         self.name = name
         self._turn_timeout_s = turn_timeout_s
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.peers", name, str(workload)],
+            [sys.executable, "-m", module, name, str(workload)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -89,23 +97,27 @@ class Contestant:
 
     def wait_ready(self) -> npt.NDArray[np.float32]:
         """Wait until it is warm; gives the vectors of the warm-up. Raises Absent."""
-        answer = self._read(START_TIMEOUT_S)
+        return np.array(self.first_answer(START_TIMEOUT_S)["vectors"], np.float32)
+
+    def first_answer(self, timeout_s: float) -> dict[str, Any]:
+        """Wait for what it says once it is ready. Raises Absent."""
+        answer = self._read(timeout_s)
         if "absent" in answer:
             raise Absent(answer["absent"])
-        return np.array(answer["vectors"], np.float32)
+        return answer
 
-    def go(self) -> None:
+    def go(self, request: object = "go") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
 
     def result(self) -> dict[str, Any]:
         """Wait for the turn's figures. Raises Absent where it died or hangs."""
         return self._read(self._turn_timeout_s)
 
-    def turn(self) -> dict[str, Any]:
-        """Run once over all texts."""
-        self.go()
+    def turn(self, request: object = "go") -> dict[str, Any]:
+        """Run once: over all texts, or what the request asks for."""
+        self.go(request)
         return self.result()
 
     def __enter__(self) -> Self:
@@ -148,9 +160,7 @@ class Contestant:
 
 def serve(open_peer: Opener, workload: Workload) -> None:
     """Be the child: open, warm up, then a turn for every line on stdin."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # What libraries print must not get between the answers.
-    os.dup2(2, 1)
+    answers = open_answers()
     try:
         with open_peer(workload) as run:
             warm = run(workload.texts[:WARM_UP_TEXTS]).vectors
@@ -159,6 +169,13 @@ def serve(open_peer: Opener, workload: Workload) -> None:
                 print(json.dumps(_measure(run, workload.texts)), file=answers)
     except Absent as absence:
         print(json.dumps({"absent": str(absence)}), file=answers)
+
+
+def open_answers() -> TextIO:
+    """Take stdout for the answers: what libraries print must not get between them."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
 
 
 def _measure(run: Run, texts: list[str]) -> dict[str, float]:

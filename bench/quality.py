@@ -1,5 +1,7 @@
 """What the vectors are worth: STS-B, LoCoMo and SciFact, for each precision and model.
 
+LoCoMo twice: over all turns of all conversations by full comparison, and as the
+memory layer is used, each conversation a user of its own, through `Memory.search`.
 The reference data is needed: --data DIR or MEMWORKER_DATA.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,11 +26,12 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.texts import data_dir, read_jsonl
-from memworker import EmbeddingPool
+from memworker import EmbeddingPool, Memory
 from memworker.errors import InputNotFound, ModelError, UsageError
 from memworker.pool.machine import usable_cores
 
 TOP = 10
+MODES = ("vector", "hybrid")
 
 Floats: TypeAlias = npt.NDArray[Any]
 
@@ -68,6 +72,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What one measure gave; a mean over questions, and the vectors where they can be compared."""
+
+    metric: str
+    value: float
+    vectors: Floats | None = None
+    part: str = ""
+    by_conversation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
     """Sentence pairs with people's scores: Spearman's correlation of the cosines."""
 
@@ -76,10 +91,10 @@ class Pairs:
     scores: Floats
     metric: str
 
-    def measure(self, pool: EmbeddingPool) -> tuple[float, Floats]:
+    def measure(self, pool: EmbeddingPool) -> list[Score]:
         vectors = pool.embed([*self.first, *self.second])
         a, b = _unit(vectors[: len(self.first)]), _unit(vectors[len(self.first) :])
-        return spearman((a * b).sum(axis=1), self.scores), vectors
+        return [Score(self.metric, spearman((a * b).sum(axis=1), self.scores), vectors)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +107,56 @@ class Retrieval:
     metric: str
     score: Callable[[Sequence[int], dict[int, float]], float]
 
-    def measure(self, pool: EmbeddingPool) -> tuple[float, Floats]:
+    def measure(self, pool: EmbeddingPool) -> list[Score]:
         passages = pool.embed(self.passages)
         questions = pool.embed(self.questions, kind="query")
         ranked = exact_top(_unit(questions), _unit(passages), TOP)
         pairs = zip(ranked, self.relevant, strict=True)
         scores = [self.score(row.tolist(), relevant) for row, relevant in pairs]
-        return float(np.mean(scores)), np.concatenate([passages, questions])
+        vectors = np.concatenate([passages, questions])
+        return [Score(self.metric, float(np.mean(scores)), vectors)]
 
 
-Task = Pairs | Retrieval
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about one conversation, and the ids of the turns that answer it."""
+
+    conversation: str
+    text: str
+    evidence: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """Conversations as the memory layer holds them: each a user, each turn a memory."""
+
+    turns: dict[str, dict[str, str]]
+    questions: list[Question]
+
+    def measure(self, pool: EmbeddingPool) -> list[Score]:
+        with TemporaryDirectory() as folder, Memory(folder, pool=pool) as memory:
+            memory_of: dict[str, str] = {}
+            for user, turns in self.turns.items():
+                added = memory.add_batch(list(turns.values()), user_id=user)["results"]
+                # Equal turns of a conversation are one memory.
+                memory_of |= {turn: kept["id"] for turn, kept in zip(turns, added, strict=True)}
+            return [self._score(memory, mode, memory_of) for mode in MODES]
+
+    def _score(self, memory: Memory, mode: Any, memory_of: dict[str, str]) -> Score:
+        recalls: dict[str, list[float]] = defaultdict(list)
+        for asked in self.questions:
+            scope = {"user_id": asked.conversation}
+            hits = memory.search(asked.text, filters=scope, limit=TOP, mode=mode)["results"]
+            found = {hit["id"] for hit in hits}
+            share = sum(memory_of[turn] in found for turn in asked.evidence) / len(asked.evidence)
+            recalls[asked.conversation].append(share)
+        mean = float(np.mean([share for shares in recalls.values() for share in shares]))
+        by = {name: float(np.mean(shares)) for name, shares in recalls.items()}
+        metric = f"LoCoMo a conversation, {mode}, recall@{TOP}"
+        return Score(metric, mean, part=mode, by_conversation=by)
+
+
+Task = Pairs | Retrieval | Conversations
 
 
 def stsb(data: Path, limit: int | None) -> Pairs:
@@ -119,6 +174,23 @@ def locomo(data: Path, limit: int | None) -> Retrieval:
     return _beir(data / "locomo", limit, f"LoCoMo recall@{TOP}", recall)
 
 
+def conversations(data: Path, limit: int | None) -> Conversations:
+    """Read LoCoMo as ten conversations; an id begins with its conversation's name."""
+    passages, questions, judged = _read_beir(data / "locomo", limit)
+    turns: dict[str, dict[str, str]] = defaultdict(dict)
+    for turn, text in passages.items():
+        turns[_conversation(turn)][turn] = text
+    asked = [
+        Question(_conversation(name), text, frozenset(judged[name]))
+        for name, text in questions.items()
+    ]
+    return Conversations(dict(turns), asked)
+
+
+def _conversation(name: str) -> str:
+    return name.partition("/")[0]
+
+
 def scifact(data: Path, limit: int | None) -> Retrieval:
     """Read SciFact: claims and the abstracts that bear on them."""
     return _beir(data / "scifact", limit, f"SciFact nDCG@{TOP}", ndcg)
@@ -127,6 +199,7 @@ def scifact(data: Path, limit: int | None) -> Retrieval:
 TASKS: dict[str, Callable[[Path, int | None], Task]] = {
     "stsb": stsb,
     "locomo": locomo,
+    "conversations": conversations,
     "scifact": scifact,
 }
 
@@ -171,7 +244,20 @@ def _beir(
     metric: str,
     score: Callable[[Sequence[int], dict[int, float]], float],
 ) -> Retrieval:
-    """Read a data set in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv."""
+    passages, questions, judged = _read_beir(folder, limit)
+    position = {name: row for row, name in enumerate(passages)}
+    relevant = [{position[p]: grade for p, grade in judged[q].items()} for q in questions]
+    return Retrieval(list(passages.values()), list(questions.values()), relevant, metric, score)
+
+
+def _read_beir(
+    folder: Path, limit: int | None
+) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, float]]]:
+    """Read BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv): texts by id, grades.
+
+    Questions are those with a relevant passage; a limit keeps to the first and to
+    their passages.
+    """
     passages = {
         row["_id"]: f"{row.get('title', '')} {row['text']}".strip()
         for row in read_jsonl(_existing(folder / "corpus.jsonl"))
@@ -182,11 +268,7 @@ def _beir(
     if limit is not None:
         wanted = {passage for name in asked for passage in judged[name]}
         passages = {name: passages[name] for name in passages if name in wanted}
-    position = {name: row for row, name in enumerate(passages)}
-    relevant = [{position[p]: grade for p, grade in judged[q].items()} for q in asked]
-    return Retrieval(
-        list(passages.values()), [questions[name] for name in asked], relevant, metric, score
-    )
+    return passages, {name: questions[name] for name in asked}, judged
 
 
 def _judgements(path: Path) -> dict[str, dict[str, float]]:
@@ -215,12 +297,24 @@ def _measure(
         row = {
             "model": model,
             "precision": precision,
-            "tasks": {
-                name: {"metric": tasks[name].metric, "value": v[0]} for name, v in found.items()
-            },
+            "tasks": {key: _told(score) for key, score in _by_key(found)},
             "texts_per_second": pool.work.texts / pool.work.seconds,
         }
-    return row, {name: vectors for name, (_, vectors) in found.items()}
+    return row, {key: score.vectors for key, score in _by_key(found) if score.vectors is not None}
+
+
+def _by_key(found: dict[str, list[Score]]) -> Iterator[tuple[str, Score]]:
+    """Yield every score under its task's name, and its part where a task has several."""
+    for name, scores in found.items():
+        for score in scores:
+            yield f"{name}-{score.part}" if score.part else name, score
+
+
+def _told(score: Score) -> common.Result:
+    told: common.Result = {"metric": score.metric, "value": score.value}
+    if score.by_conversation:
+        told["by_conversation"] = score.by_conversation
+    return told
 
 
 @contextmanager
@@ -237,6 +331,8 @@ def _pool(model: str, precision: str, options: argparse.Namespace) -> Iterator[E
 
 def _cosines(vectors: dict[str, Floats], reference: dict[str, Floats]) -> common.Result:
     """Compare with the first configuration, text by text."""
+    if not reference:
+        return {}
     found = [(_unit(vectors[name]) * _unit(reference[name])).sum(axis=1) for name in reference]
     cosines = np.concatenate(found)
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}

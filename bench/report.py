@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import charts, common
+from bench import charts, common, memory
 from bench.charts import Bar, Curve
 from memworker.errors import InputNotFound, UsageError
 
@@ -161,7 +161,23 @@ def _quality(result: common.Result) -> str:
         ]
         for row in rows
     ]
-    return _table(["", *metrics, "mean cosine to fp32", "minimum"], cells)
+    whole = _table(["", *metrics, "mean cosine to fp32", "minimum"], cells)
+    return whole + _by_conversation(rows)
+
+
+def _by_conversation(rows: Sequence[common.Result]) -> str:
+    """Show LoCoMo's recall of each conversation, one column a model and mode."""
+    columns = {
+        f"{row['model']} {row['precision']}, {key.rpartition('-')[2]}": task["by_conversation"]
+        for row in rows
+        for key, task in row["tasks"].items()
+        if "by_conversation" in task
+    }
+    if not columns:
+        return ""
+    names = next(iter(columns.values()))
+    cells = [[name, *(f"{by[name]:.3f}" for by in columns.values())] for name in names]
+    return "<h3>LoCoMo recall@10 a conversation</h3>" + _table(["", *columns], cells)
 
 
 def _ceiling(result: common.Result) -> str:
@@ -214,6 +230,29 @@ def _points(by_cores: dict[str, float]) -> list[tuple[float, float]]:
 
 
 def _memory(result: common.Result) -> str:
+    """Show operations down and contestants across, for each number of stored memories."""
+    parts = []
+    done = [row for row in result["rows"] if "skipped" not in row]
+    for stored in dict.fromkeys(row["stored"] for row in done):
+        rows = {(r["operation"], r["what"]): r for r in done if r["stored"] == stored}
+        names = list(dict.fromkeys(what for _, what in rows))
+        cells = [
+            [name, *(_rate_and_wait(rows.get((name, what))) for what in names)]
+            for name in dict.fromkeys(name for name, _ in rows)
+        ]
+        title = f"{stored:,} stored memories; a second (p50 / p95 ms)"
+        parts.append(f"<h3>{title}</h3>" + _table(["", *names], cells))
+    notes = [f"{memory.said(target)}." for target in result["targets"] if target["met"] is not None]
+    return "".join(parts) + _paragraphs(notes)
+
+
+def _rate_and_wait(row: common.Result | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['per_second']:,.1f} ({row['p50_ms']:.1f} / {row['p95_ms']:.1f})"
+
+
+def _memory_of_a_worker(result: common.Result) -> str:
     keys = ("anon_mb", "uss_mb", "session_anon_mb", "startup_seconds")
     cells = [
         [row["name"], *(f"{row[key]:.2f}" if key in row else "" for key in keys)]
@@ -246,7 +285,8 @@ SECTIONS: dict[str, tuple[str, Callable[[common.Result], str]]] = {
     "quality": ("Quality", _quality),
     "ceiling": ("End to end", _ceiling),
     "scaling": ("More cores", _scaling),
-    "memory_of_a_worker": ("One more worker", _memory),
+    "memory": ("The memory layer beside Mem0", _memory),
+    "memory_of_a_worker": ("One more worker", _memory_of_a_worker),
 }
 
 _STYLE = """

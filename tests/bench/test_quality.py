@@ -47,22 +47,24 @@ def data(tmp_path):
     folder = tmp_path / "locomo"
     (folder / "qrels").mkdir(parents=True)
     turns = ["Ann: I adopted a puppy.", "Bob: The rent went up.", "Ann: We flew to Oslo."]
-    rows = [{"_id": f"t{n}", "title": "", "text": turn} for n, turn in enumerate(turns)]
+    rows = [{"_id": f"c/t{n}", "title": "", "text": turn} for n, turn in enumerate(turns)]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "What pet has Ann?"}))
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tt0\t1\n")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "c/q", "text": "What pet has Ann?"}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nc/q\tc/t0\t1\n")
     return tmp_path
 
 
 def test_a_small_run(measure, data):
     result = measure(
         quality.main,
-        *("--data", str(data), "--tasks", "stsb,locomo"),
+        *("--data", str(data), "--tasks", "stsb,locomo,conversations"),
         *("--precisions", "fp32,none", "--workers", "1"),
     )
     row, absent = result["rows"]
     assert row["tasks"]["stsb"]["value"] == pytest.approx(1)
     assert row["tasks"]["locomo"]["value"] == 1
+    for mode in quality.MODES:
+        assert row["tasks"][f"conversations-{mode}"]["by_conversation"] == {"c": 1}
     assert "skipped" in absent
 
 
