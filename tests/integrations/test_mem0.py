@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 
 import pytest
 
@@ -207,6 +208,7 @@ def test_it_embeds_through_the_server(provider, url, pool, tmp_path):
         batch = memory.embedding_model.embed_batch([f"text {n}" for n in range(150)])
         expected = pool.embed([f"text {n}" for n in range(150)])
         assert abs(expected - batch).max() < 1e-5
+        memory.embedding_model.client.close()
 
 
 def test_it_embeds_through_langchain(pool, tmp_path):
@@ -217,11 +219,14 @@ def test_it_embeds_through_langchain(pool, tmp_path):
         assert said(memory.search("food", filters={"user_id": "alice"}))[0] == FACTS[0]
 
 
-def test_with_mem0s_own_store_it_is_the_embedder_alone(url, tmp_path):
+def test_with_mem0s_own_store_it_is_the_embedder_alone(url, tmp_path, monkeypatch):
+    # With fastembed, Mem0's Qdrant store would fetch a model for keywords.
+    monkeypatch.setitem(sys.modules, "fastembed", None)
     with mem0.Memory.from_config(config(tmp_path, openai(url))) as memory:
         add(memory, FACTS[0])
         assert said(memory.search("food", filters={"user_id": "alice"})) == [FACTS[0]]
         memory.vector_store.client.close()
+        memory.embedding_model.client.close()
 
 
 def test_nothing_calls_home():
