@@ -119,8 +119,11 @@ class Core:
         self._left()
 
     def write(self, operation: Operation | Alone) -> Future[Any]:
-        """Queue an operation for the next commit."""
-        self.guard()
+        """Queue an operation for the next commit.
+
+        What is in flight may do so while everything is being closed; whatever else
+        comes must ask `guard` first.
+        """
         return self._writer.submit(operation)
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ Content: TypeAlias = str | Message
 
 # JSONB, as which LanceDB keeps metadata, holds larger integers as floats only.
 _INTEGERS = range(-(2**63), 2**64)
+# What was stored must be readable from any depth of the caller's stack.
+_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def metadata_json(metadata: Any) -> str | None:
         _refuse_unsayable(metadata)
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(
             f"metadata must be JSON (text, finite numbers, booleans, None, lists and dicts with"
             f" str keys): {error}"
@@ -183,14 +185,16 @@ def _draft(item: Any, metadata: Any, terms: Terms, place: int) -> Draft | None:
     return Draft(text, metadata_json({**own, **said_by}), terms.expires_at)
 
 
-def _refuse_unsayable(value: Any) -> None:
+def _refuse_unsayable(value: Any, depth: int = 0) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"the key {key!r} is not a str")
-            _refuse_unsayable(inner)
+            _refuse_unsayable(inner, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _refuse_unsayable(inner)
+            _refuse_unsayable(inner, depth + 1)
     elif isinstance(value, int) and value not in _INTEGERS:
         raise ValueError(f"the integer {value} needs more than 64 bits; write it as text")

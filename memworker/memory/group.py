@@ -152,8 +152,8 @@ class Overlay:
         self.replaced: dict[str, Row] = {}
         self._now = datetime.now(UTC)
         self._live: dict[str, Row] = {}
-        self._by_key: dict[str, dict[str, None]] = {}
-        for row in sorted(found, key=lambda row: (row.created_at, row.id)):
+        self._by_key: dict[str, set[str]] = {}
+        for row in found:
             self._enter(row)
 
     def live(self, memory_id: str) -> Row:
@@ -164,7 +164,8 @@ class Overlay:
 
     def with_key(self, key: str) -> Row | None:
         """Return the oldest memory of this scope and text, if there is one."""
-        return next((self._live[row_id] for row_id in self._by_key.get(key, ())), None)
+        rows = (self._live[row_id] for row_id in self._by_key.get(key, ()))
+        return min(rows, key=lambda row: (row.created_at, row.id), default=None)
 
     def add(self, draft: Draft, vector: Vector, key: str, scope: Scope) -> Row:
         """Put a new memory."""
@@ -205,12 +206,12 @@ class Overlay:
 
     def _enter(self, row: Row) -> Row:
         self._live[row.id] = row
-        self._by_key.setdefault(row.key, {})[row.id] = None
+        self._by_key.setdefault(row.key, set()).add(row.id)
         return row
 
     def _leave(self, row: Row) -> None:
         del self._live[row.id]
-        del self._by_key[row.key][row.id]
+        self._by_key[row.key].discard(row.id)
 
 
 def commit(table: Table, operations: Sequence[Operation]) -> list[Outcome | MemworkerError]:

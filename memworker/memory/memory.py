@@ -167,6 +167,7 @@ class Memory:
 
         Raises MemoryNotFound.
         """
+        self._core.guard()
         reads.checked_id(memory_id)
         self._core.write(EraseOne(memory_id) if erase else Delete(memory_id)).result()
         return dict(DELETED)
@@ -183,6 +184,7 @@ class Memory:
 
         Raises ScopeMissing without any id.
         """
+        self._core.guard()
         scope = Scope.of(user_id, agent_id, run_id)
         self._core.write(Sweep(scope.named(), erase)).result()
         return dict(ALL_DELETED)
@@ -203,6 +205,7 @@ class Memory:
 
     def reset(self) -> None:
         """Erase every memory of the table, and all history."""
+        self._core.guard()
         self._core.write(Sweep(EVERYTHING, erase=True)).result()
 
     def close(self) -> None:

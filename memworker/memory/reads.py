@@ -87,6 +87,10 @@ def checked_id(memory_id: Any) -> str:
     """Return a memory's id. Raises UsageError for what is none."""
     if not isinstance(memory_id, str) or not memory_id:
         raise UsageError(f"a memory's id is a str, not {memory_id!r}")
+    try:
+        memory_id.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the id {memory_id!r} is not valid Unicode: {error}") from None
     return memory_id
 
 

@@ -18,7 +18,7 @@ class Upkeep:
     """A thread, begun when it is first needed, that optimises after every so many commits."""
 
     def __init__(self, table: Table, commits_between: int = COMMITS_BETWEEN) -> None:
-        self._table = table
+        self._name, self._tend = table.name, table.optimize
         self._between = commits_between
         self._commits = 0
         self._closing = False
@@ -43,15 +43,15 @@ class Upkeep:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is not None:
+        if self._thread not in (None, threading.current_thread()):
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while self._due():
             try:
-                self._table.optimize()
+                self._tend()
             except MemworkerError as error:
-                _log.warning("upkeep of table %r failed: %s", self._table.name, error)
+                _log.warning("upkeep of table %r failed: %s", self._name, error)
 
     def _due(self) -> bool:
         with self._wake:

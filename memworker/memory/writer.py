@@ -78,7 +78,9 @@ class Writer:
             self._wake.notify()
         for job in dropped:
             job.future.set_exception(PoolClosed("the Memory was closed before this was committed"))
-        self._thread.join(timeout_s)
+        # A forgotten Memory may be collected in any thread, this one too.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while jobs := self._take():
