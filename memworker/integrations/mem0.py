@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
@@ -136,11 +137,7 @@ class MemworkerVectorStore(VectorStoreBase):
         """Write memories in one commit; one of a known id takes its place."""
         names = [str(name) for name in ids] if ids else [str(uuid.uuid4()) for _ in vectors]
         rows = _rows(names, vectors, payloads or [{} for _ in vectors], self._space.dim)
-        with self._table.changing() as change:
-            known = set(change.find("id", names, columns=["id"])["id"].to_pylist())
-            mask = pa.array([name in known for name in names], pa.bool_())
-            change.insert(rows.filter(pc.invert(mask)))
-            change.replace(rows.filter(mask))
+        self._table.append(rows, on_conflict="update")
         self._upkeep()
 
     def search(
@@ -280,15 +277,19 @@ def _rows(
             f"the embedder gave vectors of {sizes} dimensions, the store has {dim}; make the"
             " store with embedding_model_dims as the embedder gives them"
         )
+    array = np.asarray(vectors, np.float32).reshape(-1, dim)
+    metadata = [_metadata(payload) for payload in payloads]
     return records(
         pa.array(ids, pa.string()),
         pa.array([_text(payload) for payload in payloads], pa.string()),
-        np.asarray(vectors, np.float32).reshape(-1, dim),
+        array,
         scopes={
             scope: pa.array([str(payload.get(scope) or "") for payload in payloads], pa.string())
             for scope in _SCOPES
         },
-        metadata_json=pa.array([_metadata(payload) for payload in payloads], pa.string()),
+        metadata_json=pa.array(metadata, pa.string()),
+        # Of all that a row holds: to the table, rows of equal id and key are the same.
+        dedup_keys=pa.array(map(_key, map(_text, payloads), metadata, array), pa.string()),
         created_at=_times(payloads, "created_at"),
         updated_at=_times(payloads, "updated_at"),
     )
@@ -305,6 +306,12 @@ def _metadata(payload: Payload) -> str:
         return json.dumps(kept, default=str, allow_nan=False)
     except ValueError as error:
         raise UsageError(f"a payload cannot be stored as JSON: {error}; change {kept!r}") from error
+
+
+def _key(text: str, metadata: str, vector: npt.NDArray[np.float32]) -> str:
+    hashed = hashlib.blake2b(f"{len(text)}:{text}{metadata}".encode(), digest_size=16)
+    hashed.update(vector.tobytes())
+    return hashed.hexdigest()
 
 
 def _times(payloads: Sequence[Payload], name: str) -> pa.Array:
