@@ -3,7 +3,8 @@
 Every contestant has a process of its own, the same texts, weights, token limit
 and number of threads. Each operation goes round all contestants before the next
 one begins; figures are medians over the rounds, ratios are taken within a round.
-A search's own part is its time less that of embedding the same query right before.
+A search's own part is its time less that of embedding the same query right before;
+the first one of a mode, when nothing is in memory yet, is told apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
+from random import Random
 from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -27,7 +29,7 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.processes import Absent, Contestant
-from bench.stores import StoreLoad
+from bench.stores import MODES, StoreLoad
 from bench.texts import data_dir, read_texts
 from memworker.errors import UsageError
 from memworker.models import export_reference, ready_model
@@ -37,7 +39,6 @@ MODEL = "all-MiniLM-L6-v2"
 STATIC_MODEL = "wordllama-256"
 OURS = ("fp32", "int8", "static")
 MIXED = "mix_open.jsonl.gz"
-MODES = ("vector", "text", "hybrid")
 TEXTS = 4000
 BASE_TEXTS = 1024
 QUESTION_WORDS = 12
@@ -105,20 +106,23 @@ class Plan:
     texts: list[str]
 
     def requests(self, number: int, users: list[str]) -> Iterator[tuple[Operation, common.Result]]:
-        """Yield a round's requests: adds to the round's own user, then searches of `users`."""
-        texts, own = cycle(self.texts), f"round-{number}"
-        for operation in self.operations:
+        """Yield a round's requests; every operation adds to a user of its own.
+
+        Searches go to `users`, or where nothing was stored to the user of the first adds.
+        """
+        own = [f"round-{number}-{place}" for place in range(len(self.operations))]
+        for user, operation in zip(own, self.operations, strict=True):
             if operation.kind == "recall" and number:
                 continue
-            given = islice(texts, operation.texts)
+            texts = alike(self.texts, operation.texts)
             request = {
                 "kind": operation.kind,
                 "callers": operation.callers,
                 "rows": operation.rows,
                 "mode": operation.mode,
-                "user": own,
-                "texts": list(map(question, given)) if operation.asks else list(given),
-                "users": list(islice(cycle(users or [own]), operation.texts)),
+                "user": user,
+                "texts": list(map(question, texts)) if operation.asks else texts,
+                "users": list(islice(cycle(users or own[:1]), operation.texts)),
             }
             yield operation, request
 
@@ -133,13 +137,13 @@ class Entry:
     users: list[str]
     contestant: Contestant | None = None
     skipped: str = ""
-    ready_s: float = 0.0
+    first_ms: dict[str, float] = field(default_factory=dict)
     turns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def open(self, name: str, workload: Path, stack: ExitStack) -> None:
         try:
             self.contestant = stack.enter_context(Contestant(name, workload, module="bench.stores"))
-            self.ready_s = self.contestant.first_answer(FILL_TIMEOUT_S)["ready_s"]
+            self.first_ms = self.contestant.first_answer(FILL_TIMEOUT_S)["first_ms"]
         except Absent as absence:
             self.contestant, self.skipped = None, str(absence)
 
@@ -153,6 +157,17 @@ class Entry:
             return
         found["per_second"] = operation.texts / found["seconds"] if "seconds" in found else 0.0
         self.turns.setdefault(operation.name, []).append(found)
+
+
+def alike(texts: list[str], count: int) -> list[str]:
+    """Take `count` of the texts, in mixed order, whose lengths are spread as all the texts' are.
+
+    Else a rate of a hundred texts could not be held against one of a thousand others.
+    """
+    by_length = sorted(texts, key=len)
+    taken = [by_length[(2 * at + 1) * len(texts) // (2 * count)] for at in range(count)]
+    Random(count).shuffle(taken)
+    return taken
 
 
 def question(text: str) -> str:
@@ -277,6 +292,8 @@ def _rows(entry: Entry, entries: list[Entry], plan: Plan) -> Iterator[common.Res
             **figures(turns),
             "over_mem0": _over(turns, reference, operation),
         }
+        if operation.mode in entry.first_ms:
+            row["first_ms"] = entry.first_ms[operation.mode]
         if operation.mode == "vector" and found:
             row["recall_at_10"] = float(np.mean(found))
         yield row
@@ -338,7 +355,7 @@ def _target(
 def show(result: common.Result) -> None:
     """Print a table for each number of stored memories, and what was to be reached."""
     heads = ["", "operation", "a second", "spread", "p50 ms", "p95", "p99", "embedding p50"]
-    heads += ["rest p50", "recall@10", "÷ Mem0"]
+    heads += ["rest p50", "first", "recall@10", "÷ Mem0"]
     for stored in dict.fromkeys(row["stored"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["stored"] == stored]
         common.print_table(
@@ -357,7 +374,7 @@ def show(result: common.Result) -> None:
 
 def cells(row: common.Result) -> list[str]:
     """Write a row's figures."""
-    times = ("p50_ms", "p95_ms", "p99_ms", "embed_p50_ms", "rest_p50_ms")
+    times = ("p50_ms", "p95_ms", "p99_ms", "embed_p50_ms", "rest_p50_ms", "first_ms")
     return [
         row["what"],
         row["operation"],

@@ -53,14 +53,23 @@ def test_targets_are_reached_or_not():
     assert memory.said(found[0]).startswith("NOT reached: memworker int8")
 
 
-def test_every_round_has_its_own_user_and_the_same_texts():
+def test_every_operation_of_a_round_has_its_own_user_and_like_texts():
     options = memory._options(SMALL)
     plan = memory.Plan(memory.operations(options), [f"t{n} " * 20 for n in range(99)])
     first, second = (list(plan.requests(number, [])) for number in (0, 1))
     assert first[0][1]["user"] != second[0][1]["user"]
-    assert first[0][1]["texts"] == second[0][1]["texts"] != first[1][1]["texts"]
+    assert first[0][1]["texts"] == second[0][1]["texts"]
+    users = [request["user"] for operation, request in first if not operation.asks]
+    assert len(set(users)) == len(users)
     assert [operation.kind for operation, _ in first].count("recall") == 1
     assert "recall" not in [operation.kind for operation, _ in second]
+
+
+def test_few_texts_are_as_long_as_many():
+    texts = ["x" * 2 ** (n % 10) for n in range(1000)]
+    lengths = [sum(map(len, memory.alike(texts, count))) / count for count in (20, 100, 1000)]
+    assert lengths == pytest.approx([102.3] * 3)
+    assert len(memory.alike(["a", "b"], 5)) == 5
 
 
 def test_an_unknown_precision_is_named(capsys):
@@ -81,6 +90,7 @@ def test_a_small_run_and_its_report(measure, tmp_path):
         assert all(row["per_second"] > 0 for row in rows.values())
         assert all(row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows.values())
         assert rows["search, vector"]["recall_at_10"] > 0.9
+        assert rows["search, text"]["first_ms"] > 0
         assert rows["search, text"]["embed_p50_ms"] == 0
     assert result["targets"]
     out = tmp_path / "page.html"
