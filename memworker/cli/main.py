@@ -13,7 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from memworker import __version__, errors
-from memworker.cli import embed, ingest, jobs, models, options, search, serve, signals, table, tune
+from memworker.cli import (
+    embed,
+    ingest,
+    jobs,
+    memory,
+    models,
+    options,
+    search,
+    serve,
+    signals,
+    table,
+    tune,
+)
 
 _USAGE = (
     errors.UsageError,
@@ -37,6 +49,7 @@ app.command("tune")(tune.tune)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
+app.add_typer(memory.app, name="memory")
 
 
 @app.callback(invoke_without_command=True)
