@@ -111,10 +111,16 @@ class MemworkerFunction(EmbeddingFunction):
 def use_pool(pool: EmbeddingPool, **options: Any) -> MemworkerFunction:
     """Embed through `pool`, which stays its giver's, wherever a function has its options.
 
-    `options` are those of `create`, for a pool whose model's name does not say
-    all, such as a local directory. Returns such a function.
+    Returns such a function, and a table made with it needs no lent pool later:
+    its options are the pool's own, unless `options` say otherwise, such as
+    ``name="path/to/model"`` for a model's directory.
     """
-    known = {"name": pool.identity.name, "precision": pool.identity.precision}
+    made = pool.identity
+    known = {
+        "name": made.name,
+        "precision": made.precision,
+        "max_tokens": made.max_tokens or None,
+    }
     function: MemworkerFunction = MemworkerFunction.create(**{**known, **options})
     _pools.use(pool, _options(function))
     return function

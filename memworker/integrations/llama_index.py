@@ -36,7 +36,9 @@ class MemworkerEmbedding(BaseEmbedding):
         if pool is not None:
             made_of = {name: fields.pop(name) for name in _OPTIONS if name in fields}
             source = PoolSource(pool, made_of)
-            fields |= {"model_name": pool.identity.name, "precision": pool.identity.precision}
+            made = pool.identity
+            fields |= {"model_name": made.name, "precision": made.precision}
+            fields["max_tokens"] = made.max_tokens or None
         super().__init__(**fields)
         self._source = source if pool is not None else PoolSource(None, self._options())
 

@@ -13,6 +13,7 @@ import pytest
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.pydantic import LanceModel, Vector
 
+from memworker import EmbeddingPool
 from memworker.errors import TextTooLarge
 from memworker.integrations.lancedb import MemworkerFunction, close_pools, use_pool
 from tests.integrations.kinds import told
@@ -20,7 +21,7 @@ from tests.integrations.kinds import told
 TEXTS = ["the cat sleeps on the sofa", "the invoice is due on Friday", "it rains in Bergen"]
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def pools_end():
     yield
     close_pools()
@@ -51,6 +52,19 @@ def test_an_opened_table_embeds_with_the_same_pool(pool, tmp_path):
     (found,) = table.search("what is the pet doing?").limit(1).to_list()
     assert found["text"] == TEXTS[0]
     assert pool.work.texts - before == 3
+
+
+def test_a_lent_pools_options_are_written_down(tmp_path):
+    with EmbeddingPool(workers=1, max_tokens=16) as lent:
+        function = use_pool(lent)
+        assert (function.name, function.max_tokens) == (lent.identity.name, 16)
+        table_of(function, tmp_path).add([{"text": "word " * 50}])
+        (vector,) = lent.embed(["word " * 50])
+    close_pools()
+    table = lancedb.connect(tmp_path).open_table("facts")
+    table.add([{"text": "word " * 50}])
+    for row in table.to_arrow()["vector"].to_pylist():
+        assert abs(vector - row).max() < 1e-6
 
 
 def test_queries_and_nulls_are_told_apart(kinds, tmp_path):

@@ -50,6 +50,7 @@ def test_an_index_finds_by_meaning(pool):
 
 def test_it_says_what_it_is_made_of(kinds, pool):
     assert MemworkerEmbedding(pool=pool).model_name == pool.identity.name
+    assert MemworkerEmbedding(pool=pool).max_tokens == pool.identity.max_tokens
     assert MemworkerEmbedding(precision="int8").to_dict()["precision"] == "int8"
     with pytest.raises(ValueError, match="model_name"):
         MemworkerEmbedding(pool=kinds, model_name="echo")
