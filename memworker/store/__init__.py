@@ -12,6 +12,7 @@ from memworker.store.lock import ensure_writable
 from memworker.store.schema import VectorSpace, bad_vectors, records
 from memworker.store.search import Hit
 from memworker.store.table import Table
+from memworker.store.upkeep import Step, Tended, Upkeep
 
 __all__ = [
     "Appended",
@@ -20,8 +21,11 @@ __all__ = [
     "IndexInfo",
     "OnConflict",
     "RowStatus",
+    "Step",
     "Table",
     "TableInfo",
+    "Tended",
+    "Upkeep",
     "VectorSpace",
     "bad_vectors",
     "dedup_keys",

@@ -1,0 +1,195 @@
+"""Vectors that wait beside a table until all of its texts have one of the new space.
+
+::
+
+    DB/.memworker/TABLE/reembed/
+        space.json    the space they are of, and which indices the table had
+        vectors.f32   float32[n, dim], appended to, forced to the disk first …
+        texts.xxh3    … and then 16 bytes a vector: xxh3-128 of the text it belongs to
+
+A vector is found by its text, never by its row, so a row whose text has changed
+cannot get the vector of the former one. What a killed run had not appended
+whole is cut off when the folder is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from xxhash import xxh3_128_digest
+
+from memworker.errors import StoreError, TableMismatch
+from memworker.store.durable import sync_path
+from memworker.store.keys import string_array
+from memworker.store.schema import Vectors, VectorSpace
+
+FOLDER = "reembed"
+
+Digests = npt.NDArray[np.bytes_]
+Places = npt.NDArray[np.int64]
+
+_SPACE, _VECTORS, _TEXTS = "space.json", "vectors.f32", "texts.xxh3"
+_DIGEST = np.dtype("S16")
+
+
+class Staged:
+    """The vectors of one space that are there already; its one user holds the job lock."""
+
+    def __init__(self, folder: Path, space: VectorSpace, indices: Sequence[str]) -> None:
+        self.space, self.indices = space, tuple(indices)
+        self._folder = folder
+        self._row_bytes = 4 * space.dim
+        self._runs: list[tuple[Digests, Places]] = []
+        self._rows = _whole_rows(folder, space.dim)
+        self._files = [_opened(folder / _VECTORS), _opened(folder / _TEXTS)]
+        self._cut_off()
+        self._found = np.fromfile(folder / _TEXTS, _DIGEST)
+        self._index(self._found, 0)
+
+    @classmethod
+    def open(cls, folder: Path, table: str, space: VectorSpace) -> Staged:
+        """Go on with what an earlier run has filled, or begin.
+
+        Raises TableMismatch when that run was for another space (see `discard`).
+        """
+        path = folder / FOLDER
+        there = unfinished(folder)
+        if there is None:
+            discard(folder)
+            path.mkdir(mode=0o700)
+            _write_space(path, space, ())
+            return cls(path, space, ())
+        if there != space:
+            raise TableMismatch(other_is_unfinished(folder, table, there))
+        return cls(path, space, _read(path)[1])
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def has(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Tell for each text whether its vector is there."""
+        return self._find(digests) >= 0
+
+    def add(self, digests: Digests, vectors: Vectors) -> None:
+        """Keep vectors (float32[n, dim]) for good. Raises StoreError when the disk is full."""
+        try:
+            # The digests last: they say that the vectors before them are whole.
+            for fd, data in zip(self._files, (vectors, digests), strict=True):
+                _write(fd, memoryview(np.ascontiguousarray(data)).cast("B"))
+        except OSError as error:
+            self._cut_off()
+            raise StoreError(
+                f"{self._folder} cannot be written: {error.strerror or error}; the table is as it"
+                " was. Make room, and run the same command again to go on"
+            ) from error
+        self._index(digests, self._rows)
+        self._rows += len(digests)
+
+    def take(self, digests: Digests) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """Return float32[n, dim] and which rows have a vector; the others are undefined."""
+        places = self._find(digests)
+        if not self._rows:
+            return np.zeros((len(places), self.space.dim), np.float32), places >= 0
+        shape = (self._rows, self.space.dim)
+        file = np.memmap(self._folder / _VECTORS, np.float32, "r", shape=shape)
+        return np.asarray(file[np.maximum(places, 0)]), places >= 0
+
+    def note_indices(self, indices: Sequence[str]) -> None:
+        """Remember which indices the table has, for whoever builds them again."""
+        self.indices = tuple(indices)
+        _write_space(self._folder, self.space, self.indices)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in self._files:
+            os.close(fd)
+        self._files = []
+
+    def _cut_off(self) -> None:
+        for fd, width in zip(self._files, (self._row_bytes, _DIGEST.itemsize), strict=True):
+            os.ftruncate(fd, self._rows * width)
+
+    def _index(self, digests: Digests, first: int) -> None:
+        order = np.argsort(digests, kind="stable")
+        self._runs.append((digests[order], order + first))
+        # Runs of like size become one, so that there is only a handful of them.
+        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
+            keys, places = map(np.concatenate, zip(*self._runs[-2:], strict=True))
+            order = np.argsort(keys, kind="stable")
+            self._runs[-2:] = [(keys[order], places[order])]
+
+    def _find(self, digests: Digests) -> Places:
+        found = np.full(len(digests), -1, np.int64)
+        for keys, places in self._runs:
+            if len(keys):
+                at = np.searchsorted(keys, digests)
+                at[at == len(keys)] = 0
+                found = np.where(keys[at] == digests, places[at], found)
+        return found
+
+
+def text_digests(texts: pa.Array | pa.ChunkedArray) -> Digests:
+    """Return 16 bytes a text, by which its vector is found."""
+    rows = string_array(texts).cast(pa.binary()).to_pylist()
+    return np.frombuffer(b"".join(map(xxh3_128_digest, rows)), _DIGEST)
+
+
+def unfinished(folder: Path) -> VectorSpace | None:
+    """Return the space that a re-embedding, begun and not ended, goes to."""
+    try:
+        return _read(folder / FOLDER)[0]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def other_is_unfinished(folder: Path, table: str, space: VectorSpace) -> str:
+    """Say that vectors of another space wait beside the table, and what to do about them."""
+    filled = _whole_rows(folder / FOLDER, space.dim)
+    return (
+        f"table {table!r} is half way to {space.model!r} ({space.precision}, at most"
+        f" {space.max_tokens} tokens, {space.dim} dimensions): {filled:,} texts are embedded. Run"
+        " that command again to finish, or give --discard to drop them"
+    )
+
+
+def discard(folder: Path) -> None:
+    """Drop what a re-embedding has filled; the table is as it is."""
+    # Without this file the rest counts as nothing.
+    (folder / FOLDER / _SPACE).unlink(missing_ok=True)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[VectorSpace, list[str]]:
+    told = json.loads((path / _SPACE).read_text())
+    return VectorSpace(**told["space"]), told["indices"]
+
+
+def _write_space(path: Path, space: VectorSpace, indices: Sequence[str]) -> None:
+    temporary = path / f"{_SPACE}.tmp"
+    temporary.write_text(json.dumps({"space": asdict(space), "indices": list(indices)}))
+    sync_path(temporary)
+    os.replace(temporary, path / _SPACE)
+
+
+def _whole_rows(path: Path, dim: int) -> int:
+    widths = {_VECTORS: 4 * dim, _TEXTS: _DIGEST.itemsize}
+    files = [(path / name, width) for name, width in widths.items()]
+    return min(file.stat().st_size // width if file.exists() else 0 for file, width in files)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+    os.fsync(fd)

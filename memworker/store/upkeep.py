@@ -1,0 +1,210 @@
+"""Upkeep: what somebody does now and then, in the background, so that a table stays fast.
+
+::
+
+    commits ─► small fragments ─gather─► one fragment, not indexed ─fold─► indexed, compacted
+                                                     every so many folds: the vector index anew
+
+Searches are right at every moment: what no index covers is read row by row,
+which costs 10 µs a row for words, and 0.1 ms a fragment for anything. Folding
+is dearer than it looks: LanceDB writes the whole table and its indices again
+for one new row (40 MB at 20,000 rows), and adds a part to the vector index,
+each of which costs a search 0.7 ms. Hence three steps of different prices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.store import index, text
+from memworker.store.lance import is_commit_conflict, lance_errors, retrying
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+# At 200,000 rows a BTREE takes a look-up by id or key from 10 ms to 2, an update from 30 to 8,
+# a search in one user's rows from 14 to 9; each is built in 50 ms. BITMAP is no faster here and
+# grows with the number of users. On the times, for superseded rows, an index gains nothing.
+SCALAR_COLUMNS = ("id", "dedup_key", "user_id", "agent_id", "run_id")
+SCALAR_MIN_ROWS = 5_000
+
+FRAGMENTS_MAX = 32
+SEGMENTS_MAX = 8
+UNINDEXED_MIN = 1_000
+_UNINDEXED_SHARE = 0.01
+
+# A search or a scan elsewhere may still read a version of this age.
+KEEP_VERSIONS = timedelta(minutes=5)
+# Upkeep rests so many times as long as it worked, so that it never takes over the machine.
+_REST = 9
+_FREE_ATTEMPTS = 3
+# LanceDB joins the rows of a merge in 300 MB.
+_GATHER_BYTES = 64 * 2**20
+
+Lock = Callable[[], AbstractContextManager[None]]
+
+
+class Step(StrEnum):
+    """One bounded piece of upkeep."""
+
+    INDEX = "index"
+    REBUILD = "rebuild"
+    FOLD = "fold"
+    GATHER = "gather"
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """How much a table needs upkeep. Cheap to ask for: under 1 ms.
+
+    `missing` are the columns that are worth an index and have none.
+    `segments` are the parts of the vector index.
+    """
+
+    rows: int
+    small_fragments: int
+    unindexed_rows: int
+    segments: int
+    missing: tuple[str, ...]
+
+    @property
+    def step(self) -> Step | None:
+        """What should be done first, if anything."""
+        if self.missing:
+            return Step.INDEX
+        if self.segments > SEGMENTS_MAX:
+            return Step.REBUILD
+        if self.unindexed_rows >= max(UNINDEXED_MIN, _UNINDEXED_SHARE * self.rows):
+            return Step.FOLD
+        return Step.GATHER if self.small_fragments >= FRAGMENTS_MAX else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What one call of `tend` did (None: nothing was due, or another process is at it)."""
+
+    step: Step | None
+    seconds: float
+
+
+class Keeper:
+    """Does the upkeep of one table, a step at a time."""
+
+    def __init__(self, handle: LanceTable, distance: str, writing: Lock) -> None:
+        self._handle, self._distance, self._writing = handle, distance, writing
+        self._rested_at = 0.0
+
+    def look(self) -> Upkeep:
+        """Return what the table needs."""
+        stats = self._handle.stats()
+        indices = self._handle.list_indices()
+        rows = int(stats["num_rows"])
+        covered = {column for each in indices for column in each.columns}
+        vector = [each.num_segments or 1 for each in indices if each.columns == ["vector"]]
+        return Upkeep(
+            rows=rows,
+            small_fragments=int(stats["fragment_stats"]["num_small_fragments"]),
+            unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
+            segments=max(vector, default=0),
+            missing=tuple(name for name in _worth_an_index(rows) if name not in covered),
+        )
+
+    def due(self) -> bool:
+        """Tell whether something should be done, and the last step is rested from."""
+        return time.monotonic() >= self._rested_at and self.look().step is not None
+
+    def tend(self) -> Tended:
+        """Do what is due first, if anything."""
+        began = time.monotonic()
+        upkeep = self.look()
+        if upkeep.step is not None:
+            self._do(upkeep, upkeep.step)
+        took = time.monotonic() - began
+        self._rested_at = began + took * (1 + _REST)
+        return Tended(upkeep.step, took)
+
+    def _do(self, upkeep: Upkeep, step: Step) -> None:
+        with lance_errors(f"upkeep ({step}) of table {self._handle.name!r}"):
+            if step is Step.INDEX:
+                self._build(upkeep.missing[0])
+            elif step is Step.REBUILD:
+                self._build("vector")
+            elif step is Step.FOLD or not self._gather(upkeep.unindexed_rows):
+                fold(self._handle, KEEP_VERSIONS, self._writing)
+
+    def _build(self, column: str) -> None:
+        if column == "vector":
+            retrying(lambda: index.build(self._handle, self._distance))
+        elif column == "text":
+            text.build(self._handle)
+        else:
+            build_scalar(self._handle, column)
+
+    def _gather(self, unindexed_rows: int) -> bool:
+        """Write the small fragments at the end again as one; tell whether that was possible.
+
+        Under the commit lock, for tens of milliseconds: a merge that has to be tried
+        again after somebody else's update would put the older row back.
+        """
+        addresses = self._handle.search().select(["_rowid"]).to_arrow()["_rowid"].to_numpy()
+        newest = np.sort(addresses)[-unindexed_rows:] >> 32
+        # Otherwise the small fragments are elsewhere, or are the whole table.
+        if not FRAGMENTS_MAX // 2 <= len(np.unique(newest)) or not 0 < unindexed_rows < len(
+            addresses
+        ):
+            return False
+        cut = newest[0] << 32
+        at_most = 2 * unindexed_rows + FRAGMENTS_MAX
+        with self._writing():
+            query = self._handle.search().where(f"_rowid >= {cut}").limit(at_most + 1)
+            tail = query.to_arrow()
+            # More rows: a compaction has given all of them higher addresses.
+            if not 0 < tail.num_rows <= at_most or tail.nbytes > _GATHER_BYTES:
+                return False
+            self._write_again(tail)
+        return True
+
+    def _write_again(self, rows: pa.Table) -> None:
+        self._handle.merge_insert("id").when_matched_update_all().execute(rows)
+
+
+def fold(table: LanceTable, keep_versions: timedelta, writing: Lock) -> None:
+    """Compact fragments, bring the indices up to date, delete older versions.
+
+    Without a lock. Only when updates of compacted rows have come first a few times,
+    with the commit lock held, for as long as that takes: seconds at 200,000 rows.
+    """
+    for _ in range(_FREE_ATTEMPTS):
+        try:
+            table.optimize(cleanup_older_than=keep_versions)
+            return
+        except (RuntimeError, OSError) as error:
+            if not is_commit_conflict(error):
+                raise
+    with writing():
+        retrying(lambda: table.optimize(cleanup_older_than=keep_versions))
+
+
+def build_scalar(table: LanceTable, column: str) -> None:
+    """Build the index by which rows of one id, key or scope are found, replacing it."""
+    from lancedb.index import BTree
+
+    def build() -> None:
+        table.create_index(column, name=f"{column}_idx", replace=True, config=BTree())
+
+    with lance_errors(f"indexing {column} of table {table.name!r}"):
+        retrying(build)
+
+
+def _worth_an_index(rows: int) -> list[str]:
+    names = [*SCALAR_COLUMNS, "text"] if rows >= SCALAR_MIN_ROWS else []
+    return [*names, "vector"] if rows >= index.INDEX_MIN_ROWS else names

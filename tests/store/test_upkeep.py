@@ -1,0 +1,141 @@
+"""Upkeep: what is due, one step at a time, and searches that are right all the while."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from memworker.store import Step, Table, VectorSpace, lock, records
+from memworker.store.upkeep import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
+from tests.store.helpers import SPACE, batch, numbered, texts_by_id, vector_of
+
+
+@pytest.fixture
+def table(tmp_path):
+    return Table.create(tmp_path / "db", "t", SPACE)
+
+
+def many(start, stop):
+    """Rows with vectors that are made at once."""
+    rng = np.random.default_rng(start)
+    ids = pa.array([f"id-{i}" for i in range(start, stop)])
+    texts = pa.array([f"text {i}" for i in range(start, stop)])
+    users = pa.array([f"u{i % 7}" for i in range(start, stop)])
+    vectors = rng.normal(size=(stop - start, SPACE.dim)).astype(np.float32)
+    return records(ids, texts, vectors, scopes={"user_id": users})
+
+
+def single_rows(table, start, stop):
+    for i in range(start, stop):
+        table.append(numbered(i, i + 1))
+
+
+def steps(table):
+    """Tend until nothing is due; each step must make the next one another."""
+    done = []
+    while table.upkeep().step is not None:
+        done.append(table.tend().step)
+        assert len(done) < 20, done
+    return done
+
+
+def all_is_found(table, row):
+    return (
+        table.search(vector_of(f"text {row}"), limit=1)[0].id == f"id-{row}"
+        and table.search_text(str(row), limit=1)[0].id == f"id-{row}"
+        and table.rows({"id": f"id-{row}"}).num_rows == 1
+    )
+
+
+def test_nothing_is_due_for_a_small_table(table):
+    table.append(numbered(0, 10))
+    assert not table.tending_due()
+    assert table.tend().step is None and table.upkeep().missing == ()
+
+
+def test_scope_indices_are_built_once_and_serve_look_ups(table):
+    assert table.ensure_scope_indices() == SCALAR_COLUMNS
+    assert Table.open(table.db, "t").ensure_scope_indices() == ()
+    table.append(batch([("a", "x"), ("b", "y")], scopes={"user_id": pa.array(["ann", "bob"])}))
+    assert table.rows({"user_id": "bob"})["id"].to_pylist() == ["b"]
+    table.optimize()
+    with table.changing() as change:
+        change.replace(batch([("a", "z")], scopes={"user_id": "bob"}))
+        change.insert(batch([("c", "w")], scopes={"user_id": "bob"}))
+    assert texts_by_id(table) == {"a": "z", "b": "y", "c": "w"}
+    assert table.count({"user_id": "bob"}) == 3 and table.count({"user_id": "ann"}) == 0
+
+
+def test_what_is_worth_an_index_gets_one_and_rests_afterwards(table):
+    table.append(many(0, SCALAR_MIN_ROWS))
+    assert table.upkeep().missing == (*SCALAR_COLUMNS, "text") and table.tending_due()
+    assert table.tend().step is Step.INDEX
+    assert table.upkeep().step is Step.INDEX and not table.tending_due()
+    assert steps(table) == [Step.INDEX] * len(SCALAR_COLUMNS)
+    assert {index.columns[0] for index in table.info().indices} == {*SCALAR_COLUMNS, "text"}
+
+
+def test_small_fragments_are_gathered_and_many_rows_are_folded_in(table):
+    table.append(many(0, SCALAR_MIN_ROWS))
+    steps(table)
+    size = SCALAR_MIN_ROWS
+    single_rows(table, size, size + FRAGMENTS_MAX)
+    other = Table.open(table.db, "t")
+    assert other.append(numbered(size, size + 1)).duplicates == 1
+    before = table.rows().sort_by("id")
+    assert steps(table) == [Step.GATHER]
+    assert table.info().fragments == 2
+    assert table.rows().sort_by("id").equals(before)
+    assert all_is_found(table, size) and all_is_found(table, size + FRAGMENTS_MAX - 1)
+    table.append(many(size + FRAGMENTS_MAX, size + UNINDEXED_MIN))
+    assert table.upkeep().unindexed_rows >= UNINDEXED_MIN
+    assert steps(table) == [Step.FOLD]
+    assert table.upkeep().unindexed_rows == 0
+    assert all_is_found(table, size) and all_is_found(table, size + FRAGMENTS_MAX - 1)
+    for each in (table, other):
+        assert each.append(numbered(size, size + 1)).duplicates == 1
+    assert table.count() == size + UNINDEXED_MIN
+
+
+def test_gathering_keeps_columns_that_are_not_ours(table):
+    table.append(many(0, SCALAR_MIN_ROWS))
+    table._handle.add_columns(pa.field("vector_next", pa.list_(pa.float32(), 2)))
+    steps(table)
+    single_rows(table, SCALAR_MIN_ROWS, SCALAR_MIN_ROWS + FRAGMENTS_MAX)
+    value = "arrow_cast([1.0, 2.0], 'FixedSizeList(2, Float32)')"
+    last = f"id-{SCALAR_MIN_ROWS + FRAGMENTS_MAX - 1}"
+    table._handle.update(where=f"id = '{last}'", values_sql={"vector_next": value})
+    assert steps(table) == [Step.GATHER]
+    kept = table._handle.search().where(f"id = '{last}'").to_arrow()
+    assert kept["vector_next"].to_pylist() == [[1.0, 2.0]]
+
+
+def test_a_small_table_of_many_commits_is_compacted(table):
+    single_rows(table, 0, FRAGMENTS_MAX)
+    table.ensure_text_index()
+    assert steps(table) == [Step.GATHER]
+    assert table.info().fragments == 1 and all_is_found(table, 3)
+
+
+def test_only_one_process_tends(table):
+    single_rows(table, 0, FRAGMENTS_MAX)
+    with lock.hold(lock.state_dir(table.db, "t"), "tend"):
+        assert table.tend().step is None
+    assert table.tend().step is Step.GATHER
+
+
+def test_a_large_table_gets_its_vector_index_and_has_it_rebuilt(tmp_path):
+    table = Table.create(tmp_path, "t", VectorSpace("m", "fp32", 256, SPACE.dim, "f"))
+    size = 50_000
+    table.append(many(0, size))
+    done = steps(table)
+    assert table.upkeep().segments == 1 and done.count(Step.INDEX) == len(SCALAR_COLUMNS) + 2
+    rounds = 0
+    while Step.REBUILD not in done:
+        table.append(many(size, size + UNINDEXED_MIN))
+        done, size, rounds = steps(table), size + UNINDEXED_MIN, rounds + 1
+        assert rounds < 20
+        newest = many(size - UNINDEXED_MIN, size)["vector"][7].values.to_numpy()
+        assert table.search(newest, limit=1)[0].id == f"id-{size - UNINDEXED_MIN + 7}"
+    assert table.upkeep().segments == 1 and table.count() == size
