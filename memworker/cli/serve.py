@@ -72,7 +72,9 @@ def serve(
         )
 
     number = server.run(told, make_pool, on_ready=_say_ready, names=(model,))
-    raise typer.Exit(128 + number)
+    # The interpreter's own end would wait for a model that is still being fetched.
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def _say_ready(service: Service, address: str) -> None:

@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Meta
 
 Kind = Literal["passage", "query"]
-# One array type a union is what the decoder takes; `inputs` refuses what is mixed.
+# One array type a union is what the decoder takes; `inputs` refuses what is mixed, and the
+# document says so beside the type.
 _Rows = list[str | int | list[int]]
 _INPUT_SCHEMA = {
-    "anyOf": [
+    "oneOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
         {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},

@@ -22,9 +22,9 @@ class Bridge:
         self._called = False
 
     def awaited(self, future: Future[Embedded]) -> Awaited:
-        """Give a future of the loop for one of the pool; cancelling it cancels that."""
+        """Give a future of the loop for one of the pool; ending it first cancels that."""
         awaited = self._loop.create_future()
-        awaited.add_done_callback(lambda done: future.cancel() if done.cancelled() else None)
+        awaited.add_done_callback(lambda _: future.cancel())
         future.add_done_callback(partial(self._on_end, awaited))
         return awaited
 

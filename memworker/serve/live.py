@@ -19,6 +19,7 @@ _RATE_STEPS = 5
 _LATENCIES = 4096
 _LATENCY_WINDOW_S = 60.0
 _ERRORS = 12
+_LOOK_S = 0.5
 _EMBEDDING_ROUTES = frozenset({"/v1/embeddings", "/embed"})
 
 
@@ -32,12 +33,12 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """A worker process; `cpu` is the share of a core it had since the last look."""
+    """A worker process; `cpu` is the share of a core it had since somebody looked last."""
 
     pid: int
     alive: bool
     memory_bytes: int
-    cpu: float
+    cpu: float | None
 
 
 class ErrorView(msgspec.Struct, frozen=True):
@@ -96,6 +97,8 @@ class Live:
         self._errors: deque[ErrorView] = deque(maxlen=_ERRORS)
         self._samples: deque[_Sample] = deque(maxlen=_STEPS + 1)
         self._cpu: dict[int, tuple[float, float]] = {}
+        self._views: list[WorkerView] = []
+        self._looked = 0.0
 
     def answered(self, route: str, status: int, seconds: float, code: str | None) -> None:
         """Note how a request ended."""
@@ -160,9 +163,13 @@ class Live:
 
     def workers(self, pool: EmbeddingPool) -> list[WorkerView]:
         """Look at the worker processes."""
-        views = [self._worker(pid) for pid in pool.worker_pids()]
-        self._cpu = {view.pid: self._cpu[view.pid] for view in views if view.pid in self._cpu}
-        return views
+        now = time.monotonic()
+        # Several who look at once see the same: between two looks there must be some time.
+        if now - self._looked >= _LOOK_S:
+            views = [self._worker(pid) for pid in pool.worker_pids()]
+            self._cpu = {view.pid: self._cpu[view.pid] for view in views if view.alive}
+            self._views, self._looked = views, now
+        return self._views
 
     def _worker(self, pid: int) -> WorkerView:
         try:
@@ -170,9 +177,9 @@ class Live:
             with process.oneshot():
                 memory, times = process.memory_info().rss, process.cpu_times()
         except psutil.Error:
-            return WorkerView(pid, alive=False, memory_bytes=0, cpu=0.0)
+            return WorkerView(pid, alive=False, memory_bytes=0, cpu=None)
         now, used = time.monotonic(), times.user + times.system
-        before, used_before = self._cpu.get(pid, (now, used))
+        last = self._cpu.get(pid)
         self._cpu[pid] = now, used
-        share = (used - used_before) / (now - before) if now > before else 0.0
-        return WorkerView(pid, alive=True, memory_bytes=memory, cpu=round(share, 3))
+        share = None if last is None else round((used - last[1]) / (now - last[0]), 3)
+        return WorkerView(pid, alive=True, memory_bytes=memory, cpu=share)

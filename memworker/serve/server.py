@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 
@@ -41,16 +42,19 @@ def run(
     make_pool: Callable[[], EmbeddingPool],
     *,
     on_ready: Callable[[Service, str], None],
+    on_listening: Callable[[str], None] | None = None,
     names: tuple[str, ...] = (),
 ) -> int:
     """Serve until a signal ends it; returns that signal's number.
 
     `make_pool` is called in a thread while the server answers already, and what
-    it raises ends the server and is raised here. `on_ready` is called with the
-    server's address. Takes the process's signals: for the main thread alone.
+    it raises ends the server and is raised here. `on_listening` and `on_ready` are
+    called with the server's address. Takes the process's signals: for the main thread alone.
     Raises UsageError where the address cannot be listened on.
     """
     listener = listen(options)
+    if on_listening is not None:
+        on_listening(address(listener))
     service = Service(options)
     server = Server(service, listener)
     factory = server.config.get_loop_factory()
@@ -76,12 +80,6 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _know_limit(pool: EmbeddingPool) -> None:
-    """Measure what the machine can do, once, for the live page; before there is work."""
-    if pool.identity.flops_per_token:
-        limit.flops_per_second(machine.usable_cores())
-
-
 class Server(uvicorn.Server):
     """uvicorn with a pool behind it, and with signals that drain."""
 
@@ -90,7 +88,6 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._signal = 0
         self._signal_at = 0.0
-        self._failure: BaseException | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -115,33 +112,20 @@ class Server(uvicorn.Server):
         """Serve until a signal or a failed start; returns the signal's number."""
         loop = asyncio.get_running_loop()
         self._take_signals(loop)
-        pools: list[EmbeddingPool] = []
 
-        def begin() -> None:
-            self.service.open(pools[0], names=names)
+        def begin(pool: EmbeddingPool) -> None:
+            self.service.open(pool, names=names)
             on_ready(self.service, address(self._listener))
 
-        def start() -> None:
-            try:
-                pools.append(make_pool())
-                _know_limit(pools[0])
-            except BaseException as error:
-                self._failure = error
-                loop.call_soon_threadsafe(self._stop)
-            else:
-                loop.call_soon_threadsafe(begin)
-
-        # A daemon, for a download cannot be interrupted and must not hold up the end.
-        threading.Thread(target=start, name="memworker-start", daemon=True).start()
+        start = Start(loop, make_pool, begin, self._stop)
         try:
             await self.serve(sockets=[self._listener])
         finally:
             self._listener.close()
             self.service.close()
-            for pool in pools:
-                pool.close()
-        if self._failure is not None:
-            raise self._failure
+            start.close()
+        if start.failure is not None:
+            raise start.failure
         return self._signal
 
     @contextlib.contextmanager
@@ -167,10 +151,69 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         self.service.state = State.DRAINING
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self.service.options.drain_s):
                 await self.service.idle()
+        except TimeoutError:
+            self.service.give_up()
+            await self.service.idle()
         self._stop()
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+class Start:
+    """Makes the pool in a thread of its own, while the server answers that it is starting."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make_pool: Callable[[], EmbeddingPool],
+        begin: Callable[[EmbeddingPool], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._loop = loop
+        self._make_pool = make_pool
+        self._begin = begin
+        self._give_up = give_up
+        self._pool: EmbeddingPool | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        # A daemon, for a download cannot be interrupted and must not hold up the end.
+        threading.Thread(target=self._run, name="memworker-start", daemon=True).start()
+
+    def close(self) -> None:
+        """Close the pool, now or as soon as it is made."""
+        with self._lock:
+            self._closed = True
+        if self._pool is not None:
+            self._pool.close()
+
+    def _run(self) -> None:
+        try:
+            pool = self._make_pool()
+            _know_limit(pool)
+        except BaseException as error:
+            self.failure = error
+            self._call(self._give_up)
+            return
+        with self._lock:
+            self._pool = pool
+            late = self._closed
+        if late:
+            pool.close()
+        else:
+            self._call(partial(self._begin, pool))
+
+    def _call(self, what: Callable[[], None]) -> None:
+        # A loop that is closed has nobody who waits for a pool.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what)
+
+
+def _know_limit(pool: EmbeddingPool) -> None:
+    """Measure what the machine can do, once, for the live page; before there is work."""
+    if pool.identity.flops_per_token:
+        limit.flops_per_second(machine.usable_cores())

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from memworker.errors import PoolClosed
 from memworker.pool import Embedded, EmbeddingPool, limit, machine
 from memworker.pool.encoder import OnnxLoader
 from memworker.serve import refusals
@@ -44,7 +45,7 @@ class Service:
         self.state = State.STARTING
         self.names: tuple[str, ...] = options.names
         self.created = int(time.time())
-        self.in_flight = 0
+        self._awaited: set[Awaited] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.live = Live()
@@ -72,12 +73,18 @@ class Service:
             raise refusals.starting()
         return self._pool
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being embedded."""
+        return len(self._awaited)
+
     def models(self) -> list[Model]:
         """Give what the model is served as."""
         return [Model(name, created=self.created) for name in self.names]
 
     def check_model(self, name: str) -> None:
-        """Refuse a name that is not served, as OpenAI does."""
+        """Refuse a name that is not served, as OpenAI does; any before the pool is ready."""
+        self.pool  # noqa: B018 - it refuses
         if name not in self.names:
             raise Refusal(
                 404,
@@ -162,6 +169,12 @@ class Service:
         """Wait until nothing is being embedded."""
         await self._idle.wait()
 
+    def give_up(self) -> None:
+        """Answer what is still being embedded with an error."""
+        for awaited in list(self._awaited):
+            if not awaited.done():
+                awaited.set_exception(PoolClosed("the server's time to drain was over"))
+
     def close(self) -> None:
         """Stop watching the pool, which is its owner's to close."""
         if self._watch is not None:
@@ -172,22 +185,18 @@ class Service:
             submitted = self._submit(inputs)
         assert self._bridge is not None
         awaited = self._bridge.awaited(submitted)
-        self._count(+1)
+        self._awaited.add(awaited)
+        self._idle.clear()
         try:
             with refusals.translated():
                 return await _unless_gone(awaited, gone)
         finally:
-            self._count(-1)
+            self._awaited.discard(awaited)
+            if not self._awaited:
+                self._idle.set()
 
     def _max_tokens(self) -> int:
         return self._pool.identity.max_tokens if self._pool is not None else 0
-
-    def _count(self, change: int) -> None:
-        self.in_flight += change
-        if self.in_flight:
-            self._idle.clear()
-        else:
-            self._idle.set()
 
     def _submit(self, inputs: Inputs) -> Future[Embedded]:
         pool = self.pool

@@ -1,0 +1,39 @@
+"""`python -m tests.serve.host LOADER JSON`: a server over an encoder made for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from memworker.pool import EmbeddingPool
+from memworker.serve import server
+from memworker.serve.options import ServeOptions
+from tests.faults.saboteur import Saboteur
+from tests.serve.loaders import Gated, SlowStart
+
+LOADERS = {"gated": Gated, "slow_start": SlowStart, "saboteur": Saboteur}
+
+
+def say(address):
+    """Say where the server listens: once it is ready, or `early`, before it is."""
+    sys.stderr.write(f"on {address}\n")
+    sys.stderr.flush()
+
+
+def main():
+    told = json.loads(sys.argv[2])
+    loader = LOADERS[sys.argv[1]](**told.get("loader", {}))
+    options = ServeOptions(port=0, **told.get("options", {}))
+    number = server.run(
+        options,
+        lambda: EmbeddingPool(loader, workers=1, **told.get("pool", {})),
+        on_listening=say if told.get("early") else None,
+        on_ready=lambda service, address: say(address),
+        names=("test",),
+    )
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
