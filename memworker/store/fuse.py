@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from memworker.errors import UsageError
 from memworker.store.search import Hit
 
 # Reciprocal rank fusion; k as in Cormack, Clarke and Buettcher, SIGIR 2009.
@@ -15,7 +16,9 @@ DEPTH = 50
 
 
 def depth(limit: int) -> int:
-    """Return how many hits each ranking should have."""
+    """Return how many hits each ranking should have. Raises UsageError for a limit below 1."""
+    if limit < 1:
+        raise UsageError(f"a search needs a limit of at least 1, got {limit}")
     return max(DEPTH, 2 * limit)
 
 

@@ -158,6 +158,20 @@ class Table:
         options = self._options(limit, where, columns, include_expired, exact=exact)
         return search.search(self._handle, self.space, vector, options)
 
+    def search_many(
+        self,
+        vectors: Vectors,
+        *,
+        limit: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        columns: Sequence[str] | None = None,
+        include_expired: bool = False,
+    ) -> list[list[Hit]]:
+        """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
+        options = self._options(limit, where, columns, include_expired, exact=exact)
+        return search.search_many(self._handle, self.space, vectors, options)
+
     def search_text(
         self,
         text: str,

@@ -292,6 +292,20 @@ def test_search_ranks_by_cosine(table):
     assert table.search(query, limit=1, columns=["text"])[0].user_id == ""
 
 
+def test_searching_for_many_is_searching_for_each(table):
+    rows = [(f"id-{i}", f"text {i}") for i in range(40)]
+    table.append(batch(rows, scopes={"user_id": pa.array([f"u{i % 2}" for i in range(40)])}))
+    queries = np.array([vector_of(f"question {i}") for i in range(9)])
+    for options in ({}, {"exact": True}, {"where": {"user_id": "u1"}, "limit": 3}):
+        for some in (queries, queries[:1], queries[:0]):
+            found = table.search_many(some, **options)
+            singly = [table.search(query, **options) for query in some]
+            assert [[h.id for h in hits] for hits in found] == [[h.id for h in s] for s in singly]
+    assert table.search_many(queries[:3], where={"user_id": "nobody"}) == [[], [], []]
+    with pytest.raises(UsageError, match="dimensions"):
+        table.search_many(np.ones((2, 3), np.float32))
+
+
 def test_search_ranks_by_dot_product(tmp_path):
     space = VectorSpace("m", "fp32", 256, 2, "f", distance="dot")
     table = Table.create(tmp_path, "dots", space)

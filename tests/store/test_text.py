@@ -77,6 +77,13 @@ def test_what_is_no_text_is_refused(table):
             table.search_text(text)
     with pytest.raises(UsageError, match="limit"):
         table.search_text("a", limit=0)
+    with pytest.raises(UsageError, match="limit"):
+        table.search_hybrid("a", vector_of("a"), limit=0)
+
+
+def test_of_a_very_long_query_the_beginning_counts(table):
+    table.append(batch([("a", "first apple"), ("b", "last pear")]))
+    assert found(table, "apple " + "word " * 200_000 + "pear") == ["a"]
 
 
 def test_ranks_by_bm25_and_gives_the_asked_columns(table):
