@@ -1,20 +1,23 @@
-"""``memworker table``: what a table holds, and keeping it quick."""
+"""``memworker table``: what a table holds, keeping it quick, giving it another model."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memworker.cli import options
 from memworker.cli.options import Db, Json, TableName
 
 if TYPE_CHECKING:
+    from memworker.ingest import ReembedReport
     from memworker.store import TableInfo
     from memworker.store.repair import Repair
 
-app = typer.Typer(help="Show, count, optimise and repair tables.", no_args_is_help=True)
+app = typer.Typer(help="Show, count, optimise, repair and re-embed tables.", no_args_is_help=True)
 
 Where = Annotated[
     list[str] | None,
@@ -75,6 +78,82 @@ def repair(db: Db, table: TableName, as_json: Json = False) -> None:
 
     done = run(db, table)
     _print(_told(done), {**asdict(done), "lost": done.lost}, as_json)
+
+
+@app.command()
+def reembed(
+    db: Db,
+    table: TableName,
+    model: options.Model,
+    precision: options.Precision = "fp32",
+    workers: options.Workers = None,
+    memory: options.Memory = None,
+    max_tokens: options.MaxTokens = None,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Drop what an unfinished re-embedding has filled.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for an ingest into this table to end.")
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Give all rows of a table the vectors of another model, while others go on using it.
+
+    The new vectors are gathered beside the table, then put in by one commit.
+    Running the same command again goes on where a stopped one ended.
+    """
+    from memworker.cli import progress, signals
+    from memworker.ingest import reembed as run
+    from memworker.store import Table
+
+    rows = Table.open(db, table).count()
+    with progress.shown(rows) as observer, signals.drained() as stop:
+        report = run(
+            db,
+            table,
+            model=model,
+            precision=precision,
+            workers=workers,
+            memory=memory,
+            max_tokens=max_tokens,
+            discard=discard,
+            wait_s=wait,
+            stop=stop,
+            observer=observer,
+        )
+    _print(f"{db} · {_reembedded(report)}", report.to_dict(), as_json)
+    for note in report.notes:
+        print(f"memworker: {note}", file=sys.stderr)
+    if number := signals.received():
+        print(f"memworker: {_left_to_do(report)}", file=sys.stderr)
+        raise typer.Exit(128 + number)
+
+
+def _reembedded(report: ReembedReport) -> str:
+    model = f"{report.model} {report.precision} ({report.dim} dimensions)"
+    head = f"{report.table}: {report.rows:,} rows"
+    if report.interrupted:
+        return f"{head} have the vectors of {report.model_before} still; {_work(report)}"
+    if not report.switched:
+        return f"{head} have the vectors of {model}; there is nothing to do"
+    before = f"{report.model_before} {report.precision_before}"
+    return f"{head} have the vectors of {model}, not of {before} any more\n{_work(report)}"
+
+
+def _work(report: ReembedReport) -> str:
+    known = f" ({report.filled_before:,} before)" if report.filled_before else ""
+    return (
+        f"{report.embedded:,} texts embedded{known} in {report.seconds:.1f} s:"
+        f" {report.texts_per_second:,.0f} texts/s, {report.tokens_per_second:,.0f} tokens/s,"
+        f" {report.workers} workers (start-up {report.startup_seconds:.1f} s);"
+        f" writers waited {report.switch_seconds:.1f} s for the switch"
+    )
+
+
+def _left_to_do(report: ReembedReport) -> str:
+    if report.interrupted:
+        return "interrupted; the table is as it was. Run the same command again to go on."
+    return "interrupted, but all was done already."
 
 
 def _told(done: Repair) -> str:

@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memworker.ingest.job import ingest
+    from memworker.ingest.reembedding import ReembedReport, reembed
     from memworker.ingest.report import IngestReport
     from memworker.ingest.stop import Stop
 
-__all__ = ["IngestReport", "Stop", "ingest"]
+__all__ = ["IngestReport", "ReembedReport", "Stop", "ingest", "reembed"]
 
-_MODULES = {"IngestReport": "report", "Stop": "stop", "ingest": "job"}
+_MODULES = {
+    "IngestReport": "report",
+    "ReembedReport": "reembedding",
+    "Stop": "stop",
+    "ingest": "job",
+    "reembed": "reembedding",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -131,8 +131,8 @@ def _locked(folder: Path, purpose: str, timeout_s: float) -> TableLocked:
     who = f"process {pid}" if pid else "another process"
     if purpose == "job":
         return TableLocked(
-            f"{who} is ingesting into table {folder.name!r}; wait for it with --wait SECONDS,"
-            " or stop it (it resumes), and run the command again",
+            f"{who} is ingesting into table {folder.name!r}, or re-embedding it; wait for it with"
+            " --wait SECONDS, or stop it (it resumes), and run the command again",
             pid,
         )
     return TableLocked(

@@ -28,7 +28,8 @@ import pyarrow as pa
 
 from memworker.errors import StoreError
 from memworker.failpoints import reach
-from memworker.store import durable, index, lock, words
+from memworker.store import durable, index, lock
+from memworker.store import text as words
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.schema import (
     bad_vectors,
@@ -38,10 +39,186 @@ from memworker.store.schema import (
     vector_array,
 )
 from memworker.store.staged import Digests, Staged, text_digests
+from memworker.store.upkeep import SCALAR_COLUMNS, build_scalar
 
 if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
 # What is read, embedded and copied at once, as large as a reader's chunk.
 CHUNK_ROWS = 8192
-VECTOR_INDEX, TEXT_INDEX = "vector", "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Texts without a vector, each once, out of `rows` rows that were looked at.
+
+    `ids` (Arrow string[n]) name for each text the first row that has it.
+    """
+
+    rows: int
+    ids: pa.Array
+    texts: pa.Array
+    digests: Digests
+
+
+class Reembedding:
+    """A table, and the vectors of another space that are put into it. Needs the job lock."""
+
+    def __init__(self, db: Path, name: str, staged: Staged) -> None:
+        self._db, self._name = db, name
+        self._connection = connect(db, writable=True)
+        self._handle = open_table(self._connection, db, name)
+        self._staged = staged
+        self._before = read_field_metadata(self._handle.schema, name)
+
+    def missing(self) -> Iterator[Missing]:
+        """Look at every row, chunk by chunk, and give the texts whose vectors are not staged.
+
+        Rows that others write meanwhile come last, for the addresses of rows
+        grow; each chunk is read from the newest version, so that none has to be
+        kept for as long as the embedding takes.
+        """
+        address = -1
+        while (rows := self._rows_after(address)).num_rows:
+            address = rows["_rowid"][-1].as_py()
+            digests, first = np.unique(text_digests(rows["text"]), return_index=True)
+            first = np.sort(first[~self._staged.has(digests)])
+            chosen = rows.take(pa.array(first)).combine_chunks()
+            ids, texts = chosen["id"].combine_chunks(), chosen["text"].combine_chunks()
+            yield Missing(rows.num_rows, ids, texts, text_digests(texts))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep everyone else from writing, upkeep too. Raises TableLocked, StoreError."""
+        folder = lock.state_dir(self._db, self._name)
+        with lock.hold(folder, "tend"), lock.hold(folder, "commit"):
+            if read_field_metadata(self._handle.schema, self._name) != self._before:
+                raise StoreError(
+                    f"table {self._name!r} was dropped and made again while it was re-embedded;"
+                    " run the same command again"
+                )
+            yield
+
+    def switch(self) -> int | None:
+        """Give every row its new vector in one commit; return the version, with the lock held.
+
+        None means that a text has no vector yet, or that another program wrote
+        without the lock: then nothing has changed, and the missing must be looked
+        for again. Indices go with the old vectors; see `build_indices`.
+        """
+        self._staged.note_indices(self._indices())
+        with lance_errors(f"re-embedding table {self._name!r}"):
+            seen = int(self._handle.version)
+            copy = _Copy(self._handle, self._staged, self._schema(), seen)
+            made = copy.run(self._connection, self._name)
+            if made is None or made == seen + 1:
+                return made
+            # The commit of the other program is in the version before ours, and not in ours.
+            self._handle.checkout(made - 1)
+            self._handle.restore()
+            self._handle.checkout_latest()
+            return None
+
+    def _rows_after(self, address: int) -> pa.Table:
+        with lance_errors(f"reading table {self._name!r}"):
+            query = self._handle.search().select(["id", "text"]).with_row_id(True)
+            if address >= 0:
+                query = query.where(f"_rowid > {address}")
+            return query.limit(CHUNK_ROWS).to_arrow()
+
+    def _indices(self) -> list[str]:
+        return sorted({name for each in self._handle.list_indices() for name in each.columns})
+
+    def _schema(self) -> pa.Schema:
+        """Return the columns of the table, also those beyond ours, with the new vector's."""
+        space = self._staged.space
+        ours = table_schema(space.dim, new_field_metadata(space, self._before[1]))
+        others = [field for field in self._handle.schema if field.name not in ours.names]
+        return pa.schema([*ours, *others])
+
+
+def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
+    """Build the indices that the table had; return the columns whose index is not of our making.
+
+    Before that, what the switch wrote is forced to the disk.
+    """
+    durable.Folder(db / f"{name}.lance").sync()
+    handle = open_table(connect(db, writable=True), db, name)
+    unknown = []
+    for column in staged.indices:
+        if column == "vector":
+            index.build(handle, staged.space.distance)
+        elif column == "text":
+            words.build(handle)
+        elif column in SCALAR_COLUMNS:
+            build_scalar(handle, column)
+        else:
+            unknown.append(column)
+    return unknown
+
+
+class _Copy:
+    """The rows of one version on their way into the next, batch by batch."""
+
+    def __init__(self, handle: LanceTable, staged: Staged, schema: pa.Schema, seen: int) -> None:
+        self._handle, self._staged = handle, staged
+        self._schema, self._seen = schema, seen
+        self._why: BaseException | None = None
+        self._version: int | None = None
+
+    def run(self, connection: LanceDBConnection, name: str) -> int | None:
+        """Commit the copy; return its version, or None if it was given up."""
+        reader = pa.RecordBatchReader.from_batches(self._schema, self._batches())
+        thread = threading.Thread(target=self._write, args=(connection, name, reader))
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            # The lock goes with the caller, so the commit must not outlive it.
+            self._why = _GivenUp("interrupted")
+            thread.join()
+            raise
+        if self._why is not None and not isinstance(self._why, _GivenUp):
+            raise self._why
+        return self._version
+
+    def _write(
+        self, connection: LanceDBConnection, name: str, reader: pa.RecordBatchReader
+    ) -> None:
+        try:
+            made = connection.create_table(name, reader, mode="overwrite")
+            self._version = int(made.version)
+        except BaseException as error:  # raised again by run()
+            # LanceDB tells of an error in the batches as one of its own.
+            self._why = self._why or error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        names = [name for name in self._schema.names if name != "vector"]
+        for batch in self._handle.search().select(names).to_batches(CHUNK_ROWS):
+            yield self._with_vectors(batch)
+        reach("reembed_before_switch")
+        if int(self._handle.version) != self._seen:
+            self._give_up("another program wrote into the table")
+
+    def _with_vectors(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        vectors, there = self._staged.take(text_digests(batch["text"]))
+        if self._why is not None or not there.all():
+            self._give_up("a text has no vector")
+        if len(bad_vectors(vectors)):
+            self._why = StoreError(
+                f"vectors in {self._staged.folder} are damaged, as a power loss leaves them; the"
+                " table is as it was. Run the same command with --discard"
+            )
+            raise self._why
+        new = vector_array(vectors)
+        columns = [new if name == "vector" else batch[name] for name in self._schema.names]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _give_up(self, why: str) -> None:
+        self._why = self._why or _GivenUp(why)
+        raise self._why
+
+
+class _GivenUp(Exception):
+    """The copy was ended before its commit; nothing has changed."""

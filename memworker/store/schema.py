@@ -59,6 +59,15 @@ class VectorSpace:
             f"{wanted.distance}): it has {said}; use the same model options, or another table"
         )
 
+    def must_still_be(self, now: VectorSpace, table: str) -> None:
+        """Raise TableMismatch unless the table's vectors are `now` of this space too."""
+        if now != self:
+            raise TableMismatch(
+                f"table {table!r} was re-embedded with {now.model!r} ({now.precision}, {now.dim} "
+                f"dimensions) since it was opened with {self.model!r} ({self.precision}, "
+                f"{self.dim}); open it again with that model"
+            )
+
 
 def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Return the columns of a table, or of a batch, of `dim`-dimensional vectors."""
@@ -78,14 +87,17 @@ def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> p
     )
 
 
-def new_field_metadata(space: VectorSpace) -> dict[str, str]:
-    """Return the vector field's metadata for a table that is about to be made."""
+def new_field_metadata(space: VectorSpace, identity: str | None = None) -> dict[str, str]:
+    """Return the vector field's metadata for a table that is about to be made.
+
+    A table that stays the same one under new vectors keeps its `identity`.
+    """
     facts = {key: str(value) for key, value in asdict(space).items()}
     facts |= {
         "active": "true",
         "schema_version": str(SCHEMA_VERSION),
         # A table dropped and made again under its name is another table.
-        "identity": uuid.uuid4().hex,
+        "identity": identity or uuid.uuid4().hex,
     }
     return {_PREFIX + key: value for key, value in facts.items()}
 

@@ -45,14 +45,13 @@ class Staged:
 
     def __init__(self, folder: Path, space: VectorSpace, indices: Sequence[str]) -> None:
         self.space, self.indices = space, tuple(indices)
-        self._folder = folder
+        self.folder = folder
         self._row_bytes = 4 * space.dim
         self._runs: list[tuple[Digests, Places]] = []
         self._rows = _whole_rows(folder, space.dim)
         self._files = [_opened(folder / _VECTORS), _opened(folder / _TEXTS)]
         self._cut_off()
-        self._found = np.fromfile(folder / _TEXTS, _DIGEST)
-        self._index(self._found, 0)
+        self._index(np.fromfile(folder / _TEXTS, _DIGEST), 0)
 
     @classmethod
     def open(cls, folder: Path, table: str, space: VectorSpace) -> Staged:
@@ -83,11 +82,11 @@ class Staged:
         try:
             # The digests last: they say that the vectors before them are whole.
             for fd, data in zip(self._files, (vectors, digests), strict=True):
-                _write(fd, memoryview(np.ascontiguousarray(data)).cast("B"))
+                _write(fd, np.ascontiguousarray(data).data.cast("B"))
         except OSError as error:
             self._cut_off()
             raise StoreError(
-                f"{self._folder} cannot be written: {error.strerror or error}; the table is as it"
+                f"{self.folder} cannot be written: {error.strerror or error}; the table is as it"
                 " was. Make room, and run the same command again to go on"
             ) from error
         self._index(digests, self._rows)
@@ -99,13 +98,13 @@ class Staged:
         if not self._rows:
             return np.zeros((len(places), self.space.dim), np.float32), places >= 0
         shape = (self._rows, self.space.dim)
-        file = np.memmap(self._folder / _VECTORS, np.float32, "r", shape=shape)
+        file = np.memmap(self.folder / _VECTORS, np.float32, "r", shape=shape)
         return np.asarray(file[np.maximum(places, 0)]), places >= 0
 
     def note_indices(self, indices: Sequence[str]) -> None:
         """Remember which indices the table has, for whoever builds them again."""
         self.indices = tuple(indices)
-        _write_space(self._folder, self.space, self.indices)
+        _write_space(self.folder, self.space, self.indices)
 
     def close(self) -> None:
         """Let go of the files."""

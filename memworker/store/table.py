@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from memworker.errors import (
-    StoreError,
-    StoreUnwritable,
-    TableLocked,
-    TableNotFound,
-    UsageError,
-)
+from memworker.errors import StoreError, StoreUnwritable, TableLocked, TableNotFound, UsageError
 from memworker.store import durable, fuse, index, lock, read, search, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
@@ -69,6 +63,7 @@ class Table:
         self._appender = Appender(handle)
         self._durable = durable.Folder(db / f"{name}.lance")
         self._mortals = (-1, False)
+        self._same_vectors_at = -1
         self._keeper = Keeper(handle, self.space.distance, self._any_commit)
         self._mutex = threading.RLock()
         self._writing_now = False
@@ -116,7 +111,9 @@ class Table:
         """
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
         with self._mutex, lance_errors(f"reading the ids of table {self.name!r}"):
-            return self._appender.classify(ids, string_array(dedup_keys))
+            statuses = self._appender.classify(ids, string_array(dedup_keys))
+        self._must_have_the_same_vectors()
+        return statuses
 
     def append(
         self,
@@ -154,9 +151,14 @@ class Table:
         `where` is applied before the search (see filters.py). `exact` looks at
         every row instead of going through the index. `columns` limits what is
         read. Expired and superseded rows are left out unless `include_expired`.
+        Raises TableMismatch when the table was re-embedded since it was opened.
         """
         options = self._options(limit, where, columns, include_expired, exact=exact)
-        return search.search(self._handle, self.space, vector, options)
+        try:
+            return search.search(self._handle, self.space, vector, options)
+        finally:
+            # Afterwards: a re-embedding may have come first while the search began.
+            self._must_have_the_same_vectors()
 
     def search_many(
         self,
@@ -170,7 +172,10 @@ class Table:
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
         options = self._options(limit, where, columns, include_expired, exact=exact)
-        return search.search_many(self._handle, self.space, vectors, options)
+        try:
+            return search.search_many(self._handle, self.space, vectors, options)
+        finally:
+            self._must_have_the_same_vectors()
 
     def search_text(
         self,
@@ -355,13 +360,23 @@ class Table:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
             self._appender.known.wrote(version, ids, keys)
 
+    def _must_have_the_same_vectors(self) -> None:
+        """Raise TableMismatch if the table has been re-embedded; looks once a version."""
+        newest = self.version
+        if newest != self._same_vectors_at:
+            with lance_errors(f"reading table {self.name!r}"):
+                now, _ = read_field_metadata(self._handle.schema, self.name)
+            self.space.must_still_be(now, self.name)
+            self._same_vectors_at = newest
+
     def _must_be_the_same_table(self) -> None:
-        _, identity = read_field_metadata(self._handle.schema, self.name)
+        now, identity = read_field_metadata(self._handle.schema, self.name)
         if identity != self.identity:
             raise StoreError(
                 f"table {self.name!r} was dropped and made again since it was opened; "
                 "open it again, or start the job afresh"
             )
+        self.space.must_still_be(now, self.name)
 
     def _options(
         self,

@@ -1,0 +1,354 @@
+"""Re-embedding: a table's texts through a pool, and their new vectors into the table at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker.errors import PoolClosed, StoreError, UsageError
+from memworker.failpoints import reach
+from memworker.ingest.job import Live, measured_pool, vector_space
+from memworker.ingest.records import ReadProgress
+from memworker.ingest.report import Counts
+from memworker.ingest.stop import Stop, closed_after_grace
+from memworker.pool.meter import Work
+from memworker.pool.pool import EmbeddingPool, Identity, identity, resolve
+from memworker.pool.requests import Embedded
+from memworker.store import Table, VectorSpace, bad_vectors, ensure_writable, staged
+from memworker.store.lance import database_path, table_name
+from memworker.store.lock import hold_job, state_dir
+from memworker.store.reembed import Missing, Reembedding, build_indices
+from memworker.store.staged import Digests, Staged
+
+# Another program may write without our lock, or optimise: then the last step is done again.
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ReembedReport:
+    """The outcome of a re-embedding.
+
+    `switched` tells whether the table's vectors are those of `model` now because
+    of this run; otherwise it was interrupted, or there was nothing to do.
+    `filled_before` counts texts that an earlier, unfinished run had embedded.
+    Times are seconds: from the first text's dispatch to the last vector, and those in
+    which other writers had to wait for the switch.
+    """
+
+    table: str
+    rows: int
+    model_before: str
+    precision_before: str
+    model: str
+    precision: str
+    dim: int
+    table_version: int
+    switched: bool = False
+    interrupted: bool = False
+    embedded: int = 0
+    filled_before: int = 0
+    workers: int = 0
+    startup_seconds: float = 0.0
+    seconds: float = 0.0
+    switch_seconds: float = 0.0
+    texts_per_second: float = 0.0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as plain values, for JSON."""
+        return asdict(self)
+
+
+def reembed(
+    db: str | Path,
+    table: str,
+    *,
+    model: Any = None,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+    pool: EmbeddingPool | None = None,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    discard: bool = False,
+    wait_s: float = 0.0,
+    stop: Stop | None = None,
+    observer: Callable[[Live], None] | None = None,
+) -> ReembedReport:
+    """Give every row of a table, older versions too, the vector of another model.
+
+    The new vectors are gathered beside the table while others go on reading and
+    writing it; then one commit puts them in, for which writers wait some 10 µs a
+    row. Running the same call again goes on where a killed one ended. Whoever
+    has the table open gets TableMismatch afterwards, and opens it again. `model`
+    and the options behind it are those of `ingest`, or `pool` is an open one.
+    `discard` drops what an unfinished re-embedding has filled.
+
+    Raises TableNotFound, TableLocked while an ingest or another re-embedding
+    works on the table, TableMismatch while one to another model is unfinished,
+    StoreUnwritable, ModelError; StoreError, naming the row, when a text has no
+    vector: the table is then as it was.
+    """
+    path, name = database_path(db), table_name(table)
+    Table.open(path, name)
+    ensure_writable(path, name)
+    began = time.perf_counter()
+    if pool is not None:
+        given = pool
+        lazy = _LazyPool(given.identity, lambda: given, given)
+    elif model is not None:
+        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
+        start = partial(measured_pool, resolved, workers=workers, memory=memory)
+        lazy = _LazyPool(identity(resolved), start, None)
+    else:
+        raise UsageError("name the model whose vectors the table shall get, or give a pool")
+    prepared_s = time.perf_counter() - began
+    folder = state_dir(path, name)
+    with hold_job(folder, wait_s=wait_s):
+        before = Table.open(path, name)
+        space = vector_space(lazy.made_with, before.space.distance)
+        if before.space == space:
+            return _nothing_to_do(before, folder, drop=discard)
+        if discard:
+            staged.discard(folder)
+        waiting = Staged.open(folder, name, space)
+        try:
+            live = Live(Counts(), ReadProgress())
+            if observer is not None:
+                observer(live)
+            job = _Job(before, waiting, lazy, stop or Stop(), live)
+            version = job.run()
+            return _job_report(job, version, prepared_s)
+        finally:
+            waiting.close()
+
+
+class _LazyPool:
+    """The pool, started when the first text has to be embedded; somebody else's stays open."""
+
+    def __init__(
+        self, made_with: Identity, start: Callable[[], EmbeddingPool], given: EmbeddingPool | None
+    ) -> None:
+        self.made_with = made_with
+        self.startup_s = 0.0
+        self._start, self._given, self._pool = start, given, given
+        self._before = given.work if given is not None else Work()
+
+    @property
+    def work(self) -> Work:
+        """What was embedded for this job."""
+        return self._pool.work.since(self._before) if self._pool is not None else Work()
+
+    @property
+    def workers(self) -> int:
+        return self._pool.workers if self._pool is not None else 0
+
+    def pool(self) -> EmbeddingPool:
+        """Return the pool, which is there from now on."""
+        if self._pool is None:
+            self._pool = self._start()
+            self.startup_s = self._pool.startup_seconds
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None and self._given is None:
+            self._pool.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Texts that are embedded together: Arrow string[n] of a row's id each, and of the texts."""
+
+    ids: pa.Array
+    texts: pa.Array
+    digests: Digests
+
+
+@dataclass(slots=True)
+class _Job:
+    """One run: fill what is missing, then once more with the lock held, and switch."""
+
+    before: Table
+    staged: Staged
+    lazy: _LazyPool
+    stop: Stop
+    live: Live
+    filled_before: int = 0
+    switch_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> int | None:
+        """Return the version that has the new vectors; None if it was interrupted."""
+        self.filled_before = len(self.staged)
+        with closing(self.lazy), closed_after_grace(self.lazy, self.stop):
+            try:
+                table = Reembedding(self.before.db, self.before.name, self.staged)
+                self._fill(table)
+                reach("reembed_after_fill")
+                version = None if self.stop.cut_short else self._switch(table)
+            except PoolClosed:
+                if not self.stop.obeyed():
+                    raise
+                return None
+            if version is not None:
+                reach("reembed_after_switch")
+                self.notes += finish(self.before, self.staged)
+            return version
+
+    def _switch(self, table: Reembedding) -> int | None:
+        began = time.perf_counter()
+        with table.locked():
+            for _ in range(_ATTEMPTS):
+                # Rows of others that came since; nobody adds more now.
+                self._fill(table)
+                if self.stop.cut_short:
+                    return None
+                version = table.switch()
+                if version is not None:
+                    self.switch_seconds = time.perf_counter() - began
+                    return version
+        raise StoreError(
+            f"table {self.before.name!r} was changed {_ATTEMPTS} times by a program that does not"
+            " take memworker's lock; it is as it was. Stop that program, and run the same command"
+            " again"
+        )
+
+    def _fill(self, table: Reembedding) -> None:
+        chunks = self._chunks(table)
+        first = next(chunks, None)
+        if first is not None:
+            pool = self.live.pool = self.lazy.pool()
+            parts = self._parts(chain([first], chunks), pool)
+            for part, embedded in pool.stream(parts, texts=_texts):
+                self._keep(part, embedded)
+        self._refuse_failed()
+
+    def _chunks(self, table: Reembedding) -> Iterator[Missing]:
+        self.live.counts.read = self.live.counts.duplicates = 0
+        for found in table.missing():
+            fresh = len(found.texts)
+            self.live.counts.add(read=found.rows, duplicates=found.rows - fresh)
+            if fresh:
+                if self.stop.obeyed():
+                    return
+                yield found
+
+    def _parts(self, chunks: Iterable[Missing], pool: EmbeddingPool) -> Iterator[_Part]:
+        for found in chunks:
+            lengths = np.asarray(pc.binary_length(found.texts))
+            fits = lengths <= pool.max_text_bytes
+            for row in np.flatnonzero(~fits):
+                too_long = f"it has {lengths[row]:,} bytes, over the cap of {pool.max_text_bytes:,}"
+                self.failed[found.ids[row].as_py()] = too_long
+            kept = pa.array(fits)
+            ids, texts = found.ids.filter(kept), found.texts.filter(kept)
+            start = 0
+            for end in pool.window_ends(texts) if len(texts) else ():
+                if self.stop.obeyed():
+                    return
+                rows = slice(start, end)
+                yield _Part(ids[rows], texts[rows], found.digests[fits][rows])
+                start = end
+
+    def _keep(self, part: _Part, embedded: Embedded) -> None:
+        reasons = dict(embedded.failures)
+        for row in bad_vectors(embedded.vectors).tolist():
+            reasons.setdefault(row, "the model gave a vector of NaN, infinity or all zeros")
+        self.failed |= {part.ids[row].as_py(): why for row, why in reasons.items()}
+        good = np.ones(len(part.ids), np.bool_)
+        good[list(reasons)] = False
+        self.staged.add(part.digests[good], embedded.vectors[good])
+        self.live.counts.add(written=int(good.sum()))
+        reach("reembed_after_batch")
+
+    def _refuse_failed(self) -> None:
+        if self.failed:
+            row, why = next(iter(self.failed.items()))
+            raise StoreError(
+                f"{len(self.failed)} texts of table {self.before.name!r} could not be embedded, the"
+                f" first that of row {row!r}: {why}. The table is as it was, and what was embedded"
+                " is kept. Delete or change those rows, and run the same command again"
+            )
+
+
+def finish(table: Table, waiting: Staged) -> list[str]:
+    """Build the indices that went with the old vectors, and clear away; return what to tell."""
+    try:
+        unknown = build_indices(table.db, table.name, waiting)
+    except StoreError as error:
+        return [f"the vectors are switched, but an index failed: {error}. Run the command again"]
+    staged.discard(waiting.folder.parent)
+    notes = ["`memworker table optimize` frees the disk space of the former vectors later"]
+    if unknown:
+        columns = ", ".join(unknown)
+        notes.append(f"an index on {columns}, not of memworker's making, is gone; build it again")
+    return notes
+
+
+def _texts(part: _Part) -> pa.Array:
+    return part.texts
+
+
+def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
+    """Say that the table has these vectors already; end what a killed run left."""
+    there, notes = staged.unfinished(folder), []
+    if there == table.space:
+        waiting = Staged.open(folder, table.name, there)
+        try:
+            notes = finish(table, waiting)
+        finally:
+            waiting.close()
+    elif there is not None and not drop:
+        notes = [staged.other_is_unfinished(folder, table.name, there)]
+    else:
+        staged.discard(folder)
+    return _report(table, table.space, table.version, rows=table.count(), notes=tuple(notes))
+
+
+def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedReport:
+    work, lazy = job.lazy.work, job.lazy
+    return _report(
+        job.before,
+        job.staged.space,
+        version,
+        rows=job.live.counts.read,
+        embedded=work.texts - work.failed,
+        filled_before=job.filled_before,
+        switched=version is not None,
+        interrupted=version is None,
+        workers=lazy.workers,
+        startup_seconds=round(prepared_s + lazy.startup_s, 4),
+        seconds=round(work.seconds, 4),
+        switch_seconds=round(job.switch_seconds, 4),
+        texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,
+        tokens=work.real_tokens,
+        tokens_per_second=round(work.real_tokens / work.seconds, 1) if work.seconds else 0.0,
+        notes=tuple(job.notes),
+    )
+
+
+def _report(
+    before: Table, space: VectorSpace, version: int | None, **figures: Any
+) -> ReembedReport:
+    return ReembedReport(
+        table=before.name,
+        model_before=before.space.model,
+        precision_before=before.space.precision,
+        model=space.model,
+        precision=space.precision,
+        dim=space.dim,
+        table_version=before.version if version is None else version,
+        **figures,
+    )
