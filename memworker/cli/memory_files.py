@@ -1,0 +1,145 @@
+"""``memworker memory export`` and ``import``: memories to a file of JSON lines, and back."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from memworker.cli import options
+from memworker.cli.memory_options import (
+    DEFAULT_TABLE,
+    AgentId,
+    Db,
+    Model,
+    Precision,
+    RunId,
+    TableName,
+    UserId,
+    making,
+    print_json,
+    say,
+)
+from memworker.errors import InputNotFound
+
+if TYPE_CHECKING:
+    from memworker.memory.transfer import Flaw
+
+# Of the bad lines, which stderr names all, so many are in the JSON object too.
+_FLAWS_IN_JSON = 1000
+
+
+def export(
+    db: Db,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The file to write, or - for standard output.")
+    ] = "-",
+    user_id: UserId = None,
+    agent_id: AgentId = None,
+    run_id: RunId = None,
+    table: TableName = DEFAULT_TABLE,
+    as_json: options.Json = False,
+) -> None:
+    """Write memories as JSON lines, with their ids, times and history; all, or those of a scope.
+
+    With --json the count is printed, to stderr where the memories go to stdout.
+    """
+    from memworker.memory.scope import Scope
+    from memworker.memory.transfer import exported
+    from memworker.store import Table
+
+    scope = Scope.of(user_id, agent_id, run_id) if user_id or agent_id or run_id else Scope()
+    opened = Table.open(db, table)
+    written = 0
+    with _replaced(output) as file:
+        for line in exported(opened, scope.named()):
+            file.write(line.encode() + b"\n")
+            written += 1
+        file.flush()
+    result = {"table": table, "output": output, "rows": written}
+    if as_json:
+        print_json(result, file=sys.stderr if output == "-" else sys.stdout)
+    elif output != "-":
+        print(f"{output}: {written:,} rows")
+
+
+def import_(
+    db: Db,
+    file: Annotated[str, typer.Argument(help="What export wrote, or - for standard input.")],
+    table: TableName = DEFAULT_TABLE,
+    model: Model = None,
+    precision: Precision = None,
+    workers: options.Workers = None,
+    max_tokens: options.MaxTokens = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read memories that export wrote; ids that are there already are left as they are.
+
+    Running the same command again goes on where it was interrupted.
+    """
+    from memworker.ingest.job import vector_space
+    from memworker.memory.transfer import bounded_lines, import_lines
+    from memworker.pool.pool import EmbeddingPool, identity, resolve
+    from memworker.store import Table
+
+    flaws: list[dict[str, Any]] = []
+
+    def refused(flaw: Flaw) -> None:
+        say(f"line {flaw.line}: {flaw.reason}")
+        if len(flaws) < _FLAWS_IN_JSON:
+            flaws.append(asdict(flaw))
+
+    with _opened(file) as stream:
+        made = making(db, table, model, precision, max_tokens)
+        resolved = resolve(
+            made["model"], precision=made["precision"], max_tokens=made["max_tokens"]
+        )
+        # Before any worker starts: a table of another model is refused here.
+        opened = Table.open_or_create(db, table, vector_space(identity(resolved), "cosine"))
+        with EmbeddingPool(resolved, workers=workers) as pool:
+            done = import_lines(opened, pool, bounded_lines(stream), refused)
+    if as_json:
+        print_json({"table": table, **asdict(done), "errors": flaws})
+    else:
+        there = f" ({done.differing:,} with another text)" if done.differing else ""
+        print(
+            f"{done.read:,} read, {done.written:,} written, {done.skipped:,} there already{there},"
+            f" {done.refused:,} refused"
+        )
+    if done.refused:
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _replaced(output: str) -> Iterator[BinaryIO]:
+    """Open the file to write, which takes its place when it is whole; or stdout."""
+    if output == "-":
+        yield sys.stdout.buffer
+        return
+    draft = Path(f"{output}.{os.getpid()}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(output)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = Path(file).open("rb")
+    except OSError as error:
+        raise InputNotFound(f"{file} cannot be read: {error.strerror}") from error
+    with stream:
+        yield stream

@@ -1,0 +1,81 @@
+"""What the verbs about memories share: whose, in which table, made with what."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from memworker.cli import options
+from memworker.errors import TableNotFound
+
+DEFAULT_TABLE = "memories"
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+Db = Annotated[str, typer.Argument(help="The LanceDB directory.", show_default=False)]
+TableName = Annotated[str, typer.Option("--table", help="The table's name.")]
+UserId = Annotated[str | None, typer.Option("--user-id", help="The user whose memories are meant.")]
+AgentId = Annotated[str | None, typer.Option("--agent-id", help="The agent whose they are.")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="The run or session they belong to.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Only memories that meet FIELD=VALUE, n>=3, …; repeatable."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A name from `memworker models list`, or a model's directory; default: the table's"
+        f" own, {DEFAULT_MODEL} for a new one."
+    ),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="How the linear layers are computed; default as for --model.")
+]
+
+
+def making(
+    db: str,
+    table: str,
+    model: str | None,
+    precision: str | None,
+    max_tokens: int | None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Say what vectors are made with: as told, as the table's own were, or by the defaults."""
+    from memworker.store import Table
+
+    given: dict[str, Any] = {"model": model, "precision": precision, "max_tokens": max_tokens}
+    there: dict[str, Any] = {"model": DEFAULT_MODEL, "precision": "fp32", "max_tokens": None}
+    if model is None:
+        try:
+            space = Table.open(db, table).space
+        except TableNotFound:
+            pass
+        else:
+            there = {"model": space.model, "precision": space.precision}
+            there["max_tokens"] = space.max_tokens or None
+    told = {name: value for name, value in given.items() if value is not None}
+    return there | told | {"workers": workers}
+
+
+def filters_of(
+    user_id: str | None, agent_id: str | None, run_id: str | None, where: list[str] | None
+) -> dict[str, Any]:
+    """Return the filters of a search or a list. Raises ScopeMissing, FilterError."""
+    from memworker.memory.scope import Scope
+    from memworker.store import parse_where
+
+    named: dict[str, Any] = dict(Scope.of(user_id, agent_id, run_id).named())
+    return named | ({"AND": [parse_where(where)]} if where else {})
+
+
+def print_json(result: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print one JSON object on one line, to stdout unless told otherwise."""
+    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+
+
+def say(message: str) -> None:
+    """Print one line to stderr."""
+    print(f"memworker: {options.printable(message)}", file=sys.stderr)

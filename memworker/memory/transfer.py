@@ -1,0 +1,246 @@
+"""Memories to JSON lines and back: ids, times, expiry and history stay, vectors are made anew.
+
+::
+
+    lines ─► checked one by one ─► known ids left out ─► pool ─► one commit a chunk
+                                   while the next chunk is embedded
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from memworker.errors import MemworkerError, StoreError, UsageError
+from memworker.memory import rows
+from memworker.memory.drafts import checked_text, metadata_json, moment
+from memworker.memory.reads import checked_id
+from memworker.memory.rows import NARROW, Row
+from memworker.memory.scope import SCOPE_IDS, Scope
+from memworker.memory.shapes import iso
+from memworker.pool import Embedded, EmbeddingPool
+from memworker.store import RowStatus, Table, bad_vectors, dedup_keys
+from memworker.store.scan import scan
+
+# Rows of one commit; with the chunks in flight a few tens of megabytes.
+CHUNK_ROWS = 2048
+_IN_FLIGHT = 2
+# Beyond the largest text that the pool takes, with room for escapes and metadata.
+MAX_LINE_BYTES = 16 * 2**20
+# An index a column, and what follows from that.
+_STEPS_OF_UPKEEP = 12
+_TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A line that was not imported, counted from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Imported:
+    """What became of the lines of an import; `read` is all that were not blank.
+
+    `skipped` have ids that are there already; `differing` is how many of those
+    have another text there, which was left as it is.
+    """
+
+    read: int = 0
+    written: int = 0
+    skipped: int = 0
+    differing: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the input that is a memory, without its vector."""
+
+    number: int
+    row: Row
+
+
+Pending: TypeAlias = tuple[list[Line], Future[Embedded]]
+
+
+def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Yield one JSON object a row, older versions and deleted ones too, without a line's end."""
+    for batch in scan(table, where, columns=NARROW):
+        for row in rows.read(pa.Table.from_batches([batch])):
+            yield json.dumps(_object(row), ensure_ascii=False)
+
+
+def import_lines(
+    table: Table, pool: EmbeddingPool, lines: Iterable[bytes], refused: Callable[[Flaw], None]
+) -> Imported:
+    """Write what `exported` gave, each row whose id is not there yet; tell of bad lines.
+
+    Every chunk is committed by itself, and ids decide what is written: the same
+    import again goes on where this one ended. A memory without created_at gets
+    the time of its import. Raises StoreError, TableLocked, PoolError.
+    """
+    return _Import(table, pool, refused).run(lines)
+
+
+def bounded_lines(file: Any) -> Iterator[bytes]:
+    """Yield the lines of a binary file; one beyond MAX_LINE_BYTES is cut there."""
+    while line := file.readline(MAX_LINE_BYTES):
+        rest = line
+        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
+            pass
+        yield line
+
+
+class _Import:
+    def __init__(self, table: Table, pool: EmbeddingPool, refused: Callable[[Flaw], None]) -> None:
+        self._table, self._pool, self._tell = table, pool, refused
+        self._done = Imported()
+        self._pending: deque[Pending] = deque()
+
+    def run(self, lines: Iterable[bytes]) -> Imported:
+        checked = self._checked(lines)
+        try:
+            while chunk := list(islice(checked, CHUNK_ROWS)):
+                self._begin(self._unknown(chunk))
+                while len(self._pending) > _IN_FLIGHT:
+                    self._finish()
+            while self._pending:
+                self._finish()
+        finally:
+            for _, future in self._pending:
+                future.cancel()
+        if self._done.written:
+            self._tend()
+        return self._done
+
+    def _checked(self, lines: Iterable[bytes]) -> Iterator[Line]:
+        now = datetime.now(UTC)
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            self._done.read += 1
+            try:
+                yield Line(number, _row(line, self._pool.max_text_bytes, now))
+            except MemworkerError as error:
+                self._refuse(number, str(error))
+
+    def _unknown(self, chunk: list[Line]) -> list[Line]:
+        """Key the rows, and leave out those that need no vector as their ids are there."""
+        keys = _keys([line.row for line in chunk])
+        keyed = [
+            replace(line, row=replace(line.row, key=key))
+            for line, key in zip(chunk, keys.to_pylist(), strict=True)
+        ]
+        statuses = self._table.classify([line.row.id for line in chunk], keys).tolist()
+        self._done.differing += statuses.count(RowStatus.CONFLICT)
+        self._done.skipped += len(chunk) - statuses.count(RowStatus.NEW)
+        pairs = zip(keyed, statuses, strict=True)
+        return [line for line, status in pairs if status == RowStatus.NEW]
+
+    def _begin(self, lines: list[Line]) -> None:
+        if lines:
+            texts = [line.row.text for line in lines]
+            self._pending.append((lines, self._pool.submit_rows(texts)))
+
+    def _finish(self) -> None:
+        lines, future = self._pending.popleft()
+        good = self._with_vectors(lines, future.result())
+        if not good:
+            return
+        appended = self._table.append(rows.build(good), on_conflict="skip")
+        # Another process, or a line of the chunk before, had some of the ids meanwhile.
+        self._done.written += appended.written
+        self._done.skipped += len(good) - appended.written
+        self._done.differing += len(appended.conflicts)
+
+    def _with_vectors(self, lines: list[Line], embedded: Embedded) -> list[Row]:
+        failed = {int(i): "the model gives it no vector" for i in bad_vectors(embedded.vectors)}
+        failed |= {row: str(reason) for row, reason in embedded.failures.items()}
+        for place in sorted(failed):
+            self._refuse(lines[place].number, f"it could not be embedded: {failed[place]}")
+        return [
+            replace(line.row, vector=embedded.vectors[place])
+            for place, line in enumerate(lines)
+            if place not in failed
+        ]
+
+    def _tend(self) -> None:
+        """Build what indices the table now deserves; one that fails costs no row."""
+        try:
+            for _ in range(_STEPS_OF_UPKEEP):
+                if self._table.tend().step is None:
+                    return
+        except StoreError as error:
+            _log.warning("%s. `memworker table optimize` tries again.", error)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self._done.refused += 1
+        self._tell(Flaw(number, reason))
+
+
+def _object(row: Row) -> dict[str, Any]:
+    times = {name: getattr(row, name) for name in _TIMES}
+    return {
+        "id": row.id,
+        "memory": row.text,
+        "metadata": row.metadata if row.metadata_json else None,
+        **row.scope.named(),
+        **{name: iso(time) for name, time in times.items() if time is not None},
+    }
+
+
+def _row(line: bytes, max_text_bytes: int, now: datetime) -> Row:
+    value = _parsed(line)
+    if "memory" not in value:
+        raise UsageError("it has no field 'memory', which holds the text")
+    ids = {name: None if value.get(name) == "" else value.get(name) for name in SCOPE_IDS}
+    created = moment(value.get("created_at"), "created_at") or now
+    return Row(
+        id=checked_id(value.get("id")),
+        key="",
+        text=checked_text(value["memory"], max_text_bytes),
+        vector=None,
+        metadata_json=metadata_json(value.get("metadata")),
+        # What was ingested need not be anybody's.
+        scope=Scope.of(**ids) if any(v is not None for v in ids.values()) else Scope(),
+        created_at=created,
+        updated_at=moment(value.get("updated_at"), "updated_at") or created,
+        expires_at=moment(value.get("expires_at")),
+        superseded_at=moment(value.get("superseded_at"), "superseded_at"),
+    )
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    if len(line) >= MAX_LINE_BYTES:
+        raise UsageError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"it is not valid UTF-8 at byte {error.start}") from None
+    except ValueError as error:
+        raise UsageError(f"it is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UsageError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"it is not a JSON object but {value!r:.80}")
+    return value
+
+
+def _keys(memories: list[Row]) -> pa.Array:
+    columns = [[row.text for row in memories]]
+    columns += [[getattr(row.scope, name) for row in memories] for name in SCOPE_IDS]
+    return dedup_keys(*(pa.array(column, pa.string()) for column in columns))
