@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from memworker.errors import MemoryNotFound, MemworkerError
 from memworker.memory import rows as row_batches
 from memworker.memory.drafts import Draft
 from memworker.memory.history import version_id, versions_of
+from memworker.memory.known import KnownKeys
 from memworker.memory.rows import NARROW, WIDE, Row, Vector
 from memworker.memory.scope import Scope
 from memworker.store import Change, Table, dedup_keys
@@ -214,29 +216,34 @@ class Overlay:
         self._by_key[row.key].discard(row.id)
 
 
-def commit(table: Table, operations: Sequence[Operation]) -> list[Outcome | MemworkerError]:
+def commit(
+    table: Table, known: KnownKeys, operations: Sequence[Operation]
+) -> list[Outcome | MemworkerError]:
     """Apply operations in their order and commit the whole at once; an outcome each.
 
     What an operation raises is its own outcome. Raises StoreError and TableLocked
     when the commit failed: then nothing of any was written.
     """
     with table.changing() as change:
-        overlay = Overlay(_found(change, operations))
-        outcomes = [_applied(operation, overlay) for operation in operations]
+        before = change.version
+        overlay = Overlay(_found(change, known, operations))
+        outcomes = [_outcome(partial(one.apply, overlay)) for one in operations]
         if overlay.inserted:
             change.insert(row_batches.build(list(overlay.inserted.values())))
         if overlay.replaced:
             change.replace(row_batches.build(list(overlay.replaced.values())))
+    written = [*overlay.inserted.values(), *overlay.replaced.values()]
+    known.committed(before, change.version, [row.key for row in written])
     return outcomes
 
 
-def commit_alone(table: Table, operation: Alone) -> Outcome | MemworkerError:
+def commit_alone(table: Table, known: KnownKeys, operation: Alone) -> Outcome | MemworkerError:
     """Carry out an operation on all rows that meet a filter."""
     with table.changing() as change:
-        try:
-            return operation.run(change)
-        except MemoryNotFound as error:
-            return error
+        before = change.version
+        outcome = _outcome(partial(operation.run, change))
+    known.committed(before, change.version, [])
+    return outcome
 
 
 def keys_of(drafts: Sequence[Draft], scope: Scope) -> list[str]:
@@ -254,17 +261,17 @@ def unknown(memory_id: str) -> MemoryNotFound:
     )
 
 
-def _applied(operation: Operation, overlay: Overlay) -> Outcome | MemworkerError:
+def _outcome(deed: Callable[[], Outcome]) -> Outcome | MemworkerError:
     try:
-        return operation.apply(overlay)
+        return deed()
     except MemoryNotFound as error:
         return error
 
 
-def _found(change: Change, operations: Sequence[Operation]) -> list[Row]:
+def _found(change: Change, known: KnownKeys, operations: Sequence[Operation]) -> list[Row]:
     ids = list({one for operation in operations for one in operation.ids()})
     keys = list({key for operation in operations for key in operation.keys()})
-    by_key = _look_up(change, "dedup_key", keys, NARROW)
+    by_key = _look_up(change, "dedup_key", known.possible(change, keys), NARROW)
     by_id = _look_up(change, "id", ids, WIDE)
     # Last the ones with vectors: a row may be found by both.
     return list({row.id: row for row in [*by_key, *by_id]}.values())

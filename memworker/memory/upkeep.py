@@ -5,31 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 
-from memworker.errors import MemworkerError
 from memworker.store import Table
 
-# A commit leaves a file; a search opens them all.
-COMMITS_BETWEEN = 256
+# So many commits, or so many times as many rows, until the table is looked at.
+COMMITS_BETWEEN = 16
+_ROWS_AS_A_COMMIT = 64
+# What is due is done step by step, with rests (see store/upkeep.py); so often it is asked then.
+_PAUSE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """A thread, begun when it is first needed, that optimises after every so many commits."""
+    """A thread, begun when it is first needed, that tends the table after every so many commits."""
 
-    def __init__(self, table: Table, commits_between: int = COMMITS_BETWEEN) -> None:
-        self._name, self._tend = table.name, table.optimize
-        self._between = commits_between
-        self._commits = 0
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._left = float(COMMITS_BETWEEN)
         self._closing = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def committed(self) -> None:
-        """Count a commit; never waits for the upkeep itself."""
+    def committed(self, rows: int) -> None:
+        """Count a commit of so many rows; never waits for the upkeep itself."""
         with self._wake:
-            self._commits += 1
-            if self._commits < self._between or self._closing:
+            self._left -= 1 + rows / _ROWS_AS_A_COMMIT
+            if self._left > 0 or self._closing:
                 return
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -43,18 +44,31 @@ class Upkeep:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread not in (None, threading.current_thread()):
+        # A forgotten Memory may be collected in any thread, this one too.
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while self._due():
+        more = False
+        while self._awaited(more):
             try:
-                self._tend()
-            except MemworkerError as error:
-                _log.warning("upkeep of table %r failed: %s", self._name, error)
+                more = self._tend()
+            except Exception as error:
+                # Upkeep is nobody's call; the next one tries again.
+                more = False
+                _log.warning("upkeep of table %r failed: %s", self._table.name, error)
 
-    def _due(self) -> bool:
+    def _awaited(self, more: bool) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._commits >= self._between)
-            self._commits = 0
+            if more:
+                self._wake.wait_for(lambda: self._closing, _PAUSE_S)
+            else:
+                self._wake.wait_for(lambda: self._closing or self._left <= 0)
+            self._left = float(COMMITS_BETWEEN)
             return not self._closing
+
+    def _tend(self) -> bool:
+        """Do one step if one is due; tell whether there is more to come."""
+        if self._table.tending_due():
+            self._table.tend()
+        return self._table.upkeep().step is not None

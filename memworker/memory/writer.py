@@ -21,6 +21,7 @@ from typing import Any
 from memworker.errors import PoolClosed
 from memworker.memory import group
 from memworker.memory.group import Add, Alone, EraseOne, Operation, Sweep
+from memworker.memory.known import KnownKeys
 from memworker.store import Table
 
 # Rows of one commit, so that a caller never waits for much more than its own.
@@ -45,10 +46,11 @@ class Job:
 
 
 class Writer:
-    """Commits operations in the order of their coming; `committed` is called after each commit."""
+    """Commits operations in the order of their coming; `committed` is told each commit's rows."""
 
-    def __init__(self, table: Table, committed: Callable[[], None]) -> None:
+    def __init__(self, table: Table, committed: Callable[[int], None]) -> None:
         self._table = table
+        self._known = KnownKeys()
         self._committed = committed
         self._queue: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -113,9 +115,9 @@ class Writer:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        self._committed()
+        self._committed(sum(job.rows for job in jobs))
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
         if jobs[0].alone:
-            return [group.commit_alone(self._table, jobs[0].operation)]  # type: ignore[arg-type]
-        return group.commit(self._table, [job.operation for job in jobs])  # type: ignore[misc]
+            return [group.commit_alone(self._table, self._known, jobs[0].operation)]  # type: ignore[arg-type]
+        return group.commit(self._table, self._known, [job.operation for job in jobs])  # type: ignore[misc]

@@ -13,8 +13,15 @@ import psutil
 import pytest
 
 from memworker import EmbeddingPool, Memory
-from memworker.errors import PoolClosed, PoolForked, StoreUnwritable, TableMismatch, UsageError
-from memworker.memory.group import Delete
+from memworker.errors import (
+    PoolClosed,
+    PoolForked,
+    StoreError,
+    StoreUnwritable,
+    TableMismatch,
+    UsageError,
+)
+from memworker.memory import upkeep
 from memworker.pool import EchoLoader
 from tests.memory.helpers import ALICE, all_texts, one
 from tests.memory.test_group import add, held, queued
@@ -223,26 +230,39 @@ def test_two_processes_share_a_table_and_nothing_is_there_twice(db, echo):
             assert all_texts(memory, user_id=name) == mine
 
 
-def test_upkeep_comes_after_some_commits_and_its_failure_reaches_nobody(db, echo, caplog):
+def test_upkeep_joins_the_files_of_many_commits(db, echo, monkeypatch):
+    monkeypatch.setattr(upkeep, "_PAUSE_S", 0.01)
     with Memory(db, pool=echo) as memory:
-        upkeep = memory._core._upkeep
-        upkeep._between, done = 3, threading.Event()
-        tend = upkeep._tend
+        core, tended = memory._core, threading.Event()
+        tend = core.table.tend
+
+        def noting():
+            if tend().step is not None:
+                tended.set()
+
+        core.table.tend = noting
+        for number in range(upkeep.COMMITS_BETWEEN * 5):
+            memory.add(f"text {number}", **ALICE)
+        assert tended.wait(60)
+        assert len(all_texts(memory, **ALICE)) == upkeep.COMMITS_BETWEEN * 5
+        assert core.table.upkeep().small_fragments < upkeep.COMMITS_BETWEEN * 5
+    assert not core._upkeep._thread.is_alive()
+
+
+def test_a_failure_of_upkeep_is_logged_and_reaches_nobody(db, echo, monkeypatch, caplog):
+    with Memory(db, pool=echo) as memory:
+        failed = threading.Event()
 
         def failing():
-            tend()
-            done.set()
-            raise UsageError("on purpose")
+            failed.set()
+            raise StoreError("on purpose")
 
-        upkeep._tend = failing
-        for number in range(6):
+        monkeypatch.setattr(memory._core.table, "tending_due", failing)
+        for number in range(upkeep.COMMITS_BETWEEN):
             memory.add(f"text {number}", **ALICE)
-        assert done.wait(60)
-        memory_id = one(memory.get_all(filters=ALICE, limit=1))["id"]
-        memory._core.write(Delete(memory_id)).result(60)
-        assert memory.count() == 5
+        assert failed.wait(60)
+        assert one(memory.add("one more", **ALICE))["event"] == "ADD"
     assert "on purpose" in caplog.text
-    assert not upkeep._thread.is_alive()
 
 
 def test_closing_waits_for_what_is_being_embedded(db, echo):

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 
 from memworker import AsyncMemory, Memory
+from memworker.memory import upkeep
 from tests.memory.helpers import all_rows
 
 SECONDS = float(os.environ.get("MEMWORKER_STRESS_SECONDS", "3"))
@@ -117,14 +118,14 @@ class Agent:
         return "get_all", (), {"filters": self.scope, "limit": None}, check
 
 
-def test_nothing_is_lost_and_nothing_is_there_twice(echo, db):
+def test_nothing_is_lost_and_nothing_is_there_twice(echo, db, monkeypatch):
+    # Upkeep must do no harm either.
+    monkeypatch.setattr(upkeep, "COMMITS_BETWEEN", 2)
     agents = [Agent(f"thread-{n}") for n in range(THREADS)]
     tasks = [Agent(f"task-{n}") for n in range(COROUTINES)]
     errors: list[BaseException] = []
     end = time.monotonic() + SECONDS
     with Memory(db, pool=echo) as memory:
-        # Upkeep must do no harm either.
-        memory._core._upkeep._between = 20
         threads = [
             threading.Thread(target=_drive, args=(memory, agent, end, errors), daemon=True)
             for agent in agents
@@ -183,6 +184,3 @@ def _compare(memory, agents):
     assert memory.count() == len(live)
     deeds = sum(agent.deeds for agent in agents)
     assert deeds > len(agents)
-    print(
-        f"{deeds} deeds of {len(agents)} callers, {len(rows)} rows, version {memory._core.table.version}"
-    )

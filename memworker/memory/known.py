@@ -1,0 +1,52 @@
+"""Which memories cannot be there yet, so that adding new ones looks nothing up.
+
+A look-up reads the whole column of keys; the hashes of all keys, once read, say of
+nearly every new key that it is in no row. That holds for one version of the table:
+after a commit of another process it is the look-up again, until this one has had
+two turns in a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.store import Change
+from memworker.store.known import KnownIds
+
+
+class KnownKeys:
+    """The dedup keys that may be in the table; to be asked within a change of it."""
+
+    def __init__(self) -> None:
+        self._keys = KnownIds()
+        self._version = -1
+        self._last_own = -1
+
+    def possible(self, change: Change, keys: list[str]) -> list[str]:
+        """Return those of the keys that may be in the table."""
+        if change.version != self._version:
+            if change.version != self._last_own:
+                return keys
+            self._load(change)
+        if not keys:
+            return keys
+        there = self._keys.find(*self._hashes(keys))
+        return [keys[at] for at in np.flatnonzero(there).tolist()]
+
+    def committed(self, before: int, after: int, keys: list[str]) -> None:
+        """Note that a change made version `after` of `before` by writing rows with these keys."""
+        self._last_own = after
+        # Between any other two versions someone else has written.
+        if before == self._version and after in (before, before + 1):
+            self._version = after
+            self._keys.add(*self._hashes(keys))
+
+    def _load(self, change: Change) -> None:
+        self._keys = KnownIds()
+        self._keys.add(*self._hashes(change.rows({}, columns=["dedup_key"])["dedup_key"]))
+        self._version = change.version
+
+    def _hashes(self, keys: list[str] | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        column = pa.array(keys, pa.string()) if isinstance(keys, list) else keys
+        return self._keys.hash(column, column)
