@@ -56,7 +56,8 @@ POOL = {
     "encoder": {"plan", "arena", "tokenize", "worker"},
     "handle": {"worker", "arena", "messages"},
     "supervisor": {"handle", "worker", "arena", "messages", "spawn"},
-    "requests": {"plan", "arena"},
+    "rows": {"arena"},
+    "requests": {"plan", "arena", "rows"},
     "scheduler": {
         *("supervisor", "handle", "plan", "requests", "meter", "messages", "arena", "sizing"),
         "admission",
@@ -66,6 +67,7 @@ POOL = {
     "pool": {
         "arena",
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
+        "rows",
     },
 }
 

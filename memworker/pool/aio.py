@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from memworker.errors import UsageError
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind, floats_of
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind
 from memworker.pool.requests import Embedded, Floats
 from memworker.pool.scheduler import Entry
 
@@ -56,7 +56,9 @@ class AsyncEmbeddingPool:
         Waits for its turn while too much is waiting already. Cancelling drops what
         has not begun. Raises as `EmbeddingPool.embed`.
         """
-        return await asyncio.wrap_future(floats_of(await self._submit(texts, kind)))
+        embedded = await self.embed_rows(texts, kind=kind)
+        embedded.raise_first()
+        return embedded.vectors
 
     async def embed_rows(
         self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage"

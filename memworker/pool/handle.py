@@ -73,6 +73,11 @@ class WorkerHandle:
         self.pipe.close()
 
     @property
+    def idle(self) -> bool:
+        """Whether it has no bulk work."""
+        return not any(index < worker.URGENT_SLOT for index in self.slots)
+
+    @property
     def outstanding(self) -> float:
         """Tokens given to this worker and not yet answered."""
         return sum(shard.cost for shard in self.slots.values())

@@ -24,7 +24,8 @@ from memworker.pool import plan
 from memworker.pool.arena import Form
 from memworker.pool.echo import EchoLoader
 from memworker.pool.meter import Work
-from memworker.pool.requests import Embedded, Floats, Request, arrow_texts, arrow_tokens
+from memworker.pool.requests import Embedded, Floats, Request
+from memworker.pool.rows import text_rows, token_rows
 from memworker.pool.scheduler import Entry, Scheduler
 from memworker.pool.sizing import Wishes, sizes
 from memworker.pool.supervisor import Care
@@ -97,12 +98,14 @@ class EmbeddingPool:
         Raises TypeError for what is not `str`, TextTooLarge, and TextFailed for
         the first text that could not be embedded.
         """
-        future = self.submit(texts, kind=kind)
+        future = self.submit_rows(texts, kind=kind)
         try:
-            return future.result()
+            embedded = future.result()
         except KeyboardInterrupt:
             future.cancel()
             raise
+        embedded.raise_first()
+        return embedded.vectors
 
     def submit(
         self, texts: Sequence[str], *, kind: Kind = "passage", wait_s: float | None = None
@@ -113,7 +116,7 @@ class EmbeddingPool:
         raises PoolBusy, with `retry_after_s`, and nothing of the request was begun.
         Cancelling the future drops what has not begun.
         """
-        return floats_of(self.submit_rows(texts, kind=kind, wait_s=wait_s))
+        return _floats_of(self.submit_rows(texts, kind=kind, wait_s=wait_s))
 
     def submit_rows(
         self,
@@ -137,7 +140,7 @@ class EmbeddingPool:
         for what is no token id at all.
         """
         self._refuse_forked()
-        request = Request(arrow_tokens(rows), self.dim, Form.TOKENS)
+        request = Request(token_rows(rows), self.dim, Form.TOKENS)
         self._refuse_large(request)
         self._scheduler.submit(request, wait_s)
         return request.future
@@ -239,7 +242,7 @@ class EmbeddingPool:
         if kind not in ("passage", "query"):
             raise UsageError(f"kind must be 'passage' or 'query', not {kind!r}")
         form = Form.QUERY if kind == "query" else Form.PASSAGE
-        request = Request(arrow_texts(texts), self.dim, form)
+        request = Request(text_rows(texts), self.dim, form)
         self._refuse_large(request)
         return request
 
@@ -315,7 +318,7 @@ def _close_here(scheduler: Scheduler, pid: int) -> None:
         scheduler.close()
 
 
-def floats_of(inner: Future[Embedded]) -> Future[Floats]:
+def _floats_of(inner: Future[Embedded]) -> Future[Floats]:
     """Give a future of the vectors alone, which fails when a row has."""
     outer: Future[Floats] = Future()
     inner.add_done_callback(lambda done: _hand_over(done, outer))

@@ -27,6 +27,8 @@ from memworker.pool.requests import GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
+# Some session runs' worth: enough texts to sort by length, and a worker's tenth of a second.
+_RUNS_GATHERED = 2
 _SHORTEST_RETRY_S = 0.05
 _CLOSED = "the pool is closed; make a new EmbeddingPool"
 
@@ -49,7 +51,7 @@ class Scheduler:
         self.meter = Meter()
         self.workers = sizes.workers
         self._costs = sizes.costs
-        # What one session run takes best: more would make the first caller wait for the last.
+        # Questions gather to one session run: more would make the first wait for the last.
         self._gather_tokens = float(sizes.costs.batch_tokens)
         bulk, urgent = sizes.shapes[0], sizes.shapes[-1]
         self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
@@ -72,6 +74,7 @@ class Scheduler:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(wake_write, False)
         self._wake_write: int | None = wake_write
+        self._woken = False
         self._admission = threading.Lock()
         self._started = threading.Event()
         self._closing = False
@@ -190,8 +193,9 @@ class Scheduler:
 
     def _wake(self) -> None:
         """Wake the pool's thread; called with the admission lock, under which the pipe closes."""
-        if self._wake_write is None:
+        if self._wake_write is None or self._woken:
             return
+        self._woken = True
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -244,16 +248,20 @@ class Scheduler:
             pass
         if self._supervisor.returned:
             return
-        self._dispatch_from(self._urgent, self._urgent_limits)
-        self._dispatch_from(self._bulk, self._limits)
+        self._dispatch_from(self._urgent, self._urgent_limits, self._gather_tokens)
+        self._dispatch_from(self._bulk, self._limits, _RUNS_GATHERED * self._gather_tokens)
 
-    def _dispatch_from(self, queue: deque[WorkShard], limits: plan.SlotLimits) -> None:
+    def _dispatch_from(
+        self, queue: deque[WorkShard], limits: plan.SlotLimits, tokens: float
+    ) -> None:
         while queue:
             if queue[0].abandoned:
                 queue.popleft()
                 continue
-            shard = gather(queue, limits, self._gather_tokens)
-            if not self._supervisor.offer(shard):
+            shard, full = gather(queue, limits, tokens)
+            # What is not full yet goes to an idle worker at once, but does not line up behind
+            # a busy one: meanwhile more may come, and more texts pack with less padding.
+            if not self._supervisor.offer(shard, idle_only=not (full or shard.urgent)):
                 return
             self.meter.dispatched()
             for _ in range(len(shard.parts) if isinstance(shard, GatheredShard) else 1):
@@ -264,6 +272,9 @@ class Scheduler:
             os.read(self._wake_read, 4096)
         except BlockingIOError:
             pass
+        # After the reading, or a byte written in between would be read and yet be counted on;
+        # before the inbox is looked at, where whoever wrote none has put its request already.
+        self._woken = False
 
     def _shard_done(self, shard: Shard, slot: Slot, done: messages.Done) -> None:
         assert isinstance(shard, (WorkShard, GatheredShard))

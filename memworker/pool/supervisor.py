@@ -136,9 +136,14 @@ class Supervisor:
 
     # ── work ──
 
-    def offer(self, shard: Shard) -> bool:
-        """Give a shard to the least busy worker with a free slot; False when there is none."""
+    def offer(self, shard: Shard, *, idle_only: bool = False) -> bool:
+        """Give a shard to the least busy worker with a free slot; False when there is none.
+
+        With `idle_only` that worker must have no bulk work at all.
+        """
         ready = [handle for handle in self.workers if handle.state is WorkerState.READY]
+        if idle_only:
+            ready = [handle for handle in ready if handle.idle]
         for handle in sorted(ready, key=lambda handle: handle.outstanding):
             index = handle.free_slot(urgent=shard.urgent)
             if index is not None:
