@@ -17,6 +17,7 @@ from memworker.cli import (
     embed,
     ingest,
     jobs,
+    mcp,
     memory,
     models,
     options,
@@ -47,6 +48,7 @@ app.command("search")(search.search)
 app.command("jobs")(jobs.jobs)
 app.command("tune")(tune.tune)
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
 app.add_typer(memory.app, name="memory")

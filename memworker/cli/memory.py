@@ -243,7 +243,7 @@ def _carried_out(table: Table, operations: list[Any]) -> list[Any]:
     """Commit operations without a model, so without a worker; an outcome or error each."""
     from memworker.memory.writer import Writer
 
-    writer = Writer(table, lambda: None)
+    writer = Writer(table, lambda *_: None)
     try:
         futures = [writer.submit(operation) for operation in operations]
     finally:

@@ -1,0 +1,359 @@
+"""An MCP server over stdio: agents' memories as tools, each call returning after its commit.
+
+The memory opens in the background, so that the handshake and the list of tools
+are answered at once, and a call waits for a model that is still being fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal, NoReturn
+
+from memworker import AsyncMemory, __version__
+from memworker.errors import MemoryNotFound, MemworkerError, UsageError
+from memworker.integrations.pools import framework
+
+with framework("mcp"):
+    from typing import NotRequired
+
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp_types import ToolAnnotations
+    from pydantic import Field, ValidationError
+    from typing_extensions import TypedDict
+
+__all__ = ["MemoryServer", "run"]
+
+# What was accepted is committed in milliseconds; only a disk that hangs takes longer.
+_CLOSE_S = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_INSTRUCTIONS = (
+    "Long-term memory. Search it before answering what may depend on earlier conversations, and"
+    " add what is worth remembering: one self-contained statement a memory."
+)
+
+_log = logging.getLogger(__name__)
+
+UserId = Annotated[str | None, Field(description="Whose memories; default: as the server was told")]
+AgentId = Annotated[str | None, Field(description="Which agent's memories; default likewise")]
+RunId = Annotated[str | None, Field(description="Of which session; default likewise")]
+Filters = Annotated[
+    dict[str, Any] | None,
+    Field(
+        description="Conditions on metadata fields, created_at or text: {field: value}, or"
+        " {field: {op: value}} with eq, ne, gt, gte, lt, lte, in, nin, contains; AND, OR and NOT"
+        " take lists of such"
+    ),
+]
+
+
+class AddedMemory(TypedDict):
+    """What became of one text: ADD, UPDATE, NONE (it was there already) or ERROR."""
+
+    event: Literal["ADD", "UPDATE", "NONE", "ERROR"]
+    id: NotRequired[str]
+    memory: NotRequired[str]
+    error: NotRequired[str]
+
+
+class AddedMemories(TypedDict):
+    """One result a text, in their order."""
+
+    results: list[AddedMemory]
+
+
+class StoredMemory(TypedDict):
+    """A memory; `score` is there when it was searched for, higher is better."""
+
+    id: str
+    memory: str
+    metadata: dict[str, Any]
+    created_at: str
+    updated_at: str
+    score: NotRequired[float]
+    user_id: NotRequired[str]
+    agent_id: NotRequired[str]
+    run_id: NotRequired[str]
+    expires_at: NotRequired[str]
+
+
+class StoredMemories(TypedDict):
+    """Memories, best or newest first."""
+
+    results: list[StoredMemory]
+
+
+class DeletedMemories(TypedDict):
+    """Which memories were deleted (by their ids), and why others were not."""
+
+    message: str
+    deleted: list[str]
+    errors: list[str]
+
+
+class MemoryServer(MCPServer[None]):
+    """The tools add_memories, search_memories, list_memories and delete_memories.
+
+    `open_memory` is called in a thread when the server begins to serve, and again
+    by the next call if it failed. `scope` holds the ids that hold where a call
+    names none. Serve it with `run`, or over HTTP as any server of the SDK.
+    """
+
+    def __init__(
+        self, open_memory: Callable[[], AsyncMemory], scope: Mapping[str, str] | None = None
+    ) -> None:
+        self._opening = _Opening(open_memory)
+        self._scope = dict(scope or {})
+        super().__init__(
+            "memworker",
+            instructions=_INSTRUCTIONS,
+            version=__version__,
+            lifespan=self._opened,
+            log_level="WARNING",
+        )
+        reads = ToolAnnotations(read_only_hint=True)
+        adds = ToolAnnotations(destructive_hint=False, idempotent_hint=True)
+        deletes = ToolAnnotations(destructive_hint=True)
+        for tool, hints in (
+            (self.add_memories, adds),
+            (self.search_memories, reads),
+            (self.list_memories, reads),
+            (self.delete_memories, deletes),
+        ):
+            self.add_tool(tool, annotations=hints, structured_output=True)
+
+    async def add_memories(
+        self,
+        memories: Annotated[
+            list[str], Field(min_length=1, description="Self-contained statements to remember")
+        ],
+        user_id: UserId = None,
+        agent_id: AgentId = None,
+        run_id: RunId = None,
+        metadata: Annotated[
+            dict[str, Any] | None, Field(description="Stored with each, to filter by")
+        ] = None,
+        expires_at: Annotated[
+            str | None, Field(description="When they are forgotten, as 2026-01-31T12:00:00Z")
+        ] = None,
+    ) -> AddedMemories:
+        """Remember texts; returns when they are stored. What is known is not added again."""
+        scope = self._scoped(user_id, agent_id, run_id)
+        memory = await self._opening.memory()
+        done = await memory.add_batch(
+            memories, **_ids(scope), metadata=metadata, expires_at=expires_at
+        )
+        told = [_told(record) for record in done["results"]]
+        if all(each["event"] == "ERROR" for each in told):
+            raise UsageError(f"nothing was stored: {told[0]['error']}")
+        return {"results": told}
+
+    async def search_memories(
+        self,
+        query: Annotated[str, Field(description="What to look for, in plain words")],
+        user_id: UserId = None,
+        agent_id: AgentId = None,
+        run_id: RunId = None,
+        filters: Filters = None,
+        limit: Annotated[int, Field(ge=1, le=100, description="How many at most")] = 10,
+        threshold: Annotated[
+            float | None, Field(description="Leave out lower scores; -1 to 1 in mode vector")
+        ] = None,
+        mode: Annotated[
+            Literal["vector", "text", "hybrid"],
+            Field(description="By meaning, by words, or both"),
+        ] = "vector",
+    ) -> StoredMemories:
+        """Find the memories that fit a query best."""
+        where = self._where(user_id, agent_id, run_id, filters)
+        memory = await self._opening.memory()
+        found = await memory.search(
+            query, filters=where, limit=limit, threshold=threshold, mode=mode
+        )
+        return {"results": [_stored(record) for record in found["results"]]}
+
+    async def list_memories(
+        self,
+        user_id: UserId = None,
+        agent_id: AgentId = None,
+        run_id: RunId = None,
+        filters: Filters = None,
+        limit: Annotated[int, Field(ge=1, le=1000, description="How many at most")] = 100,
+    ) -> StoredMemories:
+        """List memories, newest first."""
+        where = self._where(user_id, agent_id, run_id, filters)
+        memory = await self._opening.memory()
+        found = await memory.get_all(filters=where, limit=limit)
+        return {"results": [_stored(record) for record in found["results"]]}
+
+    async def delete_memories(
+        self,
+        ids: Annotated[list[str] | None, Field(description="The memories' ids")] = None,
+        all: Annotated[
+            bool, Field(description="Delete everything of user_id, agent_id and run_id instead")
+        ] = False,
+        user_id: UserId = None,
+        agent_id: AgentId = None,
+        run_id: RunId = None,
+        erase: Annotated[bool, Field(description="Keep no history either")] = False,
+    ) -> DeletedMemories:
+        """Delete memories by their ids, or all of a user, an agent or a session."""
+        if bool(ids) == all:
+            raise UsageError("give either the ids of memories or all=true")
+        memory = await self._opening.memory()
+        if all:
+            scope = self._scoped(user_id, agent_id, run_id)
+            await memory.delete_all(**_ids(scope), erase=erase)
+            named = ", ".join(f"{name} {value!r}" for name, value in scope.items())
+            told = f"all memories of {named} were deleted"
+            return {"message": told, "deleted": [], "errors": []}
+        unique = list(dict.fromkeys(ids or []))
+        outcomes = await asyncio.gather(*(_deleted(memory, one, erase) for one in unique))
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        if len(errors) == len(unique):
+            raise MemoryNotFound(errors[0])
+        deleted = [one for one, outcome in zip(unique, outcomes, strict=True) if outcome is None]
+        return {"message": f"{len(deleted)} deleted", "deleted": deleted, "errors": errors}
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        """Call a tool; what is wrong is a ToolError of one line, in our words."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise ToolError(_one_line(error.__cause__)) from error.__cause__
+            if isinstance(error.__cause__, MemworkerError):
+                raise ToolError(str(error.__cause__)) from error.__cause__
+            raise
+
+    async def close(self) -> None:
+        """Let what was accepted be committed and end the workers; at most some seconds."""
+        await self._opening.close()
+
+    @asynccontextmanager
+    async def _opened(self, _: MCPServer[None]) -> AsyncIterator[None]:
+        # Not earlier: by now the SDK has put stdout out of the reach of workers.
+        self._opening.begin()
+        yield
+
+    def _scoped(self, *ids: str | None) -> dict[str, str]:
+        """Return the scope of a call, which models like to fill in with empty texts."""
+        names = ("user_id", "agent_id", "run_id")
+        given = {name: value for name, value in zip(names, ids, strict=True) if value}
+        if scope := self._scope | given:
+            return scope
+        raise UsageError("whose memories? Give user_id, agent_id or run_id")
+
+    def _where(self, *given: Any) -> dict[str, Any]:
+        *ids, filters = given
+        return self._scoped(*ids) | ({"AND": [filters]} if filters else {})
+
+
+class _Opening:
+    """A memory that is opened in the background, and again after a failure."""
+
+    def __init__(self, open_memory: Callable[[], AsyncMemory]) -> None:
+        self._open = open_memory
+        self._task: asyncio.Task[AsyncMemory] | None = None
+
+    def begin(self) -> asyncio.Task[AsyncMemory]:
+        self._task = asyncio.ensure_future(self._enter())
+        return self._task
+
+    async def memory(self) -> AsyncMemory:
+        task = self._task
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = self.begin()
+        # Shielded: a call that is cancelled must not cancel the opening, which others wait for.
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Close what is open; what is still being opened ends with the process."""
+        task = self._task
+        if task is not None and task.done() and not task.cancelled() and not task.exception():
+            await asyncio.wait_for(task.result().close(), _CLOSE_S)
+
+    async def _enter(self) -> AsyncMemory:
+        try:
+            memory = await asyncio.to_thread(self._open)
+            return await memory.__aenter__()
+        except MemworkerError as error:
+            # The client may not show it before a tool is called.
+            _log.warning("the memory could not be opened: %s", error)
+            raise
+
+
+def run(server: MemoryServer) -> NoReturn:
+    """Serve over stdin and stdout until stdin ends or a signal comes, and end the process.
+
+    It ends by itself because the thread that reads stdin cannot be stopped. Exit
+    codes: 0 at the end of stdin, 1 when the client's end broke, 128 + n after signal n.
+    """
+    asyncio.run(_serve(server))
+    raise AssertionError("serving ends with the process")
+
+
+async def _serve(server: MemoryServer) -> NoReturn:
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[int] = loop.create_future()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, _stop, stopped, number)
+    serving = asyncio.ensure_future(server.run_stdio_async())
+    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    code = 128 + stopped.result() if stopped.done() else 0
+    if serving.done() and (error := serving.exception()):
+        _log.warning("the client's end broke: %r", error)
+        code = 1
+    try:
+        await server.close()
+    except (MemworkerError, TimeoutError) as error:
+        _log.warning("the memory was not closed: %s", error)
+        code = code or 1
+    # From in here: leaving the loop would wait for the thread that reads stdin.
+    _leave(code)
+
+
+def _stop(stopped: asyncio.Future[int], number: int) -> None:
+    if stopped.done():
+        _leave(128 + number)
+    stopped.set_result(number)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _deleted(memory: AsyncMemory, memory_id: str, erase: bool) -> str | None:
+    try:
+        await memory.delete(memory_id, erase=erase)
+    except (MemoryNotFound, UsageError) as error:
+        return str(error)
+    return None
+
+
+def _ids(scope: Mapping[str, str]) -> dict[str, Any]:
+    return dict(scope)
+
+
+def _told(record: Mapping[str, Any]) -> AddedMemory:
+    if "error" in record:
+        return {"event": "ERROR", "error": record["error"]}
+    return {name: record[name] for name in ("event", "id", "memory")}  # type: ignore[return-value]
+
+
+def _stored(record: Mapping[str, Any]) -> StoredMemory:
+    kept = StoredMemory.__annotations__
+    return {name: record[name] for name in kept if name in record}  # type: ignore[return-value]
+
+
+def _one_line(error: ValidationError) -> str:
+    """Say which arguments are wrong, without pydantic's links and without the values."""
+    flaws = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+    return "; ".join(flaws)
