@@ -137,7 +137,10 @@ def _reembedded(report: ReembedReport) -> str:
     if not report.switched:
         return f"{head} have the vectors of {model}; there is nothing to do"
     before = f"{report.model_before} {report.precision_before}"
-    return f"{head} have the vectors of {model}, not of {before} any more\n{_work(report)}"
+    return (
+        f"{head} have the vectors of {model}, not of {before} any more\n{_work(report)}\n"
+        "`memworker table optimize` frees the disk space of the former vectors later"
+    )
 
 
 def _work(report: ReembedReport) -> str:

@@ -290,11 +290,10 @@ def finish(table: Table, waiting: Staged) -> list[str]:
     except StoreError as error:
         return [f"the vectors are switched, but an index failed: {error}. Run the command again"]
     staged.discard(waiting.folder.parent)
-    notes = ["`memworker table optimize` frees the disk space of the former vectors later"]
-    if unknown:
-        columns = ", ".join(unknown)
-        notes.append(f"an index on {columns}, not of memworker's making, is gone; build it again")
-    return notes
+    if not unknown:
+        return []
+    columns = ", ".join(unknown)
+    return [f"an index on {columns}, not of memworker's making, is gone; build it again"]
 
 
 def _texts(part: _Part) -> pa.Array:
@@ -323,7 +322,7 @@ def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedRep
         job.before,
         job.staged.space,
         version,
-        rows=job.live.counts.read,
+        rows=job.before.count() if version is None else job.live.counts.read,
         embedded=work.texts - work.failed,
         filled_before=job.filled_before,
         switched=version is not None,

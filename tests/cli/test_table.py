@@ -48,6 +48,15 @@ def test_optimize(db):
     assert "1 fragments became 1" in run("optimize", "--db", db, "--table", "notes")
 
 
+def test_reembed(db):
+    command = ("reembed", "--db", db, "--table", "notes", "--model", "echo", "--workers", "1")
+    done = json.loads(run(*command, "--json"))
+    assert (done["rows"], done["embedded"], done["switched"]) == (5, 5, True)
+    facts = json.loads(run("info", "--db", db, "--table", "notes", "--json"))
+    assert (facts["model"], facts["dim"], facts["rows"]) == ("echo", 384, 5)
+    assert "there is nothing to do" in run(*command)
+
+
 def test_errors_are_ours(db):
     with pytest.raises(TableNotFound, match="notes"):
         run("count", "--db", db, "--table", "other")
