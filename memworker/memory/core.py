@@ -59,7 +59,7 @@ class Core:
         self._upkeep = Upkeep(self.table)
         self._writer = Writer(self.table, self._upkeep.committed)
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = self._ended = False
         self._idle = threading.Condition()
         self._in_flight = 0
 
@@ -132,8 +132,6 @@ class Core:
             return
         with self._closing:
             with self._idle:
-                if self._closed:
-                    return
                 self._closed = True
             self._admission.close(PoolClosed(CLOSED))
             with self._idle:
@@ -142,7 +140,7 @@ class Core:
 
     def abandon(self) -> None:
         """End without waiting for more than the commit under way: nobody waits for the rest."""
-        if os.getpid() != self._pid or self._closed:
+        if os.getpid() != self._pid or self._ended:
             return
         self._closed = True
         self._end(drain=False, timeout_s=_LAST_COMMIT_S)
@@ -152,6 +150,7 @@ class Core:
         self._upkeep.close(timeout_s)
         if self._owns_pool:
             self.pool.close()
+        self._ended = True
 
     def _left(self) -> None:
         with self._idle:

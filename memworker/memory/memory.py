@@ -210,8 +210,8 @@ class Memory:
 
     def close(self) -> None:
         """Let what was accepted be committed and end; a pool that was given is left open."""
-        self._finalizer.detach()
         self._core.close()
+        self._finalizer.detach()
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from memworker.pool.echo import EchoEncoder
+
 ALICE = {"user_id": "alice"}
 
 
@@ -21,3 +25,27 @@ def all_texts(memory, **scope):
 def all_rows(memory):
     """Every row of the table, older versions too."""
     return memory._core.table.rows(columns=["id", "text", "superseded_at"]).to_pylist()
+
+
+@dataclass(frozen=True)
+class Picky:
+    """An echo encoder that fails on "poison" and gives "nothing" no direction."""
+
+    dim: int = 8
+
+    def __call__(self):
+        return PickyEncoder(self.dim)
+
+
+class PickyEncoder:
+    def __init__(self, dim):
+        self.dim, self.echo = dim, EchoEncoder(dim)
+
+    def encode(self, texts, rows):
+        yield from self.echo.encode(texts, rows)
+        for row, (start, end) in enumerate(zip(texts.offsets, texts.offsets[1:], strict=False)):
+            text = bytes(texts.data[start:end])
+            if text == b"poison":
+                rows.fail(row, "it is poison")
+            if text == b"nothing":
+                rows.vectors[row] = 0.0

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from memworker import Memory
 from memworker.errors import (
+    BadVector,
     FilterError,
     MemoryNotFound,
     ScopeMissing,
@@ -14,7 +16,7 @@ from memworker.errors import (
     TextTooLarge,
     UsageError,
 )
-from tests.memory.helpers import ALICE, all_rows, all_texts, one, texts
+from tests.memory.helpers import ALICE, Picky, all_rows, all_texts, one, texts
 
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 
@@ -393,3 +395,20 @@ def test_a_bad_limit_is_refused(memory, limit):
     for deed in (memory.get_all, lambda **given: memory.search("x", **given)):
         with pytest.raises(UsageError, match="limit"):
             deed(filters=ALICE, limit=limit)
+
+
+def test_a_text_that_cannot_be_embedded_costs_itself_only(db):
+    with Memory(db, model=Picky(), workers=1) as memory:
+        results = memory.add_batch(["good", "poison", "", "nothing", "fine"], **ALICE)["results"]
+        assert [r.get("memory", r.get("index")) for r in results] == ["good", 1, 2, 3, "fine"]
+        assert "it is poison" in results[1]["error"] and "no vector" in results[3]["error"]
+        good = results[0]["id"]
+        for bad in ("poison", "nothing"):
+            message = [{"role": "user", "content": text} for text in ("x", bad)]
+            with pytest.raises(TextFailed):
+                memory.add(message, **ALICE)
+            with pytest.raises(TextFailed):
+                memory.update(good, bad)
+            with pytest.raises((TextFailed, BadVector)):
+                memory.search(bad, filters=ALICE)
+        assert all_texts(memory, **ALICE) == ["fine", "good"]
