@@ -354,8 +354,8 @@ def _target(
 
 def show(result: common.Result) -> None:
     """Print a table for each number of stored memories, and what was to be reached."""
-    heads = ["", "operation", "a second", "spread", "p50 ms", "p95", "p99", "embedding p50"]
-    heads += ["rest p50", "first", "recall@10", "÷ Mem0"]
+    heads = ["", "operation", "a second", "spread", "p50 ms", "p95", "p99", "embed", "rest p50"]
+    heads += ["first", "recall@10", "÷ Mem0"]
     for stored in dict.fromkeys(row["stored"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["stored"] == stored]
         common.print_table(
@@ -376,7 +376,7 @@ def cells(row: common.Result) -> list[str]:
     """Write a row's figures."""
     times = ("p50_ms", "p95_ms", "p99_ms", "embed_p50_ms", "rest_p50_ms", "first_ms")
     return [
-        row["what"],
+        row["name"],
         row["operation"],
         f"{row['per_second']:,.1f}",
         f"{row['spread']:.0%}",
