@@ -13,15 +13,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, NotRequired
 
 from memworker import AsyncMemory, __version__
 from memworker.errors import MemoryNotFound, MemworkerError, UsageError
 from memworker.integrations.pools import framework
 
 with framework("mcp"):
-    from typing import NotRequired
-
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp_types import ToolAnnotations
