@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +22,8 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 AnyShard: TypeAlias = "WorkShard | GatheredShard"
 
 _shard_ids = itertools.count(1)
+# Sorting more would cost more than it saves.
+_LOOK_AHEAD = 256
 _FIRST_ROW = np.zeros(1, np.int64)
 
 
@@ -131,6 +133,8 @@ class Request:
 class WorkShard:
     """Some rows of one request: what one slot takes."""
 
+    gathered = 1
+
     def __init__(self, request: Request, rows: plan.Int64s, cost: float) -> None:
         self.id = next(_shard_ids)
         self.request = request
@@ -183,6 +187,7 @@ class GatheredShard:
     def __init__(self, parts: list[WorkShard]) -> None:
         self.id = next(_shard_ids)
         self.parts = parts
+        self.gathered = len(parts)
         self.rows = sum(part.rows for part in parts)
         self.cost = sum(part.cost for part in parts)
         self.form = parts[0].form
@@ -216,24 +221,28 @@ class GatheredShard:
 
 def gather(
     queue: deque[WorkShard], limits: plan.SlotLimits, tokens: float
-) -> tuple[AnyShard, bool]:
-    """Give the queue's first shard, with small ones behind it that fit into its slot.
+) -> tuple[AnyShard, list[WorkShard]]:
+    """Give the queue's first shard, with small ones that go well with it, and what is left.
 
-    Together they stay within the slot, and within `tokens` of estimated work; the
-    queue is left as it is. Also tells whether that is full: where it is not, waiting
-    would let more come together.
+    Those are, of the next few hundred, the ones whose texts are nearest in length:
+    padded to the longest they waste least, and nobody waits longer than the first
+    does. Together they stay within the slot, and within `tokens` of estimated work.
+    What is left of those looked at is in the queue's order, which stays as it is.
     """
     first = queue[0]
     if first.cost >= tokens:
-        return first, True
+        return first, []
+    seen = list(islice(queue, _LOOK_AHEAD))
+    fit = [s for s in seen if s.form is first.form and s.cost < tokens and not s.abandoned]
+    fit.sort(key=lambda shard: abs(shard.cost / shard.rows - first.cost / first.rows))
     parts: list[WorkShard] = []
-    rows, text_bytes, cost, full = 0, 0, 0.0, False
-    for shard in queue:
+    rows, text_bytes, cost = 0, 0, 0.0
+    for shard in fit:
         rows, cost = rows + shard.rows, cost + shard.cost
         text_bytes += shard.text_bytes
-        fits = rows <= limits.rows and text_bytes <= limits.text_bytes and cost <= tokens
-        if parts and (not fits or shard.form is not first.form):
-            full = True
+        if parts and (rows > limits.rows or text_bytes > limits.text_bytes or cost > tokens):
             break
         parts.append(shard)
-    return (parts[0] if len(parts) == 1 else GatheredShard(parts)), full
+    taken = set(parts)
+    left = [shard for shard in seen if shard not in taken]
+    return (parts[0] if len(parts) == 1 else GatheredShard(parts)), left

@@ -23,12 +23,10 @@ from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
-from memworker.pool.requests import GatheredShard, Request, WorkShard, gather
+from memworker.pool.requests import AnyShard, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
-# Some session runs' worth: enough texts to sort by length, and a worker's tenth of a second.
-_RUNS_GATHERED = 2
 _SHORTEST_RETRY_S = 0.05
 _CLOSED = "the pool is closed; make a new EmbeddingPool"
 
@@ -51,7 +49,7 @@ class Scheduler:
         self.meter = Meter()
         self.workers = sizes.workers
         self._costs = sizes.costs
-        # Questions gather to one session run: more would make the first wait for the last.
+        # What one session run takes best: more would make the first caller wait for the last.
         self._gather_tokens = float(sizes.costs.batch_tokens)
         bulk, urgent = sizes.shapes[0], sizes.shapes[-1]
         self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
@@ -248,24 +246,31 @@ class Scheduler:
             pass
         if self._supervisor.returned:
             return
-        self._dispatch_from(self._urgent, self._urgent_limits, self._gather_tokens)
-        self._dispatch_from(self._bulk, self._limits, _RUNS_GATHERED * self._gather_tokens)
+        self._dispatch_from(self._urgent, self._urgent_limits)
+        self._dispatch_from(self._bulk, self._limits)
 
-    def _dispatch_from(
-        self, queue: deque[WorkShard], limits: plan.SlotLimits, tokens: float
-    ) -> None:
+    def _dispatch_from(self, queue: deque[WorkShard], limits: plan.SlotLimits) -> None:
         while queue:
             if queue[0].abandoned:
                 queue.popleft()
                 continue
-            shard, full = gather(queue, limits, tokens)
-            # What is not full yet goes to an idle worker at once, but does not line up behind
-            # a busy one: meanwhile more may come, and more texts pack with less padding.
-            if not self._supervisor.offer(shard, idle_only=not (full or shard.urgent)):
+            shard, left = gather(queue, limits, self._gather_tokens)
+            if not self._supervisor.offer(shard, idle_only=self._may_wait(shard, left)):
                 return
             self.meter.dispatched()
-            for _ in range(len(shard.parts) if isinstance(shard, GatheredShard) else 1):
+            for _ in range(len(left) + shard.gathered):
                 queue.popleft()
+            queue.extendleft(reversed(left))
+
+    def _may_wait(self, shard: AnyShard, left: list[WorkShard]) -> bool:
+        """Tell whether small work should rather wait for an idle worker than behind a busy one.
+
+        What comes meanwhile may go better with it. Once two session runs' worth is
+        waiting there is choice enough, and a busy worker gets its next one early.
+        """
+        if shard.urgent or shard.cost >= self._gather_tokens:
+            return False
+        return shard.cost + sum(other.cost for other in left) < 2 * self._gather_tokens
 
     def _drain_wake_ups(self) -> None:
         try:
