@@ -166,9 +166,18 @@ def _callers(pool: EmbeddingPool, texts: list[str], options: argparse.Namespace)
 
 
 def _by_threads(embed: Callable[[list[str]], object], texts: list[str], callers: int) -> None:
-    with ThreadPoolExecutor(callers) as threads:
-        for _ in threads.map(lambda text: embed([text]), texts):
-            pass
+    waiting = iter(texts)
+
+    def caller() -> None:
+        # The interpreter's lock makes one step of an iterator whole.
+        for text in waiting:
+            embed([text])
+
+    threads = [Thread(target=caller) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 async def _by_coroutines(pool: EmbeddingPool, texts: list[str], callers: int) -> None:
