@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Request line and headers together; clients send a few hundred bytes.
 MAX_HEAD_BYTES = 64 << 10
-# From a request's first byte to its last, and from connecting to the first byte.
-REQUEST_TIMEOUT_S = 30.0
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _TOO_SLOW = b"408 Request Timeout"
+
+
+def patient(request_timeout_s: float) -> type[Connection]:
+    """Give a kind of connection on which a request may take so long to arrive.
+
+    That is from its first byte to its last, and from connecting to the first byte.
+    """
+    return type("Connection", (Connection,), {"request_timeout_s": request_timeout_s})
 
 
 class Connection(HttpToolsProtocol):
@@ -21,6 +27,7 @@ class Connection(HttpToolsProtocol):
     uvicorn bounds neither: it would collect headers for ever.
     """
 
+    request_timeout_s: ClassVar[float]
     _in_head = True
     _whole = False
     _head_bytes = 0
@@ -58,7 +65,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _set_deadline(self) -> None:
-        self._deadline = self.loop.call_later(REQUEST_TIMEOUT_S, self._end, _TOO_SLOW)
+        self._deadline = self.loop.call_later(self.request_timeout_s, self._end, _TOO_SLOW)
 
     def _drop_deadline(self) -> None:
         if self._deadline is not None:

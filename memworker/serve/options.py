@@ -21,7 +21,8 @@ class ServeOptions:
     `allowed_hosts` are accepted in the Host header beside loopback's names and
     `host` itself. `truncate` takes texts over the model's tokens cut, as far as the
     model sees them, where otherwise they are an error. `port` 0 takes a free one.
-    A request's `max_tokens` are those of all its inputs together.
+    A request's `max_tokens` are those of all its inputs together; it must arrive
+    within `request_timeout_s`. A stop waits `drain_s` for what is in flight.
 
     Raises UsageError for a number out of range, and for no key off loopback.
     """
@@ -35,12 +36,13 @@ class ServeOptions:
     max_inputs: int = 2048
     max_body_bytes: int = 8 << 20
     max_tokens: int = 300_000
+    request_timeout_s: float = 30.0
     drain_s: float = 20.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise UsageError(f"port must be 0 to 65535, not {self.port}")
-        for name in ("max_inputs", "max_body_bytes", "max_tokens", "drain_s"):
+        for name in ("max_inputs", "max_body_bytes", "max_tokens", "request_timeout_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
         if self.key is not None:

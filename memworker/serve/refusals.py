@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -71,7 +72,7 @@ class Refusal(Exception):
 
 def retry_after(seconds: float) -> Headers:
     """Give the header that says when to come again, in whole seconds."""
-    return [(b"retry-after", b"%d" % max(1, round(seconds)))]
+    return [(b"retry-after", b"%d" % max(1, math.ceil(seconds)))]
 
 
 def starting() -> Refusal:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import binascii
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -12,15 +14,15 @@ from memworker.pool.requests import Floats
 
 # Below it a length is that of a zero vector, which stays one.
 _TINY = 1e-12
+_ROWS_AT_ONCE = 64
 
 
-def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) -> bytes:
+async def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) -> bytes:
     """Write the reply of `/v1/embeddings`, vectors of `dim` numbers."""
-    rows = _vectors(embedded, dim)
-    write = _base64 if base64 else _numbers
+    written = await _written(_vectors(embedded, dim), _base64 if base64 else _numbers)
     data = b",".join(
-        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, write(row))
-        for index, row in enumerate(rows)
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector)
+        for index, vector in enumerate(written)
     )
     tokens = int(embedded.tokens.sum())
     return (
@@ -29,10 +31,19 @@ def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) 
     )
 
 
-def embed_reply(embedded: Embedded, *, normalize: bool) -> bytes:
+async def embed_reply(embedded: Embedded, *, normalize: bool) -> bytes:
     """Write the reply of `/embed`: a list of vectors."""
     rows = _normalised(embedded.vectors) if normalize else embedded.vectors
-    return b"[%b]" % b",".join(_numbers(row) for row in rows)
+    return b"[%b]" % b",".join(await _written(rows, _numbers))
+
+
+async def _written(vectors: Floats, write: Callable[[Floats], bytes]) -> list[bytes]:
+    """Write each row, letting others have the loop in between: many numbers take long."""
+    written = [write(row) for row in vectors[:_ROWS_AT_ONCE]]
+    for start in range(_ROWS_AT_ONCE, len(vectors), _ROWS_AT_ONCE):
+        await asyncio.sleep(0)
+        written += [write(row) for row in vectors[start : start + _ROWS_AT_ONCE]]
+    return written
 
 
 def _vectors(embedded: Embedded, dim: int) -> Floats:

@@ -72,7 +72,7 @@ async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
     given = inputs.of_embeddings(request, service.options)
     dim = service.dimensions(request.dimensions)
     embedded = await service.embed(given, lambda: disconnected(receive))
-    return replies.embeddings_reply(
+    return await replies.embeddings_reply(
         embedded, request.model, base64=request.encoding_format == "base64", dim=dim
     )
 
@@ -83,7 +83,7 @@ async def embed(service: Service, scope: Scope, receive: Receive) -> bytes:
     given = inputs.of_embed(request, service.options)
     normalize = service.normalize(request.normalize)
     embedded = await service.embed(given, lambda: disconnected(receive))
-    return replies.embed_reply(embedded, normalize=normalize)
+    return await replies.embed_reply(embedded, normalize=normalize)
 
 
 async def models(service: Service, scope: Scope, receive: Receive) -> bytes:

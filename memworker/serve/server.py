@@ -26,7 +26,7 @@ import uvicorn
 from memworker.errors import UsageError
 from memworker.pool import EmbeddingPool, limit, machine
 from memworker.serve.app import create_app
-from memworker.serve.connection import Connection
+from memworker.serve.connection import patient
 from memworker.serve.options import ServeOptions
 from memworker.serve.service import Service, State
 
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http=Connection,
+                http=patient(service.options.request_timeout_s),
                 ws="none",
                 lifespan="off",
                 access_log=False,

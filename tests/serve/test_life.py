@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -180,3 +182,38 @@ def test_many_connections_that_say_nothing_hold_nobody_up(echo):
     finally:
         for connection in silent:
             connection.close()
+
+
+def test_a_request_that_takes_too_long_to_arrive_is_ended():
+    with hosting("saboteur", options={"request_timeout_s": 0.3}) as served:
+        address = served.http.base_url.host, served.http.base_url.port
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n{"
+        for begun in (b"", b"GET /healthz HT", head):
+            with socket.create_connection(address, timeout=20) as connection:
+                connection.sendall(begun)
+                assert b" 408 " in connection.recv(1000)
+                assert connection.recv(1000) == b""
+        # An answer may take as long as it takes.
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(served.embed, "busy") for _ in range(8)]
+            assert {answer.result().status_code for answer in asked} == {200}
+
+
+def test_the_parent_loads_no_model(minilm):
+    assert minilm.embed(model="all-MiniLM-L6-v2").status_code == 200
+    (worker,) = psutil.Process(minilm.process.pid).children()
+    parents = {mapped.path for mapped in psutil.Process(minilm.process.pid).memory_maps()}
+    workers = {mapped.path for mapped in worker.memory_maps()}
+    for library in ("onnxruntime", "tokenizers"):
+        assert any(library in path for path in workers)
+        assert not any(library in path for path in parents)
+
+
+def test_a_missing_package_is_said_with_the_command_that_gets_it():
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['memworker', 'serve']\n"
+        "from memworker.cli.main import run; run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "pip install 'memworker[serve]'" in done.stderr
+    assert "uvicorn" in done.stderr and "Traceback" not in done.stderr
