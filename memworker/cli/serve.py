@@ -71,7 +71,9 @@ def serve(
             model, workers=workers, precision=precision, memory=memory, max_tokens=max_tokens
         )
 
-    number = server.run(told, make_pool, on_ready=_say_ready, names=(model,))
+    # A directory's path is nobody's business but the user's who named it.
+    names = () if Path(model).expanduser().is_dir() else (model,)
+    number = server.run(told, make_pool, on_ready=_say_ready, names=names)
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()
     os._exit(128 + number)

@@ -5,6 +5,7 @@
     listen ─► starting ─► ready ─► draining ─► closed
               pool in a            no new work; what is in flight
               thread               ends, within `drain_s`
+                             └──► failed: the pool is no more ─► closed
 
 The first signal drains, the second ends the process at once.
 """
@@ -23,7 +24,7 @@ from functools import partial
 
 import uvicorn
 
-from memworker.errors import UsageError
+from memworker.errors import PoolError, UsageError
 from memworker.pool import EmbeddingPool, limit, machine
 from memworker.serve.app import create_app
 from memworker.serve.connection import patient
@@ -48,15 +49,15 @@ def run(
     """Serve until a signal ends it; returns that signal's number.
 
     `make_pool` is called in a thread while the server answers already, and what
-    it raises ends the server and is raised here. `on_listening` and `on_ready` are
-    called with the server's address. Takes the process's signals: for the main thread alone.
-    Raises UsageError where the address cannot be listened on.
+    it raises ends the server and is raised here, as is what ends the pool later.
+    `on_listening` and `on_ready` are called with the server's address. Takes the
+    process's signals: for the main thread alone. Raises UsageError where the address
+    cannot be listened on.
     """
     listener = listen(options)
     if on_listening is not None:
         on_listening(address(listener))
-    service = Service(options)
-    server = Server(service, listener)
+    server = Server(options, listener)
     factory = server.config.get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(server.serve_pool(make_pool, on_ready, names))
@@ -83,15 +84,16 @@ def address(listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn with a pool behind it, and with signals that drain."""
 
-    def __init__(self, service: Service, listener: socket.socket) -> None:
-        self.service = service
+    def __init__(self, options: ServeOptions, listener: socket.socket) -> None:
+        self.service = Service(options, self._on_failure)
+        self._failure: BaseException | None = None
         self._listener = listener
         self._signal = 0
         self._signal_at = 0.0
         super().__init__(
             uvicorn.Config(
-                create_app(service),
-                http=patient(service.options.request_timeout_s),
+                create_app(self.service),
+                http=patient(options.request_timeout_s),
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -124,8 +126,9 @@ class Server(uvicorn.Server):
             self._listener.close()
             self.service.close()
             start.close()
-        if start.failure is not None:
-            raise start.failure
+        failure = start.failure or self._failure
+        if failure is not None:
+            raise failure
         return self._signal
 
     @contextlib.contextmanager
@@ -157,6 +160,11 @@ class Server(uvicorn.Server):
         except TimeoutError:
             self.service.give_up()
             await self.service.idle()
+        self._stop()
+
+    def _on_failure(self, error: PoolError) -> None:
+        """End, for whoever started this to start it again: a pool does not come back."""
+        self._failure = error
         self._stop()
 
     def _stop(self) -> None:

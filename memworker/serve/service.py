@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from memworker.errors import PoolClosed
+from memworker.errors import PoolBusy, PoolClosed, PoolError, TextFailed, TextTooLarge
 from memworker.pool import Embedded, EmbeddingPool, limit, machine
 from memworker.pool.encoder import OnnxLoader
 from memworker.serve import refusals
@@ -35,13 +36,20 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    FAILED = "failed"
 
 
 class Service:
-    """One pool served under one or more names; used on the event loop alone."""
+    """One pool served under one or more names; used on the event loop alone.
 
-    def __init__(self, options: ServeOptions) -> None:
+    `on_failure` is called once, should the pool fail for good.
+    """
+
+    def __init__(
+        self, options: ServeOptions, on_failure: Callable[[PoolError], None] | None = None
+    ) -> None:
         self.options = options
+        self._on_failure = on_failure
         self.state = State.STARTING
         self.names: tuple[str, ...] = options.names
         self.created = int(time.time())
@@ -66,8 +74,8 @@ class Service:
 
     @property
     def pool(self) -> EmbeddingPool:
-        """The pool; Refusal 503 before it is ready and while the server drains."""
-        if self.state is State.DRAINING:
+        """The pool; Refusal 503 before it is ready and when the server ends."""
+        if self.state in (State.DRAINING, State.FAILED):
             raise refusals.draining()
         if self._pool is None:
             raise refusals.starting()
@@ -181,19 +189,33 @@ class Service:
             self._watch.cancel()
 
     async def _embedded(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
-        with refusals.translated():
+        with refusals.translated(), self._watched():
             submitted = self._submit(inputs)
         assert self._bridge is not None
         awaited = self._bridge.awaited(submitted)
         self._awaited.add(awaited)
         self._idle.clear()
         try:
-            with refusals.translated():
+            with refusals.translated(), self._watched():
                 return await _unless_gone(awaited, gone)
         finally:
             self._awaited.discard(awaited)
             if not self._awaited:
                 self._idle.set()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Notice that the pool is no more: it says so to everybody who asks it."""
+        try:
+            yield
+        except (PoolBusy, PoolClosed, TextTooLarge, TextFailed):
+            raise
+        except PoolError as error:
+            if self.state is State.READY:
+                self.state = State.FAILED
+                if self._on_failure is not None:
+                    self._on_failure(error)
+            raise
 
     def _max_tokens(self) -> int:
         return self._pool.identity.max_tokens if self._pool is not None else 0

@@ -10,9 +10,9 @@ from memworker.pool import EmbeddingPool
 from memworker.serve import server
 from memworker.serve.options import ServeOptions
 from tests.faults.saboteur import Saboteur
-from tests.serve.loaders import Gated, SlowStart
+from tests.serve.loaders import Gated, LoadsOnce, SlowStart
 
-LOADERS = {"gated": Gated, "slow_start": SlowStart, "saboteur": Saboteur}
+LOADERS = {"gated": Gated, "slow_start": SlowStart, "loads_once": LoadsOnce, "saboteur": Saboteur}
 
 
 def say(address):

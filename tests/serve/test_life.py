@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import psutil
 import pytest
 
@@ -217,3 +218,20 @@ def test_a_missing_package_is_said_with_the_command_that_gets_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "pip install 'memworker[serve]'" in done.stderr
     assert "uvicorn" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_pool_that_cannot_go_on_ends_the_server(tmp_path):
+    with hosting("loads_once", loader={"loaded": str(tmp_path / "loaded")}) as served:
+        assert served.embed().status_code == 200
+        (worker,) = served.http.get("/live").json()["workers"]
+        psutil.Process(worker["pid"]).kill()
+        # Whoever asks from now on is told, and one of them is the last.
+        served.until(lambda: _gone_or_failed(served))
+        assert served.wait() == 1 and "there is no more" in served.stderr
+
+
+def _gone_or_failed(served):
+    try:
+        return served.embed().status_code in (500, 503)
+    except httpx.TransportError:
+        return True
