@@ -17,6 +17,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from memworker.serve.options import ServeOptions
 from memworker.serve.service import Service, State
 
 _CLOSE_S = 2
+_SWITCH_S = 0.0005
 # Longer than clients keep an idle connection: who closes first must not be who is asked.
 _KEEP_ALIVE_S = 120
 # GNU timeout signals its child and then its group, which is twice within a millisecond.
@@ -58,6 +60,8 @@ def run(
     if on_listening is not None:
         on_listening(address(listener))
     server = Server(options, listener)
+    # The pool's thread has little to do, but a worker waits for it: let it have its turn soon.
+    sys.setswitchinterval(_SWITCH_S)
     factory = server.config.get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(server.serve_pool(make_pool, on_ready, names))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from memworker.models.spec import ModelSpec
 
 # A request that is answered sooner is not watched: most are, and watching costs a task.
-_WATCH_AFTER_S = 0.05
+_WATCH_AFTER_S = 0.25
 
 
 class State(Enum):
