@@ -50,6 +50,11 @@ def estimate_tokens(byte_lengths: Int64s, costs: Costs) -> npt.NDArray[np.float6
     return np.minimum(tokens, costs.max_tokens)
 
 
+def estimate_one(byte_length: int, costs: Costs) -> float:
+    """Estimate the tokens of one text, as `estimate_tokens` does."""
+    return min(byte_length / costs.bytes_per_token + costs.row_tokens, costs.max_tokens)
+
+
 def cut_shards(
     byte_lengths: Int64s, costs: Costs, limits: SlotLimits, *, workers: int
 ) -> list[Int64s]:

@@ -254,8 +254,8 @@ class EmbeddingPool:
             )
 
     def _refuse_large(self, request: Request) -> None:
-        lengths = request.byte_lengths
-        if lengths.max(initial=0) > self.max_text_bytes:
+        if request.rows.longest > self.max_text_bytes:
+            lengths = request.byte_lengths
             row = int(lengths.argmax())
             raise TextTooLarge(
                 f"texts[{row}] has {lengths[row]:,} bytes, over the cap of"

@@ -67,10 +67,10 @@ class Request:
 
     def cut(self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int) -> list[WorkShard]:
         """Plan the request's shards, a window at a time."""
-        estimates = plan.estimate_tokens(self.byte_lengths, costs)
-        if len(estimates) == 1:
+        if len(self.byte_lengths) == 1:
             # A lone caller waits for this: planning one row would take longer than all the rest.
-            return [WorkShard(self, _FIRST_ROW, float(estimates[0]))]
+            return [WorkShard(self, _FIRST_ROW, plan.estimate_one(self.rows.longest, costs))]
+        estimates = plan.estimate_tokens(self.byte_lengths, costs)
         shards, start = [], 0
         for end in plan.cut_windows(self.byte_lengths, costs, workers=workers):
             lengths = self.byte_lengths[start:end]
@@ -84,6 +84,13 @@ class Request:
         """Copy a slot's rows, from `first` on, to their places; the one copy of a vector here."""
         here = slice(first, first + len(rows))
         status = slot.status[here]
+        if len(self.byte_lengths) == 1 and status[0] != RowStatus.FAILED:
+            # What many callers bring: four copies, and no index arithmetic.
+            truncated = status == RowStatus.TRUNCATED
+            vectors, tokens = slot.vectors[here].copy(), slot.tokens[here].copy()
+            self._result = Embedded(vectors, tokens, truncated, {})
+            self._rows_left = 0
+            return
         result = self._results()
         result.vectors[rows] = slot.vectors[here]
         result.tokens[rows] = slot.tokens[here]
@@ -92,13 +99,19 @@ class Request:
             for row in np.flatnonzero(status == RowStatus.FAILED).tolist():
                 reason = reasons.get(first + row, "the encoder gave no reason")
                 self._fail_row(int(rows[row]), reason)
-        self._settle(len(rows))
+        self._rows_left -= len(rows)
 
     def fail_rows(self, rows: plan.Int64s, reason: str) -> None:
         """Mark rows that will not be tried again."""
         for row in rows.tolist():
             self._fail_row(row, reason)
-        self._settle(len(rows))
+        self._rows_left -= len(rows)
+
+    def finish(self) -> None:
+        """Complete the future, if every row is there and nobody has yet."""
+        if not self._rows_left and not self.future.done():
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(self._results())
 
     def fail(self, error: PoolError) -> None:
         """Give the whole request up."""
@@ -118,17 +131,6 @@ class Request:
             self._result = Embedded(vectors, np.zeros(n, np.int32), np.zeros(n, np.bool_), {})
         return self._result
 
-    def _settle(self, rows: int) -> None:
-        self._rows_left -= rows
-        if self._rows_left or self.future.done():
-            return
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(self._results())
-
-    def settle_if_empty(self) -> None:
-        """Finish a request of no rows at once."""
-        self._settle(0)
-
 
 class WorkShard:
     """Some rows of one request: what one slot takes."""
@@ -139,14 +141,15 @@ class WorkShard:
         self.id = next(_shard_ids)
         self.request = request
         self.indices = rows
+        self.rows = len(rows)
         self.cost = cost
         self.form = request.form
         self.urgent = request.form is Form.QUERY
         self.blames = 0
 
     @property
-    def rows(self) -> int:
-        return len(self.indices)
+    def requests(self) -> list[Request]:
+        return [self.request]
 
     @property
     def abandoned(self) -> bool:
@@ -154,6 +157,9 @@ class WorkShard:
 
     @property
     def text_bytes(self) -> int:
+        """UTF-8 bytes of all its rows."""
+        if len(self.request.byte_lengths) == 1:
+            return self.request.rows.longest
         return int(self.request.byte_lengths[self.indices].sum())
 
     def fill(self, slot: Slot) -> None:
@@ -195,6 +201,10 @@ class GatheredShard:
         self.blames = 0
 
     @property
+    def requests(self) -> list[Request]:
+        return [part.request for part in self.parts]
+
+    @property
     def abandoned(self) -> bool:
         return all(part.abandoned for part in self.parts)
 
@@ -233,11 +243,14 @@ def gather(
     if first.cost >= tokens:
         return first, []
     seen = list(islice(queue, _LOOK_AHEAD))
-    fit = [s for s in seen if s.form is first.form and s.cost < tokens and not s.abandoned]
-    fit.sort(key=lambda shard: abs(shard.cost / shard.rows - first.cost / first.rows))
+    fit = [shard for shard in seen if shard.form is first.form and shard.cost < tokens]
+    like = first.cost / first.rows
+    fit.sort(key=lambda shard: abs(shard.cost / shard.rows - like))
     parts: list[WorkShard] = []
     rows, text_bytes, cost = 0, 0, 0.0
     for shard in fit:
+        if shard.abandoned:
+            continue
         rows, cost = rows + shard.rows, cost + shard.cost
         text_bytes += shard.text_bytes
         if parts and (rows > limits.rows or text_bytes > limits.text_bytes or cost > tokens):

@@ -29,6 +29,8 @@ class Rows(Protocol):
 
     @property
     def lengths(self) -> Int64s: ...
+    @property
+    def longest(self) -> int: ...
 
     def fill(self, slot: Slot, which: Int64s) -> None:
         """Write some rows into a slot, in the order of `which`."""
@@ -43,6 +45,7 @@ class FewRows:
 
     rows: list[bytes]
     lengths: Int64s
+    longest: int
 
     def fill(self, slot: Slot, which: Int64s) -> None:
         fill_slot(slot, self.pick(which))
@@ -57,6 +60,10 @@ class ArrowRows:
 
     array: pa.Array
     lengths: Int64s
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max(initial=0))
 
     def fill(self, slot: Slot, which: Int64s) -> None:
         taken = self.array.take(pa.array(which))
@@ -122,7 +129,8 @@ def _packed_ids(ids: Sequence[int], position: int) -> bytes:
 
 
 def _few_rows(rows: list[bytes]) -> FewRows:
-    return FewRows(rows, np.array([len(row) for row in rows], np.int64))
+    lengths = [len(row) for row in rows]
+    return FewRows(rows, np.array(lengths, np.int64), max(lengths, default=0))
 
 
 def _arrow_rows(array: pa.Array) -> ArrowRows:

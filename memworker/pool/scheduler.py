@@ -68,6 +68,7 @@ class Scheduler:
         self._urgent: deque[WorkShard] = deque()
         self._bulk: deque[WorkShard] = deque()
         self._requests: set[Request] = set()
+        self._touched: list[Request] = []
         self._wake_read, wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(wake_write, False)
@@ -104,7 +105,7 @@ class Scheduler:
         self._refuse_if_closed()
         query = request.form is Form.QUERY
         limits = self._urgent_limits if query else self._limits
-        if query and int(request.byte_lengths.max(initial=0)) > limits.text_bytes:
+        if query and request.rows.longest > limits.text_bytes:
             limits = self._limits
         shards = request.cut(self._costs, limits, workers=self.workers)
         for shard in shards:
@@ -228,6 +229,17 @@ class Scheduler:
             self._started.set()
         self._admit()
         self._dispatch()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Complete the requests that have all their rows.
+
+        After the dispatch: completing wakes their callers, who compete with this
+        thread, and meanwhile a worker would have nothing to do.
+        """
+        touched, self._touched = self._touched, []
+        for request in touched:
+            request.finish()
 
     def _admit(self) -> None:
         while self._inbox:
@@ -236,7 +248,7 @@ class Scheduler:
             request.future.add_done_callback(partial(self._forget, request))
             for shard in shards:
                 (self._urgent if shard.urgent else self._bulk).append(shard)
-            request.settle_if_empty()
+            self._touched.append(request)
 
     def _forget(self, request: Request, _: object) -> None:
         self._requests.discard(request)
@@ -295,13 +307,16 @@ class Scheduler:
             shards=1,
         )
         shard.collect(slot, done.reasons)
+        self._touched += shard.requests
 
     def _shard_failed(self, shard: Shard, reason: str) -> None:
         assert isinstance(shard, (WorkShard, GatheredShard))
         self.meter.add(texts=shard.rows, failed=shard.rows)
         shard.fail(reason)
+        self._touched += shard.requests
 
     def _end(self) -> None:
+        self._finish()
         error = self._failure or PoolClosed("the pool was closed before this work was done")
         with self._admission:
             self._closing = True
