@@ -77,6 +77,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--callers", type=common.positive, default=64)
     parser.add_argument("--workers", type=common.positive, default=usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="how long each ingest's speed is watched"
+    )
     return parser.parse_args(arguments)
 
 
@@ -218,7 +221,7 @@ def _questions(pool: EmbeddingPool, texts: list[str], options: argparse.Namespac
     """Give the latency of a question while an ingest keeps all workers busy."""
     questions = [text[:80] for text in texts if text.strip()][:500]
     with _bulk_ingest(pool, texts) as bulk:
-        time.sleep(4.0)
+        time.sleep(options.seconds)
         quiet_rate = bulk.rate(0)
     with _bulk_ingest(pool, texts) as bulk:
         before = pool.work
@@ -228,7 +231,7 @@ def _questions(pool: EmbeddingPool, texts: list[str], options: argparse.Namespac
     encode_s, padded = after.encode_s - before.encode_s, after.padded_tokens - before.padded_tokens
     micro_batch_ms = 1000 * encode_s / padded * pool.sizes.costs.batch_tokens
     with _bulk_ingest(pool, texts) as bulk:
-        asked = _hammer(pool, questions, callers=8, seconds=4.0)
+        asked = _hammer(pool, questions, callers=8, seconds=options.seconds)
         hammered_rate = bulk.rate(asked)
     p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
     return {

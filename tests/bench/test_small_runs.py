@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import ceiling, common, ladder, memory_of_a_worker, report, scaling
+from bench import ceiling, common, ladder, latency, memory_of_a_worker, report, scaling
 
 
 def test_ceiling(measure):
@@ -33,6 +33,14 @@ def test_the_queue_takes_everybody_and_stops(tmp_path):
     with ladder.micro_batched_queue(ladder.Setting(tmp_path, 3, 1)) as embed:
         step = ladder.Step("queue", embed, callers=3)
         assert step.turn(["a", "b", "c", "d"]) > 0
+
+
+def test_latency(measure):
+    options = ("--limit", "40", "--repeats", "1", "--workers", "1", "--precision", "int8")
+    (row,) = measure(latency.main, *options, "--callers", "4", "--seconds", "0.2")["rows"]
+    assert row["precision"] == "int8"
+    assert all(value > 0 for name, value in row.items() if name.endswith(("_ms", "_second")))
+    assert row["query_p95_in_micro_batches"] > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
