@@ -7,7 +7,8 @@
               thread               ends, within `drain_s`
                              └──► failed: the pool is no more ─► closed
 
-The first signal drains, the second ends the process at once.
+The first signal drains, the second ends the process at once, and so does a drain
+without an end in sight.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from memworker.serve.options import ServeOptions
 from memworker.serve.service import Service, State
 
 _CLOSE_S = 2
+# Beyond the drain: time for the last answers, and for the workers to end.
+_LAST_RESORT_S = 20.0
 _SWITCH_S = 0.0005
 # Longer than clients keep an idle connection: who closes first must not be who is asked.
 _KEEP_ALIVE_S = 120
@@ -63,8 +66,11 @@ def run(
     # The pool's thread has little to do, but a worker waits for it: let it have its turn soon.
     sys.setswitchinterval(_SWITCH_S)
     factory = server.config.get_loop_factory()
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(server.serve_pool(make_pool, on_ready, names))
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(server.serve_pool(make_pool, on_ready, names))
+    finally:
+        server.forget_last_resort()
 
 
 def listen(options: ServeOptions) -> socket.socket:
@@ -94,6 +100,7 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._signal = 0
         self._signal_at = 0.0
+        self._last_resort: threading.Timer | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(self.service),
@@ -129,11 +136,17 @@ class Server(uvicorn.Server):
         finally:
             self._listener.close()
             self.service.close()
-            start.close()
+            # Not on the loop, which must hear a second signal should this take long.
+            await loop.run_in_executor(None, start.close)
         failure = start.failure or self._failure
         if failure is not None:
             raise failure
         return self._signal
+
+    def forget_last_resort(self) -> None:
+        """Let the process live on: everything is closed."""
+        if self._last_resort is not None:
+            self._last_resort.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -154,6 +167,11 @@ class Server(uvicorn.Server):
                 os._exit(128 + number)
             return
         self._signal, self._signal_at = number, now
+        patience_s = self.service.options.drain_s + _LAST_RESORT_S
+        last_resort = threading.Timer(patience_s, os._exit, (128 + number,))
+        last_resort.daemon = True
+        last_resort.start()
+        self._last_resort = last_resort
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:

@@ -10,7 +10,7 @@ from memworker.pool import EmbeddingPool
 from memworker.serve import server
 from memworker.serve.options import ServeOptions
 from tests.faults.saboteur import Saboteur
-from tests.serve.loaders import Gated, LoadsOnce, SlowStart
+from tests.serve.loaders import Gated, LoadsOnce, SlowStart, wait_for
 
 LOADERS = {"gated": Gated, "slow_start": SlowStart, "loads_once": LoadsOnce, "saboteur": Saboteur}
 
@@ -24,10 +24,17 @@ def say(address):
 def main():
     told = json.loads(sys.argv[2])
     loader = LOADERS[sys.argv[1]](**told.get("loader", {}))
+    pool = EmbeddingPool
+    if stuck := told.get("stuck"):
+
+        class pool(EmbeddingPool):  # a close that does not come to its end
+            def close(self):
+                wait_for(stuck)
+
     options = ServeOptions(port=0, **told.get("options", {}))
     number = server.run(
         options,
-        lambda: EmbeddingPool(loader, workers=1, **told.get("pool", {})),
+        lambda: pool(loader, workers=1, **told.get("pool", {})),
         on_listening=say if told.get("early") else None,
         on_ready=lambda service, address: say(address),
         names=("test",),

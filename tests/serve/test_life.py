@@ -235,3 +235,20 @@ def _gone_or_failed(served):
         return served.embed().status_code in (500, 503)
     except httpx.TransportError:
         return True
+
+
+def test_a_second_signal_is_heard_while_the_pool_closes(tmp_path):
+    with hosting("saboteur", stuck=str(tmp_path / "never")) as served:
+        assert served.embed().status_code == 200
+        served.process.send_signal(signal.SIGTERM)
+        served.until(lambda: _refuses_connections(served))
+        served.until(lambda: _ended(served))
+        assert served.wait() == 143
+
+
+def _refuses_connections(served):
+    try:
+        served.http.get("/healthz")
+    except httpx.TransportError:
+        return True
+    return False
