@@ -23,7 +23,7 @@ AnyShard: TypeAlias = "WorkShard | GatheredShard"
 
 _shard_ids = itertools.count(1)
 # Sorting more would cost more than it saves.
-_LOOK_AHEAD = 256
+LOOK_AHEAD = 256
 _FIRST_ROW = np.zeros(1, np.int64)
 
 
@@ -242,7 +242,7 @@ def gather(
     first = queue[0]
     if first.cost >= tokens:
         return first, []
-    seen = list(islice(queue, _LOOK_AHEAD))
+    seen = list(islice(queue, LOOK_AHEAD))
     fit = [shard for shard in seen if shard.form is first.form and shard.cost < tokens]
     like = first.cost / first.rows
     fit.sort(key=lambda shard: abs(shard.cost / shard.rows - like))

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from memworker.errors import (
     MemworkerError,
@@ -23,7 +24,7 @@ from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
-from memworker.pool.requests import AnyShard, GatheredShard, Request, WorkShard, gather
+from memworker.pool.requests import LOOK_AHEAD, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
@@ -248,7 +249,8 @@ class Scheduler:
             request.future.add_done_callback(partial(self._forget, request))
             for shard in shards:
                 (self._urgent if shard.urgent else self._bulk).append(shard)
-            self._touched.append(request)
+            if not shards:
+                self._touched.append(request)
 
     def _forget(self, request: Request, _: object) -> None:
         self._requests.discard(request)
@@ -266,23 +268,32 @@ class Scheduler:
             if queue[0].abandoned:
                 queue.popleft()
                 continue
+            idle_only = self._may_wait(queue)
+            # Asked first, for most wake-ups find every worker busy, and gathering takes a while.
+            if not self._supervisor.has_room(urgent=queue[0].urgent, idle_only=idle_only):
+                return
             shard, left = gather(queue, limits, self._gather_tokens)
-            if not self._supervisor.offer(shard, idle_only=self._may_wait(shard, left)):
+            if not self._supervisor.offer(shard, idle_only=idle_only):
                 return
             self.meter.dispatched()
             for _ in range(len(left) + shard.gathered):
                 queue.popleft()
             queue.extendleft(reversed(left))
 
-    def _may_wait(self, shard: AnyShard, left: list[WorkShard]) -> bool:
+    def _may_wait(self, queue: deque[WorkShard]) -> bool:
         """Tell whether small work should rather wait for an idle worker than behind a busy one.
 
         What comes meanwhile may go better with it. Once two session runs' worth is
         waiting there is choice enough, and a busy worker gets its next one early.
         """
-        if shard.urgent or shard.cost >= self._gather_tokens:
+        first, waiting = queue[0], 0.0
+        if first.urgent or first.cost >= self._gather_tokens:
             return False
-        return shard.cost + sum(other.cost for other in left) < 2 * self._gather_tokens
+        for shard in islice(queue, LOOK_AHEAD):
+            waiting += shard.cost
+            if waiting >= 2 * self._gather_tokens:
+                return False
+        return True
 
     def _drain_wake_ups(self) -> None:
         try:

@@ -137,19 +137,31 @@ class Supervisor:
     # ── work ──
 
     def offer(self, shard: Shard, *, idle_only: bool = False) -> bool:
-        """Give a shard to the least busy worker with a free slot; False when there is none.
+        """Give a shard to the least busy worker with a free slot; False when there is none."""
+        takers = self._takers(urgent=shard.urgent, idle_only=idle_only)
+        if not takers:
+            return False
+        taker = min(takers, key=lambda handle: handle.outstanding)
+        index = taker.free_slot(urgent=shard.urgent)
+        assert index is not None
+        taker.give(index, shard)
+        return True
 
-        With `idle_only` that worker must have no bulk work at all.
+    def has_room(self, *, urgent: bool, idle_only: bool) -> bool:
+        """Tell whether some worker could be given a shard now.
+
+        With `idle_only` it must be one that has no bulk work at all.
         """
-        ready = [handle for handle in self.workers if handle.state is WorkerState.READY]
-        if idle_only:
-            ready = [handle for handle in ready if handle.idle]
-        for handle in sorted(ready, key=lambda handle: handle.outstanding):
-            index = handle.free_slot(urgent=shard.urgent)
-            if index is not None:
-                handle.give(index, shard)
-                return True
-        return False
+        return bool(self._takers(urgent=urgent, idle_only=idle_only))
+
+    def _takers(self, *, urgent: bool, idle_only: bool) -> list[WorkerHandle]:
+        return [
+            handle
+            for handle in self.workers
+            if handle.state is WorkerState.READY
+            and (handle.idle or not idle_only)
+            and handle.free_slot(urgent=urgent) is not None
+        ]
 
     def offer_returned(self) -> bool:
         """Give out the first shard that came back from a dead worker; False when it must wait."""
