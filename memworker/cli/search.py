@@ -64,7 +64,7 @@ def search(
 
 def _plain(hit: Hit) -> dict[str, Any]:
     values = asdict(hit)
-    for name in ("created_at", "updated_at"):
+    for name in ("created_at", "updated_at", "expires_at"):
         values[name] = values[name].isoformat() if values[name] else None
     return values
 

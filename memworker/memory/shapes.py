@@ -30,7 +30,10 @@ def scored(hit: Hit) -> Record:
     """Return a memory that a search found, with its score; higher is better."""
     assert hit.created_at and hit.updated_at
     found = _record(hit.id, hit.text, hit.metadata, hit.created_at, hit.updated_at)
-    return found | Scope(hit.user_id, hit.agent_id, hit.run_id).named() | {"score": hit.score}
+    found |= Scope(hit.user_id, hit.agent_id, hit.run_id).named()
+    if hit.expires_at is not None:
+        found["expires_at"] = iso(hit.expires_at)
+    return found | {"score": hit.score}
 
 
 def results(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -29,6 +29,7 @@ HIT_COLUMNS = (
     "run_id",
     "created_at",
     "updated_at",
+    "expires_at",
 )
 
 
@@ -50,6 +51,7 @@ class Hit:
     run_id: str = ""
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ def test_a_record_has_the_shape_that_callers_know(memory):
     moment = datetime.fromisoformat(record["created_at"])
     assert before - timedelta(seconds=1) < moment < datetime.now(UTC) + timedelta(seconds=1)
     assert added == record | {"event": "ADD"}
+    found = one(memory.search("x", filters={"user_id": "a"}))
+    assert found == record | {"score": found["score"]}
 
 
 def test_messages_keep_their_role_and_name_and_systems_words_are_left_out(memory):
