@@ -22,6 +22,7 @@ from memworker.cli.memory_options import (
     making,
     print_json,
     say,
+    scope_of,
 )
 from memworker.errors import MemoryNotFound, UnknownModel, UsageError
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from memworker.store import Table
 
 app = typer.Typer(help="Add, find, list and delete memories of agents.", no_args_is_help=True)
-app.command("export")(memory_files.export)
-app.command("import")(memory_files.import_)
 
 
 @app.command()
@@ -71,10 +70,9 @@ def add(
     from memworker import Memory
     from memworker.memory.core import policy
     from memworker.memory.drafts import metadata_json, moment
-    from memworker.memory.scope import Scope
 
     # What is wrong with the command is told before a worker starts.
-    Scope.of(user_id, agent_id, run_id)
+    scope_of(user_id, agent_id, run_id)
     shared = metadata_of(metadata or [])
     metadata_json(shared)
     terms: dict[str, Any] = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
@@ -113,7 +111,7 @@ def search(
     from memworker.store import Table
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    checked = reads.checked_search(query, filters, limit, mode)
+    checked = reads.checked_search(query, filters, limit, threshold, mode)
     opened = Table.open(db, table)
     vector = None if mode == "text" else _query_vector(opened, query, model)
     found = reads.search(opened, vector, query, checked, limit, threshold, mode)  # type: ignore[arg-type]
@@ -149,7 +147,10 @@ def list_(
 @app.command()
 def delete(
     db: Db,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Ids, as list and search show them."),
+    ] = None,
     all_: Annotated[
         bool, typer.Option("--all", help="All memories that carry the ids given by --user-id, ….")
     ] = False,
@@ -170,7 +171,7 @@ def delete(
         raise UsageError(
             "give the ids of memories, or --all with --user-id, --agent-id or --run-id"
         )
-    scope = Scope.of(user_id, agent_id, run_id) if all_ else Scope()
+    scope = scope_of(user_id, agent_id, run_id) if all_ else Scope()
     outcomes = _carried_out(Table.open(db, table), _operations(ids or [], scope, erase))
     flaws = [outcome for outcome in outcomes if isinstance(outcome, MemoryNotFound)]
     for outcome in outcomes:
@@ -191,7 +192,10 @@ def delete(
 @app.command()
 def history(
     db: Db,
-    memory_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    memory_id: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="A memory's id, also a deleted one's."),
+    ],
     table: TableName = DEFAULT_TABLE,
     as_json: options.Json = False,
 ) -> None:
@@ -208,6 +212,11 @@ def history(
     for event in events:
         now = event["new_memory"] if event["new_memory"] is not None else event["old_memory"]
         print(f"{event['updated_at']}  {event['event']:<6}  {options.printable(now)}")
+
+
+# After the others, as `--help` lists them in this order.
+app.command("export")(memory_files.export)
+app.command("import")(memory_files.import_)
 
 
 def _query_vector(table: Table, query: str, model: str | None) -> Any:

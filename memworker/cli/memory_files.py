@@ -54,7 +54,9 @@ def export(
     from memworker.memory.transfer import exported
     from memworker.store import Table
 
-    scope = Scope.of(user_id, agent_id, run_id) if user_id or agent_id or run_id else Scope()
+    # An id that is blank, as an unset shell variable gives, must not mean everybody.
+    everybody = user_id is None and agent_id is None and run_id is None
+    scope = Scope() if everybody else Scope.of(user_id, agent_id, run_id)
     opened = Table.open(db, table)
     written = 0
     with _replaced(output) as file:

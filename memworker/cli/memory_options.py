@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from memworker.cli import options
-from memworker.errors import TableNotFound
+from memworker.errors import ScopeMissing, TableNotFound
+
+if TYPE_CHECKING:
+    from memworker.memory.scope import Scope
 
 DEFAULT_TABLE = "memories"
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -60,14 +63,24 @@ def making(
     return there | told | {"workers": workers}
 
 
+def scope_of(user_id: str | None, agent_id: str | None, run_id: str | None) -> Scope:
+    """Return whose memories are meant. Raises ScopeMissing, in the words of a command line."""
+    from memworker.memory.scope import Scope
+
+    if user_id is None and agent_id is None and run_id is None:
+        raise ScopeMissing(
+            "whose memories? Give --user-id, --agent-id or --run-id, such as --user-id alice"
+        )
+    return Scope.of(user_id, agent_id, run_id)
+
+
 def filters_of(
     user_id: str | None, agent_id: str | None, run_id: str | None, where: list[str] | None
 ) -> dict[str, Any]:
     """Return the filters of a search or a list. Raises ScopeMissing, FilterError."""
-    from memworker.memory.scope import Scope
     from memworker.store import parse_where
 
-    named: dict[str, Any] = dict(Scope.of(user_id, agent_id, run_id).named())
+    named: dict[str, Any] = dict(scope_of(user_id, agent_id, run_id).named())
     return named | ({"AND": [parse_where(where)]} if where else {})
 
 

@@ -115,7 +115,7 @@ class AsyncMemory:
     ) -> Results:
         """Find memories, best first, as `Memory.search`."""
         core = await self._core()
-        where = reads.checked_search(query, filters, limit, mode)
+        where = reads.checked_search(query, filters, limit, threshold, mode)
         vector = None
         if mode != "text":
             vector = query_vector(await self._pool(core).embed_rows([query], kind="query"))

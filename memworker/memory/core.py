@@ -216,6 +216,8 @@ def one_vector(draft: Draft, embedded: Embedded) -> Vector:
 def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
     """Open the table first: one of another model must be refused before any worker starts."""
     if options.pool is not None:
+        if not isinstance(options.pool, EmbeddingPool):
+            raise UsageError(f"pool must be an open EmbeddingPool, not {options.pool!r:.80}")
         space = _space(options.pool.identity)
         return Table.open_or_create(options.db, options.table, space), options.pool
     resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)

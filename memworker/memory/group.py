@@ -257,7 +257,7 @@ def unknown(memory_id: str) -> MemoryNotFound:
     """Say that no memory has this id."""
     return MemoryNotFound(
         f"there is no memory {memory_id!r}: it never was, it was deleted, or it has expired."
-        " get_all() and search() give the ids there are."
+        " Ids are given by search(), get_all() and `memworker memory list`."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
 from memworker.memory.scope import scoped
 from memworker.memory.shapes import Record, record, results, scored
-from memworker.store import Table
+from memworker.store import MAX_LIMIT, Table
 
 Mode = Literal["vector", "text", "hybrid"]
 MODES = ("vector", "text", "hybrid")
@@ -20,13 +21,16 @@ _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
 def checked_search(
-    query: Any, filters: Mapping[str, Any] | None, limit: Any, mode: Any
+    query: Any, filters: Mapping[str, Any] | None, limit: Any, threshold: Any, mode: Any
 ) -> Mapping[str, Any]:
     """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
     if not isinstance(query, str) or not query.strip():
         raise UsageError(f"a query is some text, not {query!r}")
     if mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and math.isfinite(threshold)):
+        raise UsageError(f"threshold must be a finite number or None, not {threshold!r}")
     _checked_limit(limit)
     return scoped(filters)
 
@@ -95,5 +99,5 @@ def checked_id(memory_id: Any) -> str:
 
 
 def _checked_limit(limit: Any) -> None:
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise UsageError(f"limit must be a whole number of at least 1, not {limit!r}")
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
+        raise UsageError(f"limit must be a whole number from 1 to {MAX_LIMIT:,}, not {limit!r}")

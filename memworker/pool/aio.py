@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from concurrent.futures import Future
 from itertools import islice
 from types import TracebackType
@@ -124,7 +124,7 @@ class AsyncEmbeddingPool:
 
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
         pool = await self.pool()
-        if len(texts) > _ROWS_ON_THE_LOOP:
+        if isinstance(texts, Sized) and len(texts) > _ROWS_ON_THE_LOOP:
             entry = await asyncio.to_thread(pool.enter, texts, kind=kind)
         else:
             entry = pool.enter(texts, kind=kind)

@@ -276,12 +276,14 @@ def resolve(
     if precision not in list(Precision):
         choices = ", ".join(Precision)
         raise UsageError(f"precision must be one of {choices}, not {precision!r}")
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens must be at least 1, not {max_tokens}")
+    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+        raise UsageError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
     if model == "echo":
         return EchoLoader()
     if isinstance(model, (str, Path)):
         return ready_model(model, precision=precision, max_tokens=max_tokens)
+    if not isinstance(model, ReadyModel) and not callable(model):
+        raise UsageError(f"a model is a name or a directory, not {model!r}")
     return model
 
 

@@ -7,7 +7,7 @@ numpy's cost a call is most of the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -93,6 +93,8 @@ def text_rows(texts: Sequence[str] | pa.Array) -> Rows:
         return _arrow_rows(_checked_array(texts))
     if isinstance(texts, (str, bytes)):
         raise TypeError("texts must be a list of str; for one text pass [text]")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a list of str, not {type(texts).__name__}")
     listed = texts if isinstance(texts, list) else list(texts)
     if not set(map(type, listed)) <= {str}:
         _refuse_other_types(listed)

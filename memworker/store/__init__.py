@@ -10,11 +10,12 @@ from memworker.store.known import RowStatus
 from memworker.store.lance import table_names
 from memworker.store.lock import ensure_writable
 from memworker.store.schema import VectorSpace, bad_vectors, records
-from memworker.store.search import Hit
+from memworker.store.search import MAX_LIMIT, Hit
 from memworker.store.table import Table
 from memworker.store.upkeep import Step, Tended, Upkeep
 
 __all__ = [
+    "MAX_LIMIT",
     "Appended",
     "Change",
     "Hit",

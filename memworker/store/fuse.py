@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from memworker.errors import UsageError
-from memworker.store.search import Hit
+from memworker.store.search import MAX_LIMIT, Hit, checked_limit
 
 # Reciprocal rank fusion; k as in Cormack, Clarke and Buettcher, SIGIR 2009.
 K = 60
@@ -19,10 +18,9 @@ _MIN_RANKS = 10
 
 
 def depth(limit: int) -> int:
-    """Return how many hits each ranking should have. Raises UsageError for a limit below 1."""
-    if limit < 1:
-        raise UsageError(f"a search needs a limit of at least 1, got {limit}")
-    return max(_MIN_RANKS, math.ceil(_RANKS_PER_HIT * limit))
+    """Return how many hits each ranking should have. Raises UsageError for a bad limit."""
+    ranks = math.ceil(_RANKS_PER_HIT * checked_limit(limit))
+    return min(MAX_LIMIT, max(_MIN_RANKS, ranks))
 
 
 def fuse(rankings: Sequence[Sequence[Hit]], limit: int) -> list[Hit]:

@@ -26,7 +26,7 @@ _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 def table_name(name: str) -> str:
     """Return `name` when it can name a table and a folder; raise UsageError otherwise."""
-    if not _TABLE_NAME.match(name) or name.endswith(".lance"):
+    if not isinstance(name, str) or not _TABLE_NAME.match(name) or name.endswith(".lance"):
         raise UsageError(
             f"{name!r} cannot name a table; use letters, digits, '_', '-' and '.', "
             "beginning with a letter, a digit or '_', at most 200"
@@ -35,7 +35,9 @@ def table_name(name: str) -> str:
 
 
 def database_path(db: str | Path) -> Path:
-    """Return the database's directory; raise UsageError for a remote address."""
+    """Return the database's directory; raise UsageError for what cannot be one."""
+    if not isinstance(db, str | Path) or not str(db).strip() or "\0" in str(db):
+        raise UsageError(f"a database is a directory, named by a str or a Path, not {db!r}")
     if "://" in str(db):
         raise UsageError(f"the database must be a local directory, not {str(db)!r}")
     return Path(db)
@@ -47,7 +49,7 @@ def connect(db: Path, *, writable: bool) -> LanceDBConnection:
         ensure_writable(db)
     elif not db.is_dir():
         raise TableNotFound(
-            f"there is no database directory {db}; name the one that was given to ingest --db"
+            f"there is no database directory {db}; check the path, or add something to it first"
         )
     # Lazy: importing lancedb takes up to 5 s, and not every command needs it.
     import lancedb

@@ -56,7 +56,8 @@ class VectorSpace:
         raise TableMismatch(
             f"table {table!r} was made with {self.model!r} ({self.dim} dimensions, "
             f"{self.distance}) and cannot take vectors of {wanted.model!r} ({wanted.dim}, "
-            f"{wanted.distance}): it has {said}; use the same model options, or another table"
+            f"{wanted.distance}): it has {said}; use the same model options or "
+            "another table, or give this one the new model: memworker table reembed"
         )
 
     def must_still_be(self, now: VectorSpace, table: str) -> None:

@@ -20,6 +20,8 @@ from memworker.store.schema import Vectors, VectorSpace
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
+# LanceDB takes no more than 64 bits; nobody wants more than this.
+MAX_LIMIT = 1_000_000_000
 HIT_COLUMNS = (
     "id",
     "text",
@@ -124,12 +126,18 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
 
 def asked_columns(options: SearchOptions) -> list[str]:
     """Return the columns to read. Raises UsageError for a limit or a column that cannot be."""
-    if options.limit < 1:
-        raise UsageError(f"a search needs a limit of at least 1, got {options.limit}")
+    checked_limit(options.limit)
     unknown = [name for name in options.columns or () if name not in HIT_COLUMNS]
     if unknown:
         raise UsageError(f"a hit has no {unknown}; it has {', '.join(HIT_COLUMNS)}")
     return list(dict.fromkeys(["id", *(options.columns or HIT_COLUMNS)]))
+
+
+def checked_limit(limit: int) -> int:
+    """Return how many hits are wanted. Raises UsageError for a number that cannot be."""
+    if not 1 <= limit <= MAX_LIMIT:
+        raise UsageError(f"a search needs a limit from 1 to {MAX_LIMIT:,}, got {limit}")
+    return limit
 
 
 def vector_hits(found: pa.Table) -> list[Hit]:

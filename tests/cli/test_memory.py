@@ -253,6 +253,9 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(filled, tmp_path):
         (["search", "DB", "x", *ALICE, "--mode", "guess"], UsageError),
         (["search", "DB", "x", *ALICE, "--where", "nonsense"], FilterError),
         (["list", "DB", "--user-id", ""], UsageError),
+        (["export", "DB", "--user-id", ""], UsageError),
+        (["search", "DB", "x", *ALICE, "--threshold", "nan"], UsageError),
+        (["search", "DB", "x", *ALICE, "--limit", str(2**70)], UsageError),
         (["history", "DB", "nobody"], MemoryNotFound),
         (["search", "DB", "x", *ALICE, "--table", "other"], TableNotFound),
         (["delete", "DB", "x", "--table", "other"], TableNotFound),
@@ -268,3 +271,9 @@ def test_a_table_of_another_model_is_refused_before_any_worker(filled):
         run("add", filled, "x", *ALICE, "--model", "all-MiniLM-L6-v2")
     with pytest.raises(TableMismatch):
         run("import", filled, os.devnull, "--model", "all-MiniLM-L6-v2")
+
+
+@pytest.mark.parametrize("verb", [["add", "DB", "x"], ["search", "DB", "x"], ["list", "DB"]])
+def test_a_missing_scope_is_told_in_the_words_of_a_command_line(filled, verb):
+    with pytest.raises(ScopeMissing, match="Give --user-id, --agent-id or --run-id"):
+        run(*(filled if word == "DB" else word for word in verb))

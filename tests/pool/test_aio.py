@@ -118,3 +118,14 @@ def test_token_ids_give_the_vectors_of_their_text():
         for wrong in ([["a"]], [[-1]], [[1 << 40]], [[1.5]], [5]):
             with pytest.raises(UsageError, match=r"rows\[0\]"):
                 pool.submit_tokens(wrong)
+
+
+@pytest.mark.parametrize("texts", [None, 5, "one", [None], b"one"])
+def test_what_are_no_texts_is_told_so(texts):
+    async def main():
+        async with AsyncEmbeddingPool("echo", workers=1) as pool:
+            with pytest.raises(TypeError, match=r"texts(\[0\] is|\ must be a list of str)"):
+                await pool.embed(texts)
+            assert (await pool.embed(text for text in ["a", "b"])).shape == (2, 8)
+
+    asyncio.run(main())
