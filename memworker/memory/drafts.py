@@ -33,7 +33,7 @@ class Draft:
 class Batch:
     """The drafts of one call, at which place of the input each stood, and what is wrong elsewhere.
 
-    A place that is in neither held nothing to be stored.
+    A place that is in neither held nothing to be stored, which only an `add` may give.
     """
 
     scope: Scope
@@ -85,7 +85,13 @@ def of_many(contents: Iterable[Content], metadata: Any, terms: Terms) -> Batch:
         metadata = [metadata] * len(items)
     if len(metadata) != len(items):
         raise UsageError(f"{len(items)} contents, but metadata for {len(metadata)}; give one each")
-    return _read(items, metadata, terms)
+    batch = _read(items, metadata, terms)
+    # A result each, so that callers can tell which is whose.
+    for place in set(range(len(items))) - set(batch.places) - set(batch.flaws):
+        batch.flaws[place] = UsageError(
+            "a message of the role system, or without text, is not stored; leave it out"
+        )
+    return batch
 
 
 def listed(contents: Iterable[Content]) -> list[Content]:
@@ -178,11 +184,24 @@ def _draft(item: Any, metadata: Any, terms: Terms, place: int) -> Draft | None:
     if role == "system":
         # Instructions to the model are nobody's memory; Mem0 leaves them out too.
         return None
-    text = checked_text(item["content"], terms.max_text_bytes, place)
+    content = _said(item["content"])
+    if content is None:
+        return None
+    text = checked_text(content, terms.max_text_bytes, place)
     own = {} if metadata is None else metadata
     metadata_json(own)
     said_by = {"role": role} | ({"actor_id": item["name"]} if item.get("name") else {})
     return Draft(text, metadata_json({**own, **said_by}), terms.expires_at)
+
+
+def _said(content: Any) -> Any:
+    """Return a message's text; None when it has none, as one that only calls tools."""
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    said = [part.get("text") for part in content if part.get("type") == "text"]
+    if not all(isinstance(text, str) for text in said):
+        return content
+    return " ".join(said) or None
 
 
 def _refuse_unsayable(value: Any, depth: int = 0) -> None:

@@ -78,8 +78,9 @@ class Memory:
     ) -> Results:
         """Add a memory, or one a message; returns ``{"results": [{id, memory, event, …}]}``.
 
-        Messages are dicts of role and content; those of the role system are left out,
-        and the role (and a name, as actor_id) goes into the metadata. When the same
+        Messages are dicts of role and content, a text or a list of parts, of which those
+        of the type text count. Messages of the role system and messages without any
+        text are left out; role and name (as actor_id) go into the metadata. When the same
         text is there already in the same scope, `on_duplicate` says what becomes of it:
         ``skip`` returns the one there (event NONE), ``update`` gives it the metadata
         and expiry of this call (event UPDATE; what is not given stays), ``allow`` adds
@@ -107,6 +108,7 @@ class Memory:
 
         `metadata` is one for all or a list with one each. An item that cannot be
         stored gives ``{"error": …, "index": i}`` in its place; the others are stored.
+        So there is a result for each, for a message that `add` leaves out too.
         """
         terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at)
         batch = drafts.of_many(contents, metadata, terms)
@@ -129,7 +131,7 @@ class Memory:
         mode ``hybrid``. Raises ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
-        where = reads.checked_search(query, filters, limit, mode)
+        where = reads.checked_search(query, filters, limit, threshold, mode)
         vector = None if mode == "text" else query_vector(self._embed([query], "query"))
         return reads.search(self._core.table, vector, query, where, limit, threshold, mode)
 

@@ -16,6 +16,7 @@ from memworker.errors import (
     TextTooLarge,
     UsageError,
 )
+from memworker.store import MAX_LIMIT
 from tests.memory.helpers import ALICE, Picky, all_rows, all_texts, one, texts
 
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
@@ -91,9 +92,11 @@ def test_texts_and_scopes_come_back_as_they_were(memory, text):
 def test_bad_content_is_refused_and_nothing_is_written(memory, content, error):
     with pytest.raises(error):
         memory.add(content, **ALICE)
-    message = content if isinstance(content, dict) else {"role": "user", "content": content}
-    with pytest.raises(error):
-        memory.add([{"role": "user", "content": "good"}, message], **ALICE)
+    # A message without content says nothing, and is passed over.
+    if content is not None:
+        message = content if isinstance(content, dict) else {"role": "user", "content": content}
+        with pytest.raises(error):
+            memory.add([{"role": "user", "content": "good"}, message], **ALICE)
     assert memory.count() == 0
 
 
@@ -414,3 +417,70 @@ def test_a_text_that_cannot_be_embedded_costs_itself_only(db):
             with pytest.raises((TextFailed, BadVector)):
                 memory.search(bad, filters=ALICE)
         assert all_texts(memory, **ALICE) == ["fine", "good"]
+
+
+@pytest.mark.parametrize("threshold", ["0.5", True, float("nan"), float("inf"), [0.5]])
+def test_a_threshold_that_is_no_number_is_refused(memory, threshold):
+    memory.add("x", **ALICE)
+    with pytest.raises(UsageError, match="threshold must be a finite number"):
+        memory.search("x", filters=ALICE, threshold=threshold)
+    assert texts(memory.search("x", filters=ALICE, threshold=0)) == ["x"]
+
+
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_as_many_as_can_be_may_be_asked_for_and_no_more(memory, mode):
+    memory.add("x", **ALICE)
+    assert texts(memory.search("x", filters=ALICE, limit=MAX_LIMIT, mode=mode)) == ["x"]
+    assert texts(memory.get_all(filters=ALICE, limit=MAX_LIMIT)) == ["x"]
+    for limit in (MAX_LIMIT + 1, 2**63, 2**70):
+        with pytest.raises(UsageError, match="limit must be a whole number from 1"):
+            memory.search("x", filters=ALICE, limit=limit, mode=mode)
+        with pytest.raises(UsageError, match="limit must be a whole number from 1"):
+            memory.get_all(filters=ALICE, limit=limit)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"db": None},
+        {"db": 5},
+        {"db": ""},
+        {"db": "nul\0in"},
+        {"table": None},
+        {"table": 5},
+        {"pool": "echo"},
+        {"model": None},
+        {"model": 5},
+        {"model": "echo", "max_tokens": "64"},
+    ],
+)
+def test_what_cannot_be_opened_is_told_as_a_usage_error(db, options):
+    given = {"db": db, "model": "echo"} | options
+    with pytest.raises(UsageError):
+        Memory(given.pop("db"), **given)
+
+
+def test_messages_of_a_tool_using_agent_can_be_added_as_they_are(memory):
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "image_url"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "user", "content": [{"type": "image_url"}]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    assert texts(memory.add(said, **ALICE)) == ["two", "a b"]
+    for content in ([{"type": "text"}], [{"type": "text", "text": 5}], ["a"], {"type": "text"}, ""):
+        with pytest.raises(UsageError):
+            memory.add({"role": "user", "content": content}, **ALICE)
+    assert memory.count() == 2
+
+
+def test_each_item_of_a_batch_has_a_result(memory):
+    contents = [
+        {"role": "system", "content": "be kind"},
+        "a",
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "b"},
+    ]
+    results = memory.add_batch(contents, **ALICE)["results"]
+    assert [r.get("memory", r.get("index")) for r in results] == [0, "a", 2, "b"]
+    assert "is not stored" in results[0]["error"]
