@@ -124,8 +124,8 @@ def test_token_ids_give_the_vectors_of_their_text():
 def test_what_are_no_texts_is_told_so(texts):
     async def main():
         async with AsyncEmbeddingPool("echo", workers=1) as pool:
-            with pytest.raises(TypeError, match=r"texts(\[0\] is|\ must be a list of str)"):
+            with pytest.raises(TypeError, match=r"texts(\[0\] is| must be a list of str)"):
                 await pool.embed(texts)
-            assert (await pool.embed(text for text in ["a", "b"])).shape == (2, 8)
+            assert len(await pool.embed(text for text in ["a", "b"])) == 2
 
     asyncio.run(main())
