@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,14 +46,28 @@ def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) 
 
 
 @app.command()
-def optimize(db: Db, table: TableName, as_json: Json = False) -> None:
-    """Compact fragments, build or update the index, delete old versions."""
+def optimize(
+    db: Db,
+    table: TableName,
+    keep_minutes: Annotated[
+        float,
+        typer.Option(min=0, max=1e6, help="Keep versions as young as this; 0: the newest alone."),
+    ] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Compact fragments, build or update the index, delete old versions.
+
+    What was deleted or erased leaves the disk with the last version that holds it.
+    """
     from memworker.store import Table
 
     opened = Table.open(db, table)
     before = opened.info()
     built = opened.ensure_index()
-    opened.optimize()
+    with warnings.catch_warnings():
+        # LanceDB warns of 0, which nobody gives by accident.
+        warnings.simplefilter("ignore", UserWarning)
+        opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
     after = opened.info()
     line = (
         f"{after.rows} rows: {before.fragments} fragments became {after.fragments}, "

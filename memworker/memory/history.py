@@ -14,7 +14,7 @@ from typing import Any, Literal
 import uuid_utils
 
 from memworker.memory.rows import Row
-from memworker.memory.shapes import Record, iso
+from memworker.memory.shapes import Record, iso, said_by
 
 _VERSION = re.compile(r"@[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
@@ -63,4 +63,5 @@ def _event(row: Row, event: str, old: str | None, new: str | None, at: datetime)
         "created_at": iso(row.created_at),
         "updated_at": iso(at),
         "is_deleted": event == "DELETE",
+        **said_by(row.metadata),
     }

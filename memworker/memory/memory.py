@@ -195,7 +195,8 @@ class Memory:
         """Return what became of a memory, oldest first; nothing when it never was.
 
         Each is ``{id, memory_id, old_memory, new_memory, event, created_at, updated_at,
-        is_deleted}``, event being ADD, UPDATE or DELETE.
+        is_deleted}``, event being ADD, UPDATE or DELETE; role and actor_id too where it
+        was a message.
         """
         self._core.guard()
         return reads.events(self._core.table, memory_id)
@@ -239,6 +240,6 @@ class Memory:
         future = self._core.pool.submit_rows(texts, kind=kind)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except BaseException:
             future.cancel()
             raise

@@ -41,6 +41,11 @@ def results(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {"results": list(records)}
 
 
+def said_by(metadata: Mapping[str, Any]) -> Record:
+    """Return the role and actor_id of what was a message."""
+    return {name: metadata[name] for name in ("role", "actor_id") if name in metadata}
+
+
 def iso(moment: datetime) -> str:
     """Return a time as ISO 8601 text in UTC, always with microseconds, so that texts sort."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
@@ -49,12 +54,11 @@ def iso(moment: datetime) -> str:
 def _record(
     memory_id: str, text: str, metadata: Mapping[str, Any], created: datetime, updated: datetime
 ) -> Record:
-    said_by = {name: metadata[name] for name in ("role", "actor_id") if name in metadata}
     return {
         "id": memory_id,
         "memory": text,
         "metadata": metadata,
         "created_at": iso(created),
         "updated_at": iso(updated),
-        **said_by,
+        **said_by(metadata),
     }

@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from memworker import Memory
 from memworker.cli.table import app
 from memworker.errors import FilterError, TableNotFound
 from memworker.store import Table
@@ -62,3 +63,20 @@ def test_errors_are_ours(db):
         run("count", "--db", db, "--table", "other")
     with pytest.raises(FilterError):
         run("count", "--db", db, "--table", "notes", "--where", "nonsense")
+
+
+def test_what_was_erased_leaves_the_disk_with_the_versions_that_hold_it(tmp_path):
+    with Memory(tmp_path / "db", model="echo", workers=1) as memory:
+        memory.add_batch(["the SECRETWORD", "another"], user_id="alice")
+        memory.delete_all(user_id="alice", erase=True)
+        memory.add("new", user_id="alice")
+    options = ("optimize", "--db", str(tmp_path / "db"), "--table", "memories")
+
+    def files_that_hold_it():
+        files = [path for path in (tmp_path / "db").rglob("*") if path.is_file()]
+        return [path for path in files if b"SECRETWORD" in path.read_bytes()]
+
+    run(*options)
+    assert files_that_hold_it()
+    run(*options, "--keep-minutes", "0")
+    assert not files_that_hold_it()

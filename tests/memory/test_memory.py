@@ -468,6 +468,8 @@ def test_messages_of_a_tool_using_agent_can_be_added_as_they_are(memory):
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     ]
     assert texts(memory.add(said, **ALICE)) == ["two", "a b"]
+    (told,) = memory.history(memory.get_all(filters=ALICE)["results"][0]["id"])
+    assert (told["role"], "actor_id" in told) == ("user", False)
     for content in ([{"type": "text"}], [{"type": "text", "text": 5}], ["a"], {"type": "text"}, ""):
         with pytest.raises(UsageError):
             memory.add({"role": "user", "content": content}, **ALICE)
