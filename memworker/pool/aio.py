@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from memworker.errors import UsageError
+from memworker.pool.admission import Ticket
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind
 from memworker.pool.requests import Embedded, Floats
 from memworker.pool.scheduler import Entry
@@ -125,18 +126,20 @@ class AsyncEmbeddingPool:
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
         pool = await self.pool()
         if isinstance(texts, Sized) and len(texts) > _ROWS_ON_THE_LOOP:
-            entry = await asyncio.to_thread(pool.enter, texts, kind=kind)
+            entry = await asyncio.to_thread(pool.prepare, texts, kind=kind)
         else:
-            entry = pool.enter(texts, kind=kind)
-        await _turn(entry)
+            entry = pool.prepare(texts, kind=kind)
+        # Here on the loop: a thread's answer would be lost if this is cancelled meanwhile.
+        ticket = pool.enter(entry)
+        if ticket is not None:
+            await _turn(ticket, entry)
         return pool.queue(entry)
 
 
-async def _turn(entry: Entry) -> None:
-    if entry.ticket is None:
-        return
+async def _turn(ticket: Ticket, entry: Entry) -> None:
     try:
-        await asyncio.wrap_future(entry.ticket.turn)
-    except asyncio.CancelledError:
-        entry.admission.give_up(entry.ticket)
+        await asyncio.wrap_future(ticket.turn)
+    except BaseException:
+        # Also when the loop is closed and this coroutine is dropped.
+        entry.admission.give_up(ticket)
         raise

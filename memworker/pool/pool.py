@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
 from memworker.models import Precision, ReadyModel, ready_model
 from memworker.pool import plan
+from memworker.pool.admission import Ticket
 from memworker.pool.arena import Form
 from memworker.pool.echo import EchoLoader
 from memworker.pool.meter import Work
-from memworker.pool.requests import Embedded, Floats, Request
+from memworker.pool.requests import Answer, Embedded, Floats, Request
 from memworker.pool.rows import text_rows, token_rows
 from memworker.pool.scheduler import Entry, Scheduler
 from memworker.pool.sizing import Wishes, sizes
@@ -101,7 +102,7 @@ class EmbeddingPool:
         future = self.submit_rows(texts, kind=kind)
         try:
             embedded = future.result()
-        except KeyboardInterrupt:
+        except BaseException:
             future.cancel()
             raise
         embedded.raise_first()
@@ -145,9 +146,13 @@ class EmbeddingPool:
         self._scheduler.submit(request, wait_s)
         return request.future
 
-    def enter(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Entry:
+    def prepare(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Entry:
+        """Plan a request, for `enter`; until then it may be forgotten."""
+        return self._scheduler.prepare(self._request(texts, kind))
+
+    def enter(self, entry: Entry) -> Ticket | None:
         """Ask for admission without waiting for it; `queue` then takes what was admitted."""
-        return self._scheduler.enter(self._request(texts, kind))
+        return self._scheduler.enter(entry)
 
     def queue(self, entry: Entry) -> Future[Embedded]:
         """Embed what was admitted."""
@@ -322,14 +327,14 @@ def _close_here(scheduler: Scheduler, pid: int) -> None:
 
 def _floats_of(inner: Future[Embedded]) -> Future[Floats]:
     """Give a future of the vectors alone, which fails when a row has."""
-    outer: Future[Floats] = Future()
+    outer: Answer[Floats] = Answer()
     inner.add_done_callback(lambda done: _hand_over(done, outer))
     outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
     return outer
 
 
-def _hand_over(inner: Future[Embedded], outer: Future[Floats]) -> None:
-    if inner.cancelled() or not outer.set_running_or_notify_cancel():
+def _hand_over(inner: Future[Embedded], outer: Answer[Floats]) -> None:
+    if inner.cancelled() or not outer.claim():
         return
     error = inner.exception()
     if error is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.rows import Rows, fill_slot
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 AnyShard: TypeAlias = "WorkShard | GatheredShard"
 
@@ -48,13 +50,32 @@ class Embedded:
             raise TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
 
 
+class Answer(Future[T]):
+    """A future that is completed or cancelled by whoever comes first, from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unclaimed = threading.Lock()
+
+    def claim(self) -> bool:
+        """Take the right to complete it; False where that is taken, or it was cancelled."""
+        return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        """Cancel it, and tell so to those in `concurrent.futures.wait` and `as_completed`."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.claim()
+        return cancelled
+
+
 class Request:
     """Rows that become vectors together."""
 
     def __init__(self, rows: Rows, dim: int, form: Form = Form.PASSAGE) -> None:
         self.rows = rows
         self.form = form
-        self.future: Future[Embedded] = Future()
+        self.future: Answer[Embedded] = Answer()
         self.byte_lengths = rows.lengths
         self._dim = dim
         self._rows_left = len(rows.lengths)
@@ -109,13 +130,12 @@ class Request:
 
     def finish(self) -> None:
         """Complete the future, if every row is there and nobody has yet."""
-        if not self._rows_left and not self.future.done():
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(self._results())
+        if not self._rows_left and self.future.claim():
+            self.future.set_result(self._results())
 
     def fail(self, error: PoolError) -> None:
         """Give the whole request up."""
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        if self.future.claim():
             self.future.set_exception(error)
 
     def _fail_row(self, row: int, reason: str) -> None:
@@ -249,7 +269,8 @@ def gather(
     parts: list[WorkShard] = []
     rows, text_bytes, cost = 0, 0, 0.0
     for shard in fit:
-        if shard.abandoned:
+        # The first goes even if it was cancelled a moment ago, for a shard must have some part.
+        if shard.abandoned and shard is not first:
             continue
         rows, cost = rows + shard.rows, cost + shard.cost
         text_bytes += shard.text_bytes

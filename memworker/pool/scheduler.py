@@ -34,13 +34,12 @@ _CLOSED = "the pool is closed; make a new EmbeddingPool"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A request on its way in; without a ticket it is admitted already."""
+    """A request on its way in: planned, and nothing asked for yet."""
 
     request: Request
     shards: list[WorkShard]
     cost: int
     admission: Admission
-    ticket: Ticket | None
 
 
 class Scheduler:
@@ -96,13 +95,14 @@ class Scheduler:
 
         Raises PoolBusy when there is no room for it within `wait_s` seconds.
         """
-        entry = self.enter(request)
-        if entry.ticket is not None:
-            self._wait_turn(entry.ticket, entry, wait_s)
+        entry = self.prepare(request)
+        ticket = self.enter(entry)
+        if ticket is not None:
+            self._wait_turn(ticket, entry, wait_s)
         self.queue(entry)
 
-    def enter(self, request: Request) -> Entry:
-        """Ask for admission; the entry may be queued once its ticket's turn has come."""
+    def prepare(self, request: Request) -> Entry:
+        """Cut a request into shards, which takes longer the larger it is."""
         self._refuse_if_closed()
         query = request.form is Form.QUERY
         limits = self._urgent_limits if query else self._limits
@@ -114,11 +114,19 @@ class Scheduler:
         admission = self._query_admission if query else self._bulk_admission
         # Whole numbers: sums of floats would not come back to zero.
         cost = math.ceil(sum(shard.cost for shard in shards))
+        return Entry(request, shards, cost, admission)
+
+    def enter(self, entry: Entry) -> Ticket | None:
+        """Ask for admission: given at once (None), or when the ticket's turn has come.
+
+        Then the entry must be queued, or the ticket be given up.
+        """
+        self._refuse_if_closed()
         if threading.current_thread() is self._thread:
             # A callback of some future: waiting here would stop what it waits for.
-            admission.force(cost)
-            return Entry(request, shards, cost, admission, None)
-        return Entry(request, shards, cost, admission, admission.enter(cost))
+            entry.admission.force(entry.cost)
+            return None
+        return entry.admission.enter(entry.cost)
 
     def queue(self, entry: Entry) -> None:
         """Queue what was admitted."""
@@ -139,11 +147,11 @@ class Scheduler:
     def _wait_turn(self, ticket: Ticket, entry: Entry, wait_s: float | None) -> None:
         try:
             ticket.turn.result(wait_s)
-        except TimeoutError:
+        except BaseException as error:
+            # Whatever it is, a signal handler's own too: nobody would take the turn.
             entry.admission.give_up(ticket)
-            raise self._busy(entry) from None
-        except KeyboardInterrupt:
-            entry.admission.give_up(ticket)
+            if isinstance(error, TimeoutError) and wait_s is not None:
+                raise self._busy(entry) from None
             raise
 
     def _busy(self, entry: Entry) -> PoolBusy:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import signal
 import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import pytest
 
 from memworker import AsyncEmbeddingPool, EmbeddingPool
 from memworker.errors import PoolBusy, PoolClosed, UsageError
+from memworker.pool import plan
 from memworker.pool.admission import Admission
+from memworker.pool.requests import Answer, Request, gather
+from memworker.pool.rows import text_rows
 from tests.faults.loaders import Gated
 
 BOUND = 100
@@ -154,3 +161,101 @@ def test_giving_up_in_line_lets_the_next_one_in():
 def test_a_bound_must_be_a_whole_number():
     with pytest.raises(UsageError, match="max_pending_tokens"):
         EmbeddingPool("echo", max_pending_tokens=0)
+
+
+def test_an_exception_of_a_signal_handler_gives_the_place_in_line_up(gated):
+    pool, gate = gated
+    first = pool.submit(LARGE)
+
+    class Alarm(Exception):
+        pass
+
+    def ring(*_):
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        caller = threading.get_ident()
+        waiting = threading.Thread(target=_ring_when_one_waits, args=(pool, caller))
+        waiting.start()
+        with pytest.raises(Alarm):
+            pool.submit(LARGE)
+        waiting.join(60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert pool._scheduler._bulk_admission.waiting == 0
+    gate.touch()
+    first.result(60)
+    assert pool.embed(LARGE).shape == (1, 8)
+    assert pool.pending_tokens == 0
+
+
+def test_large_requests_cancelled_while_they_are_planned_leave_nothing_pending():
+    """Planned in a thread, whose answer would be lost with the coroutine that waits for it."""
+
+    async def main(pool):
+        shared = AsyncEmbeddingPool(pool=pool)
+        for _ in range(10):
+            task = asyncio.ensure_future(shared.embed(["x" * 50] * 2000))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    with EmbeddingPool("echo", workers=1) as pool:
+        asyncio.run(main(pool))
+        assert pool.embed(["last"]).shape == (1, pool.dim)
+        assert pool.pending_tokens == 0
+
+
+def test_a_coroutine_dropped_with_its_loop_leaves_nothing_pending(gated):
+    pool, gate = gated
+    first = pool.submit(LARGE)
+    loop = asyncio.new_event_loop()
+    # What asyncio says of a task that was dropped is not at issue.
+    loop.set_exception_handler(lambda *_: None)
+    task = loop.create_task(AsyncEmbeddingPool(pool=pool).embed(LARGE))
+    while not pool._scheduler._bulk_admission.waiting:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    del task, loop
+    gate.touch()
+    first.result(60)
+    pool.submit(["question"], kind="query").result(60)
+    gc.collect()
+    assert pool.pending_tokens == 0
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_cancelled_future_counts_as_done_to_those_who_wait_for_several(gated, rows):
+    pool, gate = gated
+    submit = pool.submit_rows if rows else pool.submit
+    futures = [submit(["short"]) for _ in range(3)]
+    assert futures[1].cancel() and futures[1].cancel()
+    gate.touch()
+    done, not_done = wait(futures, timeout=60)
+    assert len(done) == 3 and not not_done
+    assert set(as_completed(futures, timeout=60)) == set(futures)
+
+
+def test_of_those_who_complete_and_cancel_one_comes_first():
+    for _ in range(200):
+        answer = Answer()
+        with ThreadPoolExecutor(2) as both:
+            cancelled, claimed = both.submit(answer.cancel), both.submit(answer.claim)
+        assert cancelled.result() != claimed.result()
+
+
+def test_a_shard_cancelled_while_it_is_gathered_is_no_error():
+    request = Request(text_rows(["text"]), 8)
+    costs, limits = plan.Costs(max_tokens=256), plan.SlotLimits(rows=10, text_bytes=1000)
+    queue = deque(request.cut(costs, limits, workers=1))
+    request.future.cancel()
+    assert gather(queue, limits, 512.0) == (queue[0], [])
+
+
+def _ring_when_one_waits(pool, caller):
+    while not pool._scheduler._bulk_admission.waiting:
+        pass
+    signal.pthread_kill(caller, signal.SIGUSR1)
