@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +20,15 @@ def blocks(language):
 def test_the_python_of_the_readme_runs(tmp_path):
     lines = [f'{{"id": "{n}", "text": "{t}"}}\n' for n, t in enumerate(["likes tea", "hates nuts"])]
     (tmp_path / "memories.jsonl").write_text("".join(lines))
-    (code,) = blocks("python")
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert "hates nuts" in done.stdout.splitlines()[0]
+    printed = []
+    for code in blocks("python"):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.splitlines()[0])
+    ingested, remembered = printed
+    assert "hates nuts" in ingested
+    assert remembered == "I am allergic to peanuts"
 
 
 def test_the_verbs_and_options_of_the_readme_exist():
@@ -32,9 +37,14 @@ def test_the_verbs_and_options_of_the_readme_exist():
     assert commands
     for line in commands:
         words = line.split()
-        verb = words[1:3] if words[1] in ("models", "table") else words[1:2]
+        verb = words[1:3] if words[1] in ("models", "table", "memory") else words[1:2]
         helped = subprocess.run(
-            [COMMAND, *verb, "--help"], capture_output=True, text=True, timeout=60, check=True
+            [COMMAND, *verb, "--help"],
+            env={**os.environ, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         for option in re.findall(r"--[a-z-]+", line):
             assert option in helped.stdout, line
@@ -43,3 +53,18 @@ def test_the_verbs_and_options_of_the_readme_exist():
 def test_the_scripts_of_the_readme_exist():
     for name in re.findall(r"^scripts/(\w+)", "\n".join(blocks("bash")), re.M):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
+
+
+def test_the_pages_and_extras_of_the_readme_exist():
+    for page in re.findall(r"\]\(((?:docs/)?\w+\.\w+)\)", README):
+        assert (ROOT / page).is_file(), page
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.findall(r"\.\[([\w-]+)\]", README)
+    assert set(extras) >= {"serve", "mcp", "integrations"}
+    for extra in extras:
+        assert re.search(rf"^{extra} = \[", project, re.M), extra
+
+
+def test_the_readme_leads_to_every_page():
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\((docs/\w+\.md)\)", README))
