@@ -151,7 +151,7 @@ class MemworkerVectorStore(VectorStoreBase):
         del query  # Mem0 has embedded it
         vector = np.asarray(vectors, np.float32).reshape(-1)
         hits = self._table.search(
-            vector, limit=top_k, where=to_where(filters), columns=_READ, include_expired=True
+            vector, limit=top_k, where=_shown(filters), columns=_READ, include_expired=True
         )
         return [
             StoredMemory(hit.id, _payload(hit.text, hit.metadata), max(0.0, hit.score))
@@ -163,7 +163,7 @@ class MemworkerVectorStore(VectorStoreBase):
     ) -> Memories:
         """Return the memories that share words with a query, best first by BM25."""
         hits = self._table.search_text(
-            query, limit=top_k, where=to_where(filters), columns=_READ, include_expired=True
+            query, limit=top_k, where=_shown(filters), columns=_READ, include_expired=True
         )
         return [StoredMemory(hit.id, _payload(hit.text, hit.metadata), hit.score) for hit in hits]
 
@@ -190,12 +190,12 @@ class MemworkerVectorStore(VectorStoreBase):
 
     def get(self, vector_id: str) -> StoredMemory | None:
         """Return a memory, or None."""
-        found = _memories(self._table.rows({"id": str(vector_id)}, columns=_READ, limit=1))
+        found = _memories(self._table.rows(_shown({"id": str(vector_id)}), columns=_READ, limit=1))
         return found[0] if found else None
 
     def list(self, filters: Mapping[str, Any] | None = None, top_k: int | None = None) -> Pages:
         """Return the memories that meet the filters, all without `top_k`, as Mem0 wants: [rows]."""
-        return [_memories(self._table.rows(to_where(filters), columns=_READ, limit=top_k))]
+        return [_memories(self._table.rows(_shown(filters), columns=_READ, limit=top_k))]
 
     def list_cols(self) -> Names:
         """Return the names of the database's tables."""
@@ -238,6 +238,11 @@ def to_where(filters: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     clauses = [_clause(key, condition) for key, condition in (filters or {}).items()]
     return {"AND": clauses} if clauses else {}
+
+
+def _shown(filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out what a `Memory` of the same table keeps for its history; Mem0 sees to expiry."""
+    return {"AND": [to_where(filters), {"superseded_at": None}]}
 
 
 def _clause(key: str, condition: Any) -> dict[str, Any]:

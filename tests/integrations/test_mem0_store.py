@@ -9,7 +9,7 @@ pytest.importorskip("mem0", reason='needs pip install "memworker[mem0]"')
 
 from mem0.vector_stores.base import VectorStoreBase
 
-from memworker import Table
+from memworker import Memory, Table
 from memworker.errors import FilterError, MemoryNotFound, TableMismatch, UsageError
 from memworker.integrations.mem0 import MemworkerVectorStore
 
@@ -140,3 +140,17 @@ def test_many_commits_do_not_leave_as_many_files(store, tmp_path):
         store.insert([rng.normal(size=DIMS).tolist()], [{"data": f"memory {number}"}])
     info = Table.open(tmp_path, "mem0").info()
     assert info.rows == 303 and info.fragments < 100
+
+
+def test_what_a_memory_of_the_same_table_replaced_or_deleted_does_not_show(kinds, tmp_path):
+    store = MemworkerVectorStore(tmp_path, pool=kinds)
+    vectors = kinds.embed(["first", "second"])
+    payloads = [{"data": text, "user_id": "alice"} for text in ("first", "second")]
+    store.insert(list(vectors), payloads, ["a", "b"])
+    with Memory(tmp_path, table="mem0", pool=kinds) as memory:
+        memory.update("a", "changed")
+        memory.delete("b")
+    assert store.get("a").payload["data"] == "changed" and store.get("b") is None
+    assert ids(store.list({"user_id": "alice"})[0]) == ["a"]
+    assert ids(store.search("", vectors[0], top_k=5)) == ["a"]
+    assert ids(store.keyword_search("first second changed")) == ["a"]
