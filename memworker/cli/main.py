@@ -89,7 +89,8 @@ def run() -> NoReturn:
     except OSError as error:
         # What the store and the readers meet they say themselves; left are our own prints.
         _say(f"{error.strerror or error}: {error.filename or 'standard output'}")
-        sys.exit(1)
+        # What a full device did not take is in the buffer still, and would be tried again.
+        _leave(1)
     sys.exit(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,12 +180,16 @@ def test_stored_texts_cannot_steer_the_terminal(tmp_path):
     assert "alert" in shown and "\x1b" not in shown and "\x07" not in shown
 
 
-def test_a_full_standard_output_is_named(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named(unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [*COMMAND, "models", "list"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "models", "list"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment
         )
     assert done.returncode == 1 and "standard output" in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_remote_databases_are_refused():
