@@ -112,6 +112,13 @@ class Told:
 
     def tell(self, batch: list[Item], done: Iterator[dict[str, Any]]) -> None:
         """Tell of a batch; `done` are the results of its items that have no flaw, in order."""
+        try:
+            self._tell(batch, done)
+        except BrokenPipeError:
+            last = batch[-1].where
+            options.output_closed(f"early; all up to {last} is stored, the same command goes on")
+
+    def _tell(self, batch: list[Item], done: Iterator[dict[str, Any]]) -> None:
         for item in batch:
             result = next(done) if item.flaw is None else {"error": item.flaw}
             self._counts[result.get("event", "error")] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -90,13 +90,15 @@ def _print_out(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        print(
-            "memworker: standard output was closed before the report was printed; the work is done",
-            file=sys.stderr,
-        )
-        # What is still in the buffer would fail again at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+        output_closed("before the report was printed; the work is done")
+
+
+def output_closed(when: str) -> NoReturn:
+    """Say that nobody reads standard output any more, and leave with 1."""
+    print(f"memworker: standard output was closed {when}", file=sys.stderr)
+    # What is still in the buffer would fail again at the interpreter's end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(1) from None
 
 
 def _figures(report: IngestReport) -> str:

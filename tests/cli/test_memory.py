@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from memworker import Table
 from memworker.cli.memory import app
 from memworker.errors import (
     FilterError,
@@ -277,3 +278,17 @@ def test_a_table_of_another_model_is_refused_before_any_worker(filled):
 def test_a_missing_scope_is_told_in_the_words_of_a_command_line(filled, verb):
     with pytest.raises(ScopeMissing, match="Give --user-id, --agent-id or --run-id"):
         run(*(filled if word == "DB" else word for word in verb))
+
+
+def test_an_add_whose_output_nobody_reads_says_how_far_it_came(db):
+    command = [*COMMAND, "add", db, "-", *ALICE, *ECHO]
+    reader, writer = os.pipe()
+    os.close(reader)
+    lines = "".join(f"fact {n}\n" for n in range(2000))
+    done = subprocess.run(
+        command, input=lines, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100
+    )
+    os.close(writer)
+    assert done.returncode == 1
+    assert "all up to line 512 is stored" in done.stderr
+    assert Table.open(db, "memories").count() == 512
