@@ -49,7 +49,6 @@ def serve(
     The first Ctrl-C or SIGTERM answers what is in flight; a second one stops at once.
     """
     _need_extra()
-    from memworker.pool.budget import parse_bytes
     from memworker.pool.pool import EmbeddingPool
     from memworker.serve import server
     from memworker.serve.options import KEY_VARIABLE, ServeOptions, read_key
@@ -62,7 +61,7 @@ def serve(
         key=key or None,
         allowed_hosts=tuple(allowed_host or ()),
         truncate=truncate,
-        max_body_bytes=parse_bytes(max_body),
+        max_body_bytes=_max_body(max_body),
         drain_s=drain,
     )
 
@@ -77,6 +76,17 @@ def serve(
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()
     os._exit(128 + number)
+
+
+def _max_body(amount: str) -> int:
+    from memworker.pool.budget import parse_bytes
+
+    try:
+        return parse_bytes(amount)
+    except UsageError:
+        raise UsageError(
+            f"--max-body must be an amount such as 8MB or 512KiB, not {amount!r}"
+        ) from None
 
 
 def _say_ready(service: Service, address: str) -> None:

@@ -13,7 +13,7 @@ _MODELS = "/v1/models/"
 
 def create_app(service: Service) -> App:
     """Make the ASGI application of a service; it serves once the service has a pool."""
-    return Gate(Router(answers(service)), service.options, service.metrics, service.live)
+    return Gate(Router(answers(service)), service)
 
 
 class Router:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 import time
 from urllib.parse import urlsplit
 
 from memworker.serve.asgi import App, Message, Receive, Scope, Send, respond
-from memworker.serve.live import Live
-from memworker.serve.metrics import Metrics
-from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import CODE, Refusal
+from memworker.serve.service import Service, State
 
 PROBES = frozenset({"/healthz", "/readyz"})
 # A browser cannot send a bearer token when a page is opened; these tell, and do nothing.
@@ -32,17 +31,19 @@ _HEADERS = [
 # What nginx calls a request whose client closed the connection.
 _CLIENT_LEFT = 499
 _METHODS = frozenset({"GET", "HEAD"})
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:/@\[\]]+?)\.?(?::\d*)?")
 
 
 class Gate:
     """An ASGI application around another."""
 
-    def __init__(self, app: App, options: ServeOptions, metrics: Metrics, live: Live) -> None:
+    def __init__(self, app: App, service: Service) -> None:
+        options = service.options
         self._app = app
         self._hosts = options.accepted_hosts
+        self._allowed_hosts = frozenset(name.lower() for name in options.allowed_hosts)
         self._key = None if options.key is None else options.key.encode()
-        self._metrics = metrics
-        self._live = live
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +55,9 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
+                if self._service.state is State.DRAINING:
+                    # Else the client's next request meets a connection that is being closed.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -65,8 +69,8 @@ class Gate:
             await self._app(scope, receive, counted)
         seconds = time.perf_counter() - started
         route = route_of(scope["path"])
-        self._metrics.answered(route, status, seconds)
-        self._live.answered(route, status, seconds, scope.get(CODE))
+        self._service.metrics.answered(route, status, seconds)
+        self._service.live.answered(route, status, seconds, scope.get(CODE))
 
     def _check(self, scope: Scope) -> None:
         path = scope["path"]
@@ -86,13 +90,22 @@ class Gate:
                 "This server does not go by that name. Names are added with --allowed-host.",
                 code="host_not_allowed",
             )
-        if origin is not None and not self._known(_name(_netloc(origin))):
+        if origin is not None and not self._is_own(_netloc(origin), hosts[0]):
             raise Refusal(403, "Pages of other origins may not ask.", code="origin_not_allowed")
         if self._key is not None:
             self._check_key(authorization, page=path in PAGES and scope["method"] in _METHODS)
 
     def _known(self, name: str) -> bool:
         return name in self._hosts or "*" in self._hosts
+
+    def _is_own(self, origin: bytes, host: bytes) -> bool:
+        """Tell whether a page is this server's: another port of the machine is another's.
+
+        A proxy may ask under another name than the page has: that one was allowed.
+        """
+        return bool(origin) and (
+            origin.lower() == host.lower() or _name(origin) in self._allowed_hosts
+        )
 
     def _check_key(self, authorization: bytes, *, page: bool) -> None:
         assert self._key is not None
@@ -119,11 +132,9 @@ def route_of(path: str) -> str:
 
 
 def _name(host: bytes) -> str:
-    """Give a host's name without port and trailing dot, in lower case."""
-    text = host.decode("latin-1").lower()
-    if text.startswith("["):
-        return text.partition("]")[0] + "]"
-    return text.partition(":")[0].removesuffix(".")
+    """Give a host's name without port and trailing dot, in lower case; of none, nothing."""
+    found = _HOST.fullmatch(host.decode("latin-1").lower())
+    return "" if found is None else found[1]
 
 
 def _netloc(origin: bytes) -> bytes:

@@ -119,7 +119,7 @@ def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         param = place.rstrip("`").partition("[")[0] or None
         where = f" ({place.rstrip('`')})" if place else ""
         raise Refusal(400, f"{message}{where}.", param=param, code="invalid_type") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from memworker.errors import UsageError
 KEY_VARIABLE = "MEMWORKER_API_KEY"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _FEWEST_KEY_CHARACTERS = 16
+_HOST_NAME = re.compile(r"[^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\]|\*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,10 @@ class ServeOptions:
         if not 0 <= self.port <= 65_535:
             raise UsageError(f"port must be 0 to 65535, not {self.port}")
         for name in ("max_inputs", "max_body_bytes", "max_tokens", "request_timeout_s", "drain_s"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        for name in self.allowed_hosts:
+            _check_name(name)
         if self.key is not None:
             _check_key(self.key)
         elif not is_loopback(self.host):
@@ -73,10 +78,22 @@ def is_loopback(host: str) -> bool:
 def read_key(path: Path) -> str:
     """Read the key from a file of one line; UsageError when it cannot be had from there."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise UsageError(f"no key could be read from {path}: {reason}.") from error
+    # Who names a file wants a key: an empty one must not open the server to all.
+    if not key:
+        raise UsageError(f"no key could be read from {path}: it is empty.")
+    return key
+
+
+def _check_name(name: str) -> None:
+    if not _HOST_NAME.fullmatch(name):
+        raise UsageError(
+            f"an allowed host is a name or an address, without scheme and port, not {name!r};"
+            " an IPv6 address goes in brackets"
+        )
 
 
 def _check_key(key: str) -> None:

@@ -77,12 +77,20 @@ def listen(options: ServeOptions) -> socket.socket:
     """Open the listening socket; UsageError where that fails."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
+        socket.getaddrinfo(options.host or None, options.port, family, socket.SOCK_STREAM)
         return socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {options.host} port {options.port}: {os.strerror(error.errno or 0)}."
+            f"cannot listen on {options.host} port {options.port}: {_reason(error)}."
             " Take another with --port, or 0 for any that is free."
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    # Its number is not one of the system's errors.
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}, so the host is no name and no address"
+    return os.strerror(error.errno or 0)
 
 
 def address(listener: socket.socket) -> str:
@@ -109,6 +117,8 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                # What it would say more is what anybody can make it say, or an exception's text.
+                log_level="critical",
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=_CLOSE_S,

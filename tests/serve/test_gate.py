@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
+import resource
 import socket
 import subprocess
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from memworker.errors import UsageError
 from memworker.serve.gate import route_of
 from memworker.serve.options import ServeOptions, is_loopback, read_key
+from memworker.serve.server import listen
 from tests.serve.processes import COMMAND, KEY, serving
 
 BODY = {"model": "echo", "input": "tea"}
@@ -29,7 +33,17 @@ def asked(served, path="/v1/models", **headers):
     return served.http.get(path, headers=headers).status_code
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "evil@localhost"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "evil@localhost",
+        "localhost@evil.example",
+        "[::1].evil.example",
+    ],
+)
 def test_another_name_is_refused(echo, host):
     assert asked(echo, host=host) == 400
     answer = echo.http.post("/v1/embeddings", json=BODY, headers={"host": host})
@@ -53,6 +67,8 @@ def test_probes_may_come_by_any_name(echo):
 def test_pages_of_other_origins_are_refused(echo):
     assert asked(echo, origin="http://evil.example") == asked(echo, origin="null") == 403
     assert asked(echo, origin=echo.url) == 200
+    # Another port of the machine is somebody else's page.
+    assert asked(echo, origin="http://127.0.0.1:1") == asked(echo, origin="http://localhost") == 403
     assert "access-control-allow-origin" not in echo.http.get("/v1/models").headers
 
 
@@ -60,6 +76,7 @@ def test_a_name_can_be_allowed():
     options = ("--allowed-host", "vectors.example", "--served-model-name", "a", "--model", "echo")
     with serving(*options, "--served-model-name", "b") as served:
         assert asked(served, host="vectors.example:80") == 200
+        assert asked(served, origin="https://vectors.example") == 200
         assert asked(served, host="other.example") == 400
         names = [model["id"] for model in served.http.get("/v1/models").json()["data"]]
         assert names == ["a", "b"]
@@ -158,6 +175,9 @@ def test_options_that_cannot_be(tmp_path):
     for wrong in (
         {"port": 70_000},
         {"drain_s": 0},
+        {"drain_s": math.nan},
+        {"allowed_hosts": ("https://vectors.example/",)},
+        {"allowed_hosts": ("vectors.example:8000",)},
         {"key": "short"},
         {"key": "with a space in the middle"},
         {"host": "192.0.2.1"},
@@ -167,11 +187,59 @@ def test_options_that_cannot_be(tmp_path):
         with pytest.raises(UsageError):
             ServeOptions(**wrong)
     assert KEY not in repr(ServeOptions(key=KEY))
+    assert ServeOptions(allowed_hosts=("vectors.example", "[2001:db8::1]", "*", "192.0.2.1"))
     with pytest.raises(UsageError, match="no-such-file"):
         read_key(tmp_path / "no-such-file")
+    for nothing in ("", " \n"):
+        (tmp_path / "key").write_text(nothing)
+        with pytest.raises(UsageError, match="empty"):
+            read_key(tmp_path / "key")
     (tmp_path / "key").write_text(KEY + "\n")
     assert read_key(tmp_path / "key") == KEY
     assert is_loopback("127.3.4.5") and is_loopback("::1") and not is_loopback("0.0.0.0")
+
+
+def test_a_host_that_is_none_is_said():
+    with pytest.raises(UsageError, match=r"no name and no address"):
+        listen(ServeOptions(host="nowhere.invalid", key=KEY, port=0))
+
+
+def test_a_file_without_a_key_does_not_open_the_server(tmp_path):
+    (tmp_path / "key").touch()
+    for wrong in (("--api-key-file", str(tmp_path / "key")), ("--max-body", "much")):
+        done = subprocess.run(
+            [COMMAND, "serve", "--model", "echo", "--port", "0", *wrong],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert wrong[-1] in done.stderr
+
+
+def test_connections_leave_the_pool_its_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    try:
+        with serving("--model", "echo") as served, ExitStack() as held:
+            address = served.http.base_url.host, served.http.base_url.port
+            for _ in range(100):
+                held.enter_context(socket.create_connection(address))
+            assert served.http.get("/healthz").status_code == 503
+            held.close()
+            served.until(lambda: served.http.get("/healthz").status_code == 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_what_anybody_may_send_is_not_logged():
+    with serving("--model", "echo") as served:
+        said = served.stderr
+        upgrade = b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        assert b" 400 " in raw(served, b"no request\r\n\r\n")
+        assert b" 200 " in raw(served, b"GET / HTTP/1.1\r\n" + upgrade)
+        served.stop()
+        assert served.stderr == said
 
 
 def test_labels_do_not_grow_with_what_is_asked():

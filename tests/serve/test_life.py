@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import psutil
@@ -69,6 +70,8 @@ def test_what_is_in_flight_is_answered_and_nothing_more_is_taken(gate, begun):
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "shutting_down"
         assert "retry-after" in refused.headers
+        # Whoever asks again shall not meet a connection that is being closed.
+        assert refused.headers["connection"] == "close"
         assert served.process.poll() is None
         gate.touch()
         assert answer.result().status_code == 200
@@ -198,6 +201,24 @@ def test_a_request_that_takes_too_long_to_arrive_is_ended():
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(served.embed, "busy") for _ in range(8)]
             assert {answer.result().status_code for answer in asked} == {200}
+
+
+def test_a_client_that_reads_nothing_is_given_up_in_time():
+    told = {"loader": {"dim": 2048}, "options": {"request_timeout_s": 0.3}}
+    with hosting("saboteur", **told) as served, ExitStack() as held:
+        # Replies of 16 MB, more than the system takes into its own buffers.
+        for _ in range(3):
+            held.enter_context(leaving(served, texts=2000))
+        written = 'requests_total{route="/v1/embeddings",status="200"} 3.0'
+        served.until(lambda: written in served.http.get("/metrics").text)
+        served.until(lambda: _connections(served) <= 1)
+        assert served.embed().status_code == 200
+        assert served.stop() == 143 and "Traceback" not in served.stderr
+
+
+def _connections(served):
+    held = psutil.Process(served.process.pid).net_connections()
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in held)
 
 
 def test_the_parent_loads_no_model(minilm):

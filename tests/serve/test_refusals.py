@@ -62,7 +62,17 @@ def test_an_unknown_model_is_not_found(echo):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b'"tea"', b"[1]", b'{"a":' * 100_000, b"null"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"model":"echo","input":"\xff"}',
+        b'"tea"',
+        b"[1]",
+        b'{"a":' * 100_000,
+        b"null",
+    ],
 )
 def test_bodies_that_are_no_request(echo, body):
     answer = echo.http.post("/v1/embeddings", content=body)
