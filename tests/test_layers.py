@@ -63,9 +63,9 @@ POOL = {
         "admission",
     },
     "tuning": {"pool", "limit", "machine", "sizing", "budget"},
-    "aio": {"pool", "requests", "scheduler"},
+    "aio": {"admission", "pool", "requests", "scheduler"},
     "pool": {
-        "arena",
+        *("admission", "arena"),
         *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
         "rows",
     },
