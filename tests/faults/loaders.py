@@ -52,3 +52,30 @@ class GatedEncoder:
         while not Path(self.gate).exists():
             sum(range(1000))
         yield from self.echo.encode(texts, rows)
+
+
+BAD = "a text that cannot be embedded"
+
+
+@dataclass(frozen=True)
+class Choosy:
+    """An echo encoder that takes a moment a text, and raises where `BAD` is among them."""
+
+    dim: int = 8
+
+    def __call__(self):
+        return ChoosyEncoder(self.dim)
+
+
+class ChoosyEncoder:
+    def __init__(self, dim):
+        self.dim = dim
+        self.echo = EchoEncoder(dim)
+
+    def encode(self, texts, rows):
+        raw = texts._raw()
+        for _ in range(len(texts)):
+            sum(range(200))
+            if next(raw) == BAD.encode():
+                raise ValueError("one of the texts is bad")
+        yield from self.echo.encode(texts, rows)
