@@ -18,6 +18,7 @@ from memworker.serve.refusals import Refusal
 _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 _EMBED = msgspec.json.Decoder(EmbedRequest)
 _HIGHEST_TOKEN = 2**31 - 1
+_TOKEN_BYTES = 4
 Body = TypeVar("Body")
 
 
@@ -50,6 +51,21 @@ class Inputs:
                 param=self.param,
                 code="max_tokens_per_request",
             )
+
+    def too_large(self, most: int) -> Refusal:
+        """Give the refusal for the largest input, of which the pool said that it is too large."""
+        if self.token_rows:
+            row = max(range(len(self.token_rows)), key=lambda row: len(self.token_rows[row]))
+            has = f"{len(self.token_rows[row]):,} tokens; at most {most // _TOKEN_BYTES:,}"
+        else:
+            row = max(range(len(self.texts)), key=lambda row: len(self.texts[row].encode()))
+            has = f"{len(self.texts[row].encode()):,} bytes; at most {most:,}"
+        return Refusal(
+            400,
+            f"{self.param}[{row}] has {has} are taken. Split it.",
+            param=self.param,
+            code="invalid_input",
+        )
 
     def refuse_failures(self, embedded: Embedded) -> None:
         """Refuse the request for its first input that could not be embedded, naming it."""

@@ -224,9 +224,12 @@ class Service:
         pool = self.pool
         inputs.refuse_too_many_tokens(pool.sizes.costs, self.options.max_tokens)
         # Never wait here: this is the event loop.
-        if inputs.token_rows:
-            return pool.submit_tokens(inputs.token_rows, wait_s=0)
-        return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
+        try:
+            if inputs.token_rows:
+                return pool.submit_tokens(inputs.token_rows, wait_s=0)
+            return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
+        except TextTooLarge as error:
+            raise inputs.too_large(pool.max_text_bytes) from error
 
 
 def _spec(pool: EmbeddingPool) -> ModelSpec | None:

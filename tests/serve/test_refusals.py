@@ -34,6 +34,7 @@ def refused(answer, status, code, param=None):
         ({"input": [2**31]}, "invalid_token", "input"),
         ({"input": [2**70]}, "invalid_token", "input"),
         ({"input": "x" * 1_100_000}, "invalid_input", "input"),
+        ({"input": [1] * 300_000}, "invalid_input", "input"),
         ({"input": [1] * 300_001}, "max_tokens_per_request", "input"),
         ({"input": ["tea and milk " * 50_000] * 4}, "max_tokens_per_request", "input"),
         ({"dimensions": 0}, "invalid_type", "dimensions"),
@@ -47,6 +48,19 @@ def refused(answer, status, code, param=None):
 )
 def test_bad_fields(echo, change, code, param):
     refused(echo.http.post("/v1/embeddings", json=GOOD | change), 400, code, param)
+
+
+def test_an_input_that_is_too_large_is_named_as_the_request_has_it(echo):
+    large = "x" * 1_100_000
+    for path, body, said in (
+        ("/v1/embeddings", {"input": ["tea", large]}, "input[1] has 1,100,000 bytes"),
+        ("/v1/embeddings", {"input": [[1], [1] * 290_000]}, "input[1] has 290,000 tokens"),
+        ("/embed", {"inputs": [large, "tea"]}, "inputs[0] has 1,100,000 bytes"),
+    ):
+        answer = echo.http.post(path, json={"model": "echo", **body})
+        assert answer.status_code == 400 and said in answer.text
+        # How the pool's option is called helps no client.
+        assert "max_text_bytes" not in answer.text
 
 
 def test_a_missing_field_is_named(echo):
