@@ -39,15 +39,16 @@ def most_connections() -> int:
 class Connection(HttpToolsProtocol):
     """Ends a connection whose request is too long on its way, or its head too large.
 
-    uvicorn bounds neither: it would collect headers for ever, and keep replies for
-    a client that reads none.
+    uvicorn bounds neither: it would collect headers for ever, before a body and
+    after one (trailers), and keep replies for a client that reads none.
     """
 
     request_timeout_s: ClassVar[float]
     most: ClassVar[int]
     _in_head = True
     _whole = False
-    _head_bytes = 0
+    # Since the head's or the body's last byte: the parser keeps what it is in the middle of.
+    _loose_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -67,10 +68,9 @@ class Connection(HttpToolsProtocol):
         self._drop_reader()
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._loose_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if not self._whole and self._loose_bytes > MAX_HEAD_BYTES:
             self._end(_TOO_LARGE)
         elif self._whole:
             self._drop_deadline()
@@ -79,11 +79,15 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._whole, self._head_bytes = True, False, 0
+        self._in_head, self._whole, self._loose_bytes = True, False, 0
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._whole = True

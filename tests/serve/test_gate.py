@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from memworker.errors import UsageError
+from memworker.serve.connection import MAX_HEAD_BYTES
 from memworker.serve.gate import route_of
 from memworker.serve.options import ServeOptions, is_loopback, read_key
 from memworker.serve.server import listen
@@ -141,6 +142,27 @@ def test_a_length_that_lies_is_not_believed(guarded):
     body = b'{"model":"echo","input":"tea"}'
     cut = raw(guarded, head + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"GET / HTTP")
     assert cut.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("endless", [b"x: " + b"y" * 1000 + b"\r\n", b"y" * 1000])
+def test_endless_trailers_are_ended(guarded, endless):
+    before = psutil.Process(guarded.process.pid).memory_info().rss
+    with socket.create_connection(guarded.http.base_url.netloc.decode().split(":")) as connection:
+        # Without the key: who gets no answer but 401 must not fill the memory either.
+        head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"2\r\n{}\r\n0\r\nx: ")
+        with pytest.raises(OSError):
+            for _ in range(100_000):
+                connection.sendall(endless)
+    assert psutil.Process(guarded.process.pid).memory_info().rss - before < 20 << 20
+
+
+def test_a_body_may_come_in_small_chunks(echo):
+    body = b'{"model":"echo","input":"%b"}' % (b"x" * 40_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert len(chunks) > 3 * MAX_HEAD_BYTES
+    assert raw(echo, head + chunks).startswith(b"HTTP/1.1 200 ")
 
 
 def test_an_endless_head_is_ended(guarded):
