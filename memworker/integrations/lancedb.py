@@ -20,12 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+from lancedb.embeddings import EmbeddingFunction, register
 
 from memworker import EmbeddingPool
-from memworker.integrations.pools import DEFAULT_MODEL, Kind, framework
-
-with framework("lancedb"):
-    from lancedb.embeddings import EmbeddingFunction, register
+from memworker.integrations.pools import DEFAULT_MODEL, Kind
 
 __all__ = ["MemworkerFunction", "close_pools", "use_pool"]
 

@@ -7,8 +7,11 @@ import copy
 import gc
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import psutil
 import pytest
@@ -106,3 +109,17 @@ def test_a_missing_framework_is_named_with_the_command(adapter, package, extra):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert repr(package) in done.stdout
     assert f'pip install "memworker[{extra}]"' in done.stdout
+
+
+def test_the_commands_name_extras_that_there_are():
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    adapters = (root / "memworker" / "integrations").glob("*.py")
+    named = {
+        extra
+        for adapter in adapters
+        for extra in re.findall(r'with framework\("([^"]+)"\)', adapter.read_text())
+    }
+    assert {"langchain", "mem0", "mcp"} <= named <= set(extras)
