@@ -14,6 +14,7 @@ from memworker.pool.arena import Form, Region, Slot, SlotState
 
 BOOT_PATIENCE_S = 120.0
 _BASELINE_SHARDS = 8
+_LOOK_EVERY_S = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -60,6 +61,7 @@ class WorkerHandle:
     exit_code: int | None = None
     ended_by: str = ""
     baseline_bytes: int = 0
+    look_again: float = 0.0
 
     def __post_init__(self) -> None:
         self.pid = self.process.pid
@@ -140,8 +142,10 @@ class WorkerHandle:
 
     def has_grown(self, allowed_bytes: int) -> bool:
         """Tell whether the process holds `allowed_bytes` more than after its first shards."""
-        if self.shards_done < _BASELINE_SHARDS:
+        if self.shards_done < _BASELINE_SHARDS or time.monotonic() < self.look_again:
             return False
+        # Not at every shard: a lone caller would wait for this.
+        self.look_again = time.monotonic() + _LOOK_EVERY_S
         resident = _resident_bytes(self.pid)
         if not self.baseline_bytes:
             self.baseline_bytes = resident

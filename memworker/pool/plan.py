@@ -111,6 +111,9 @@ def cut_micro_batches(token_counts: Int64s, costs: Costs) -> Iterator[Int64s]:
     cheapest is found by dynamic programming. A single text over the budget is a
     micro-batch of its own.
     """
+    if len(token_counts) == 1:
+        yield np.zeros(1, np.int64)
+        return
     order = np.argsort(-token_counts, kind="stable")
     lengths = np.maximum(token_counts[order], 1).tolist()
     start = 0
