@@ -119,6 +119,8 @@ class AsyncMemory:
         vector = None
         if mode != "text":
             vector = query_vector(await self._pool(core).embed_rows([query], kind="query"))
+            # It may have been closed meanwhile, and the readers with it.
+            core.guard()
         return await self._read(
             lambda: reads.search(core.table, vector, query, where, limit, threshold, mode)
         )

@@ -33,10 +33,9 @@ class Upkeep:
             if self._left > 0 or self._closing:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="memworker-upkeep", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="memworker-upkeep", daemon=True)
+                thread.start()
+                self._thread = thread
             self._wake.notify()
 
     def close(self, timeout_s: float | None = None) -> None:

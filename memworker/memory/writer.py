@@ -10,6 +10,7 @@ are, the more share a commit.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from memworker.store import Table
 # Rows of one commit, so that a caller never waits for much more than its own.
 GROUP_ROWS = 4096
 CLOSED = "this Memory is closed; make a new one"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +118,11 @@ class Writer:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        self._committed(sum(job.rows for job in jobs))
+        try:
+            self._committed(sum(job.rows for job in jobs))
+        except Exception as error:
+            # It is committed, and those after it want to be: the thread must not end here.
+            _log.warning("upkeep of table %r cannot begin: %s", self._table.name, error)
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
         if jobs[0].alone:

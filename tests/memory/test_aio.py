@@ -7,9 +7,10 @@ import inspect
 
 import pytest
 
-from memworker import AsyncEmbeddingPool, AsyncMemory, Memory
+from memworker import AsyncEmbeddingPool, AsyncMemory, EmbeddingPool, Memory
 from memworker.errors import MemoryNotFound, PoolClosed, ScopeMissing, TableMismatch
 from memworker.pool import EchoLoader
+from tests.faults.loaders import Gated
 from tests.memory.helpers import ALICE, one, texts
 
 
@@ -148,3 +149,21 @@ def test_a_cancelled_add_is_carried_out_once_its_commit_is_queued(echo, db):
             assert texts(memory.get_all(filters=ALICE)) == ["carried out"]
 
     run(main())
+
+
+def test_a_search_that_is_overtaken_by_the_close_says_so(db, tmp_path):
+    gate = tmp_path / "gate"
+
+    async def main(pool):
+        memory = AsyncMemory(db, pool=pool)
+        await memory.count()
+        search = asyncio.ensure_future(memory.search("what?", filters=ALICE))
+        while not pool.pending_tokens:
+            await asyncio.sleep(0)
+        await memory.close()
+        gate.touch()
+        with pytest.raises(PoolClosed):
+            await search
+
+    with EmbeddingPool(Gated(str(gate), str(tmp_path / "begun")), workers=1) as pool:
+        run(main(pool))

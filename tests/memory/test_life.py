@@ -265,6 +265,24 @@ def test_a_failure_of_upkeep_is_logged_and_reaches_nobody(db, echo, monkeypatch,
     assert "on purpose" in caplog.text
 
 
+def test_a_thread_for_upkeep_that_cannot_be_had_costs_no_commit(db, echo, monkeypatch, caplog):
+    begin = threading.Thread.start
+
+    def refusing(thread):
+        if thread.name == "memworker-upkeep":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    with Memory(db, pool=echo) as memory:
+        monkeypatch.setattr(threading.Thread, "start", refusing)
+        for number in range(upkeep.COMMITS_BETWEEN + 2):
+            assert one(memory.add(f"text {number}", **ALICE))["event"] == "ADD"
+        monkeypatch.undo()
+        memory.add("one more", **ALICE)
+    assert "can't start new thread" in caplog.text
+    assert memory._core._upkeep._thread is not None
+
+
 def test_closing_waits_for_what_is_being_embedded(db, echo):
     memory = Memory(db, pool=echo)
     embedding, closing = threading.Event(), threading.Event()
