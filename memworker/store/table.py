@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -44,6 +46,8 @@ from memworker.store.upkeep import Keeper, Tended, Upkeep
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
+
+T = TypeVar("T")
 
 KEEP_VERSIONS = timedelta(hours=1)
 """Old versions this young may still be read by a search that is under way elsewhere."""
@@ -153,9 +157,10 @@ class Table:
         read. Expired and superseded rows are left out unless `include_expired`.
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
-        options = self._options(limit, where, columns, include_expired, exact=exact)
+        options = SearchOptions(limit, where, exact, columns)
         try:
-            return search.search(self._handle, self.space, vector, options)
+            ask = partial(search.search, self._handle, self.space, vector)
+            return self._asked(ask, options, include_expired)
         finally:
             # Afterwards: a re-embedding may have come first while the search began.
             self._must_have_the_same_vectors()
@@ -171,9 +176,10 @@ class Table:
         include_expired: bool = False,
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
-        options = self._options(limit, where, columns, include_expired, exact=exact)
+        options = SearchOptions(limit, where, exact, columns)
         try:
-            return search.search_many(self._handle, self.space, vectors, options)
+            ask = partial(search.search_many, self._handle, self.space, vectors)
+            return self._asked(ask, options, include_expired)
         finally:
             self._must_have_the_same_vectors()
 
@@ -191,10 +197,11 @@ class Table:
         `text` is data, never syntax; one without words finds nothing. The other
         arguments are those of `search`. Builds the text index when there is none.
         """
-        options = self._options(limit, where, columns, include_expired)
+        options = SearchOptions(limit, where, columns=columns)
         with suppress(StoreUnwritable):
             self.ensure_text_index()
-        return search.text_hits(words.search(self._handle, text, options))
+        ask = partial(words.search, self._handle, text)
+        return search.text_hits(self._asked(ask, options, include_expired))
 
     def search_hybrid(
         self,
@@ -378,17 +385,18 @@ class Table:
             )
         self.space.must_still_be(now, self.name)
 
-    def _options(
-        self,
-        limit: int,
-        where: Mapping[str, Any] | None,
-        columns: Sequence[str] | None,
-        include_expired: bool,
-        *,
-        exact: bool = False,
-    ) -> SearchOptions:
-        alive_only = not include_expired and self._has_mortals()
-        return SearchOptions(limit, where, exact, columns, alive_only)
+    def _asked(
+        self, ask: Callable[[SearchOptions], T], options: SearchOptions, include_expired: bool
+    ) -> T:
+        """Ask, leaving expired and superseded rows out unless they are wanted."""
+        if include_expired:
+            return ask(options)
+        alive_only = self._has_mortals()
+        found = ask(replace(options, alive_only=alive_only))
+        if alive_only or not self._has_mortals():
+            return found
+        # The first such row of this table came while it was searched, and may be among the found.
+        return ask(replace(options, alive_only=True))
 
     def _has_mortals(self) -> bool:
         """Tell whether any row expires or is superseded, asking once a version until one does.

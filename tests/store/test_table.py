@@ -380,3 +380,26 @@ def test_rows_of_ours_that_another_handle_deletes_can_be_written_again(table):
     assert other.delete({"id": "id-4"}) == 1 and other.append(numbered(10, 11)).written == 1
     assert table.append(numbered(0, 10)).written == 1
     assert len(texts_by_id(table)) == 11
+
+
+@pytest.mark.parametrize("way", ["search", "search_many", "search_text"])
+def test_the_first_row_superseded_while_a_search_begins_is_hidden(table, way):
+    table.append(batch([("first", "some words"), ("second", "other words")]))
+    look = table._has_mortals
+
+    def look_and_be_overtaken():
+        found = look()
+        table._has_mortals = look
+        now = datetime.now(UTC)
+        with table.changing() as change:
+            change.set({"id": "first"}, {"superseded_at": now})
+        return found
+
+    table._has_mortals = look_and_be_overtaken
+    if way == "search_text":
+        hits = table.search_text("words")
+    elif way == "search":
+        hits = table.search(vector_of("words"))
+    else:
+        hits = table.search_many(vector_of("words")[None])[0]
+    assert [hit.id for hit in hits] == ["second"]
