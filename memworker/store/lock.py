@@ -44,7 +44,9 @@ def hold(folder: Path, purpose: str, *, timeout_s: float = COMMIT_TIMEOUT_S) -> 
     except OSError as error:
         raise StoreUnwritable(_unwritable(folder, error)) from error
     try:
-        _write_pid(folder / f"{purpose}.pid")
+        # For a message only: where the disk is full, the commit is who should say so.
+        with suppress(OSError):
+            _write_pid(folder / f"{purpose}.pid")
         yield
     finally:
         lock.release()
