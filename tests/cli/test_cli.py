@@ -192,6 +192,12 @@ def test_a_full_standard_output_is_named(unbuffered):
     assert "Exception ignored" not in done.stderr
 
 
+def test_the_package_can_be_run_as_a_module():
+    command = [sys.executable, "-m", "memworker", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("memworker ") and done.returncode == 0, done.stderr
+
+
 def test_remote_databases_are_refused():
     done = run("table", "info", "--db", "s3://bucket/db", "--table", "t", code=2)
     assert "local directory" in done.stderr
