@@ -266,10 +266,10 @@ class Scheduler:
     def _dispatch(self) -> None:
         while self._supervisor.offer_returned():
             pass
-        if self._supervisor.returned:
-            return
+        # Questions have slots of their own: work that a dead worker left does not hold them up.
         self._dispatch_from(self._urgent, self._urgent_limits)
-        self._dispatch_from(self._bulk, self._limits)
+        if not self._supervisor.returned:
+            self._dispatch_from(self._bulk, self._limits)
 
     def _dispatch_from(self, queue: deque[WorkShard], limits: plan.SlotLimits) -> None:
         while queue:
