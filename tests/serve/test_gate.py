@@ -241,17 +241,19 @@ def test_a_file_without_a_key_does_not_open_the_server(tmp_path):
 
 def test_connections_leave_the_pool_its_descriptors():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
-    try:
-        with serving("--model", "echo") as served, ExitStack() as held:
-            address = served.http.base_url.host, served.http.base_url.port
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        try:
+            served = stack.enter_context(serving("--model", "echo"))
+        finally:
+            # The server has inherited it; this process may hold more files already.
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        address = served.http.base_url.host, served.http.base_url.port
+        with ExitStack() as held:
             for _ in range(100):
                 held.enter_context(socket.create_connection(address))
             assert served.http.get("/healthz").status_code == 503
-            held.close()
-            served.until(lambda: served.http.get("/healthz").status_code == 200)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        served.until(lambda: served.http.get("/healthz").status_code == 200)
 
 
 def test_what_anybody_may_send_is_not_logged():
