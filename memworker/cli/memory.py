@@ -220,8 +220,8 @@ app.command("import")(memory_files.import_)
 
 
 def _query_vector(table: Table, query: str, model: str | None) -> Any:
-    from memworker.ingest.job import vector_space
     from memworker.pool.pool import EmbeddingPool, resolve
+    from memworker.store import VectorSpace
 
     space = table.space
     try:
@@ -234,7 +234,7 @@ def _query_vector(table: Table, query: str, model: str | None) -> Any:
             " catalogue; give its directory with --model DIR"
         ) from error
     with EmbeddingPool(resolved, workers=1) as pool:
-        space.must_equal(vector_space(pool.identity, space.distance), table.name)
+        space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
         return pool.embed([query], kind="query")[0]
 
 

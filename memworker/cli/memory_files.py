@@ -85,10 +85,9 @@ def import_(
 
     Running the same command again goes on where it was interrupted.
     """
-    from memworker.ingest.job import vector_space
     from memworker.memory.transfer import bounded_lines, import_lines
     from memworker.pool.pool import EmbeddingPool, identity, resolve
-    from memworker.store import Table
+    from memworker.store import Table, VectorSpace
 
     flaws: list[dict[str, Any]] = []
 
@@ -103,7 +102,7 @@ def import_(
             made["model"], precision=made["precision"], max_tokens=made["max_tokens"]
         )
         # Before any worker starts: a table of another model is refused here.
-        opened = Table.open_or_create(db, table, vector_space(identity(resolved), "cosine"))
+        opened = Table.open_or_create(db, table, VectorSpace.of(identity(resolved), "cosine"))
         with EmbeddingPool(resolved, workers=workers) as pool:
             done = import_lines(opened, pool, bounded_lines(stream), refused)
     if as_json:

@@ -33,9 +33,8 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
-    from memworker.ingest.job import vector_space
     from memworker.pool.pool import EmbeddingPool, resolve
-    from memworker.store import Table, parse_where
+    from memworker.store import Table, VectorSpace, parse_where
 
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
@@ -50,7 +49,7 @@ def search(
             " catalogue; give its directory with --model DIR"
         ) from error
     with EmbeddingPool(resolved, workers=1) as pool:
-        space.must_equal(vector_space(pool.identity, space.distance), table)
+        space.must_equal(VectorSpace.of(pool.identity, space.distance), table)
         (vector,) = pool.embed([query], kind="query")
     started = time.perf_counter()
     hits = opened.search(vector, limit=limit, where=conditions, exact=exact)

@@ -116,7 +116,7 @@ def ingest(
     else:
         given = pool
         made_with, opens = pool.identity, lambda: nullcontext(given)
-    space = vector_space(made_with, distance)
+    space = VectorSpace.of(made_with, distance)
     existing(db, table, space)
     prepared_seconds = time.perf_counter() - began
     folder = state_dir(db, table)
@@ -267,18 +267,6 @@ def gemm_facts(made_with: Identity) -> dict[str, Any]:
         "flops_per_token": made_with.flops_per_token,
         "gemm_flops_per_s": limit.recall(machine.usable_cores()),
     }
-
-
-def vector_space(model: Identity, distance: str = "cosine") -> VectorSpace:
-    """Say in the store's words what vectors a model gives."""
-    return VectorSpace(
-        model=model.name,
-        precision=model.precision,
-        max_tokens=model.max_tokens,
-        dim=model.dim,
-        fingerprint=model.fingerprint,
-        distance=distance,
-    )
 
 
 def existing(db: str | Path, name: str, space: VectorSpace) -> Table | None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from memworker.errors import PoolClosed, StoreError, UsageError
 from memworker.failpoints import reach
-from memworker.ingest.job import Live, measured_pool, vector_space
+from memworker.ingest.job import Live, measured_pool
 from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop, closed_after_grace
@@ -117,7 +117,7 @@ def reembed(
     folder = state_dir(path, name)
     with hold_job(folder, wait_s=wait_s):
         before = Table.open(path, name)
-        space = vector_space(lazy.made_with, before.space.distance)
+        space = VectorSpace.of(lazy.made_with, before.space.distance)
         if before.space == space:
             return _nothing_to_do(before, folder, drop=discard)
         if discard:

@@ -264,8 +264,7 @@ def _column(key: str) -> str:
 def _space(pool: EmbeddingPool | None, dims: int) -> VectorSpace:
     if pool is None:
         return VectorSpace("mem0", "unknown", 0, dims, fingerprint=f"mem0-{dims}")
-    made = pool.identity
-    return VectorSpace(made.name, made.precision, made.max_tokens, made.dim, made.fingerprint)
+    return VectorSpace.of(pool.identity)
 
 
 def _rows(

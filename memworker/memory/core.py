@@ -22,7 +22,7 @@ from memworker.memory.upkeep import Upkeep
 from memworker.memory.writer import CLOSED, Writer
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.pool import DEFAULT_MODEL, Identity, identity, resolve
+from memworker.pool.pool import DEFAULT_MODEL, identity, resolve
 from memworker.store import Table, VectorSpace, bad_vectors
 
 DEFAULT_TABLE = "memories"
@@ -218,18 +218,8 @@ def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
     if options.pool is not None:
         if not isinstance(options.pool, EmbeddingPool):
             raise UsageError(f"pool must be an open EmbeddingPool, not {options.pool!r:.80}")
-        space = _space(options.pool.identity)
+        space = VectorSpace.of(options.pool.identity)
         return Table.open_or_create(options.db, options.table, space), options.pool
     resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)
-    table = Table.open_or_create(options.db, options.table, _space(identity(resolved)))
+    table = Table.open_or_create(options.db, options.table, VectorSpace.of(identity(resolved)))
     return table, EmbeddingPool(resolved, workers=options.workers)
-
-
-def _space(model: Identity) -> VectorSpace:
-    return VectorSpace(
-        model=model.name,
-        precision=model.precision,
-        max_tokens=model.max_tokens,
-        dim=model.dim,
-        fingerprint=model.fingerprint,
-    )

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,21 @@ _PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
+class MadeWith(Protocol):
+    """What a pool tells of its vectors; see `EmbeddingPool.identity`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
     """What makes vectors comparable: the model as it was run, and how they are compared."""
@@ -45,6 +61,18 @@ class VectorSpace:
             raise UsageError(f"unknown distance {self.distance!r}; use cosine or dot")
         if self.dim < 1:
             raise UsageError(f"a vector needs at least 1 dimension, got {self.dim}")
+
+    @classmethod
+    def of(cls, made_with: MadeWith, distance: str = "cosine") -> VectorSpace:
+        """Say in the store's words what vectors a model gives."""
+        return cls(
+            made_with.name,
+            made_with.precision,
+            made_with.max_tokens,
+            made_with.dim,
+            made_with.fingerprint,
+            distance,
+        )
 
     def must_equal(self, wanted: VectorSpace, table: str) -> None:
         """Raise TableMismatch, naming every difference, unless `wanted` is this space."""

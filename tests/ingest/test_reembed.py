@@ -17,9 +17,8 @@ from lancedb.index import BTree
 from memworker import EmbeddingPool, Memory, Table, ingest, records
 from memworker.errors import StoreError, TableLocked, TableMismatch, TableNotFound, UsageError
 from memworker.ingest import Stop, reembed
-from memworker.ingest.job import vector_space
 from memworker.pool.echo import EchoLoader
-from memworker.store import lock, staged
+from memworker.store import VectorSpace, lock, staged
 from memworker.store.reembed import Reembedding
 from tests.faults.harness import memworker, stored
 from tests.ingest.spaces import BAD, One, Two, vector_of
@@ -59,7 +58,7 @@ def rows_of(pool, start, stop, **columns):
 
 
 def made(db, pool, rows=300, **columns):
-    table = Table.open_or_create(db, "t", vector_space(pool.identity))
+    table = Table.open_or_create(db, "t", VectorSpace.of(pool.identity))
     table.append(rows_of(pool, 0, rows, **columns))
     return table
 
@@ -93,7 +92,7 @@ def test_the_whole_table_gets_vectors_of_the_other_model(db, one, wider):
 
 
 def test_an_empty_table_and_equal_texts(db, one, two):
-    table = Table.create(db, "t", vector_space(one.identity))
+    table = Table.create(db, "t", VectorSpace.of(one.identity))
     assert reembed(db, "t", pool=two).switched
     table = Table.open(db, "t")
     texts = pa.array(["same", "same", "other"])
@@ -273,7 +272,7 @@ def test_a_writer_without_the_lock_loses_nothing(db, one, two):
         return lancedb.connect(db).open_table("t")
 
     folder = lock.state_dir(db, "t")
-    waiting = staged.Staged.open(folder, "t", vector_space(two.identity))
+    waiting = staged.Staged.open(folder, "t", VectorSpace.of(two.identity))
     work = Reembedding(db, "t", waiting)
     work._connection = AtTheWorstMoment(
         work._connection,
@@ -408,6 +407,6 @@ def test_real_models_before_and_after(db):
         info = Table.open(db, "t").info()
         assert (info.model, info.precision, info.dim) == (report.model, precision, dim)
         with EmbeddingPool(model, precision=precision, workers=1) as pool:
-            table = Table.open_or_create(db, "t", vector_space(pool.identity))
+            table = Table.open_or_create(db, "t", VectorSpace.of(pool.identity))
             assert finds_itself(table, pool, *TEXTS)
             assert table.search(pool.embed(question, kind="query")[0])[0].text == TEXTS[3]
