@@ -10,13 +10,14 @@ from bench import common
 BENCHES = {
     "throughput": "texts a second beside fastembed, onnxruntime and others, and coordination",
     "latency": "a lone caller, 64 callers, and a question during bulk work",
-    "server": "what of the pool arrives over HTTP, what a request costs, and a soak",
+    "server": "what of the pool arrives over HTTP, and what a request costs",
     "quality": "STS-B, LoCoMo and SciFact for each precision",
     "ceiling": "everything but inference: the echo encoder, to vectors and to LanceDB",
     "ladder": "the same memories from one mutex up to a static model",
     "scaling": "costs a text and a shard, and the curve they predict",
     "memory_of_a_worker": "what one more worker costs in memory, and start-up",
     "memory": "the memory layer beside Mem0: adds, batches, searches, at many stored memories",
+    "soak": "an hour of the server and of a Memory: nothing may grow, every answer must be right",
     "report": "one HTML page of all results",
 }
 

@@ -2,26 +2,27 @@
 
 `inference` compares many clients of one text each with the bulk throughput of a
 pool in this process, turn by turn in one run. `requests` asks an echo encoder,
-which leaves nothing but the server's own work. `--soak` asks everything, good and
-bad, for as long as is said, and watches the memory of parent and workers.
+which leaves nothing but the server's own work. What it holds after an hour of
+everything, good and bad, is seen by `bench/soak.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import TextIO
 
 import psutil
 
@@ -41,15 +42,12 @@ RATIO_TARGET, REQUESTS_TARGET = 0.85, 3000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
-    if options.soak:
-        result, name = soak(options), "soak"
-    else:
-        result, name = {}, ""
-        if "inference" in options.parts:
-            result["inference"] = inference(options)
-        if "requests" in options.parts:
-            result["requests"] = requests(options)
-    common.publish("server", result, options, show_soak if name else show, variant=name)
+    result: Result = {}
+    if "inference" in options.parts:
+        result["inference"] = inference(options)
+    if "requests" in options.parts:
+        result["requests"] = requests(options)
+    common.publish("server", result, options, show)
 
 
 def inference(options: argparse.Namespace) -> Result:
@@ -116,32 +114,6 @@ def requests(options: argparse.Namespace) -> Result:
     }
 
 
-def soak(options: argparse.Namespace) -> Result:
-    """Ask good and bad things for long, and look at the memory meanwhile."""
-    texts, chance = read_texts(options.texts, options.limit), random.Random(1)
-    samples: list[dict[str, float]] = []
-    statuses: dict[int, int] = {}
-    with serving(_model_arguments(options)) as server:
-        mixed = list(_mixed(server.url, texts, chance))
-        _grow_accustomed(server, mixed, options)
-        started = time.monotonic()
-        while time.monotonic() - started < options.soak:
-            step = min(max(options.soak / 40, 0.5), 30.0)
-            outcome = http_load.for_seconds(server.url, mixed, options.clients, step)
-            for status, count in outcome.statuses.items():
-                statuses[status] = statuses.get(status, 0) + count
-            samples.append({"at_s": round(time.monotonic() - started, 1), **server.memory_mb()})
-            chance.shuffle(mixed)
-    return {
-        "seconds": options.soak,
-        "requests": sum(statuses.values()),
-        "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "parent": _drift([sample["parent"] for sample in samples]),
-        "workers": _drift([sample["workers"] for sample in samples]),
-        "samples": samples,
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
     """A running server, seen from outside."""
@@ -159,28 +131,51 @@ class ServerProcess:
         times = [child.cpu_times() for child in self.process.children()]
         return sum(each.user + each.system for each in times)
 
-    def memory_mb(self) -> dict[str, float]:
-        """Private memory of parent and of the workers together, in MB."""
-        own = self.process.memory_full_info().uss
-        workers = sum(child.memory_full_info().uss for child in self.process.children())
-        return {"parent": round(own / 2**20, 1), "workers": round(workers / 2**20, 1)}
-
 
 @contextmanager
-def serving(arguments: Sequence[str]) -> Iterator[ServerProcess]:
+def serving(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Run `memworker serve` on a free port."""
     command = [str(Path(sys.executable).with_name("memworker")), "serve", "--port", "0"]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
-    try:
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [*command, *arguments],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                # A Ctrl-C is the bench's, which ends the server when it has ended itself.
+                start_new_session=True,
+            )
+        )
+        stack.callback(_end, process)
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r" on (http://\S+)", line)
         if found is None:
             raise UsageError(f"the server did not start: {line}{process.stderr.read()}")
+        # What it says later would fill the pipe and stop it.
+        listener = Thread(target=_pass_on, args=(process.stderr,))
+        listener.start()
+        stack.callback(listener.join)
+        # Last in, first out: it ends, and so does the listener, before the pipe is closed.
+        stack.callback(_end, process)
         yield ServerProcess(found[1], psutil.Process(process.pid))
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+def _pass_on(lines: TextIO) -> None:
+    for line in lines:
+        sys.stderr.write(f"server: {line}")
 
 
 def show(result: Result) -> None:
@@ -208,17 +203,6 @@ def show(result: Result) -> None:
     common.print_table("memworker serve", ("", "measured", "target"), rows)
 
 
-def show_soak(result: Result) -> None:
-    """Print a soak's outcome."""
-    rows = [
-        (who, *(f"{result[who][key]:,.1f}" for key in ("first_mb", "last_mb", "drift_mb")))
-        for who in ("parent", "workers")
-    ]
-    title = f"soak of {result['seconds']:,.0f} s, {result['requests']:,} requests"
-    common.print_table(title, ("private memory", "first MB", "last MB", "drift MB"), rows)
-    print("answers by status:", json.dumps(result["statuses"]))
-
-
 def _bulk(pool: EmbeddingPool, texts: list[str]) -> float:
     started = time.perf_counter()
     pool.embed(texts)
@@ -233,30 +217,6 @@ def _all_answered(outcome: http_load.Outcome) -> None:
 def _model_arguments(options: argparse.Namespace) -> list[str]:
     workers = [] if options.workers is None else ["--workers", str(options.workers)]
     return ["--model", MODEL, "--precision", options.precision, "--truncate", *workers]
-
-
-def _mixed(url: str, texts: list[str], chance: random.Random) -> Iterator[bytes]:
-    """Yield what a server meets in a day: some wrong, mostly single texts, some many."""
-    for wrong in ([""], ["x"] * 2049, ["tea " * 3000]):
-        yield http_load.request(url, MODEL, wrong)
-        yield http_load.request(url, "another", wrong)
-    for _ in range(200):
-        count = chance.choice((1, 1, 1, 1, 2, 8, 32))
-        yield http_load.request(url, MODEL, chance.sample(texts, count))
-
-
-def _grow_accustomed(
-    server: ServerProcess, mixed: list[bytes], options: argparse.Namespace
-) -> None:
-    """Let buffers and arenas reach their size before memory is looked at."""
-    http_load.for_seconds(server.url, mixed, options.clients, max(5.0, options.soak / 10))
-
-
-def _drift(values: list[float]) -> Result:
-    """Compare the median of the first quarter with that of the last."""
-    quarter = max(1, len(values) // 4)
-    first, last = median(values[:quarter]), median(values[-quarter:])
-    return {"first_mb": first, "last_mb": last, "drift_mb": round(last - first, 1)}
 
 
 def _wrk(url: str, options: argparse.Namespace) -> float | None:
@@ -291,7 +251,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, default=5, help="of a turn with the echo")
     parser.add_argument("--workers", type=positive, help="default: the usable cores")
     parser.add_argument("--precision", default="int8", choices=("fp32", "int8"))
-    parser.add_argument("--soak", type=positive, metavar="SECONDS", help="watch the memory")
     return parser.parse_args(arguments)
 
 
