@@ -42,15 +42,12 @@ class Committer:
     The table is made at the first commit: a job without a good row makes none.
     """
 
-    def __init__(
-        self, open_table: Callable[[], Table], sieve: Sieve, history: History, *, durable: bool
-    ) -> None:
+    def __init__(self, open_table: Callable[[], Table], sieve: Sieve, history: History) -> None:
         self._open_table = open_table
         self._table: Table | None = None
         self._sieve = sieve
         self._counts: Counts = sieve.counts
         self._history = history
-        self._durable = durable
         self._pending = _Pending()
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
@@ -145,8 +142,6 @@ class Committer:
         )
         reach("before_commit")
         done = self._table.append(batch, on_conflict=self._sieve.on_conflict)
-        if self._durable:
-            self._table.sync()
         reach("after_commit")
         self._counts.add(
             written=done.written,

@@ -90,7 +90,8 @@ def ingest(
     it; it stays open, and the figures of the report count all that it did meanwhile.
     `memory` ("4GB") bounds what this process and its workers hold together.
     One ingest at a time works on a table: another one waits for `wait_s`
-    seconds. `durable` forces every commit to the disk. `stop.set()` ends the
+    seconds. `durable` forces every commit to the disk, from now on and whoever makes it
+    (see `Table.set_durable`). `stop.set()` ends the
     job early: what is in flight is committed and the report says
     ``interrupted``. A KeyboardInterrupt commits what is embedded and is raised.
 
@@ -131,17 +132,19 @@ def ingest(
         }
         command = Command(source.names, source.sources, options, space.fingerprint)
         counts = Counts()
+        if known is not None and durable:
+            known.set_durable(True)
+        durable = durable or (known is not None and known.durable)
         with history(folder, known, command, counts, durable=durable) as told:
             job = _Job(
                 chunks=chunks,
                 read_ahead=source.read_ahead,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
-                open_table=lambda: known or Table.open_or_create(db, table, space),
+                open_table=lambda: known or Table.open_or_create(db, table, space, durable=durable),
                 open_pool=opens,
                 closes_pool=pool is None,
                 history=told,
                 stop=stop or Stop(),
-                durable=durable,
                 live=Live(counts, progress),
                 observer=observer,
             )
@@ -150,7 +153,7 @@ def ingest(
                 if not job.stop.cut_short:
                     told.notes += _indexed(done.table)
                 if durable:
-                    # What an earlier, killed run committed, and the index, are not synced yet.
+                    # Rows may be known from a run that was killed before it forced them.
                     done.table.sync()
                 counts.table_version = done.table.version
             told.finished("interrupted" if job.stop.cut_short else "finished")
@@ -187,7 +190,6 @@ class _Job:
     closes_pool: bool
     history: History
     stop: Stop
-    durable: bool
     live: Live
     observer: Callable[[Live], None] | None
 
@@ -206,7 +208,7 @@ class _Job:
     def _embed(self, windows: Iterator[Window]) -> _Done:
         with self.open_pool() as pool, self._patience(pool):
             self.live.pool, before = pool, pool.work
-            committer = Committer(self.open_table, self.sieve, self.history, durable=self.durable)
+            committer = Committer(self.open_table, self.sieve, self.history)
             try:
                 self._stream(windows, pool, committer)
             except PoolClosed:

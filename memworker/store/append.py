@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,9 @@ from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in
 from memworker.store.keys import string_array
 from memworker.store.known import RowStatus, Statuses
-from memworker.store.lance import retrying
 from memworker.store.schema import widen
 from memworker.store.sync import KnownRows
-
-if TYPE_CHECKING:
-    from lancedb.table import LanceTable
+from memworker.store.writes import Landed, Write, Writes
 
 # One row a delete takes 13 ms a row; a long chain of ORs is a deep tree to the planner.
 _DELETE_ROWS = 64
@@ -28,9 +25,9 @@ _DELETE_ROWS = 64
 class Appender:
     """Writes batches into one table, and knows which ids are there. The caller holds the locks."""
 
-    def __init__(self, handle: LanceTable) -> None:
+    def __init__(self, writes: Writes) -> None:
         self.known = KnownRows()
-        self._handle = handle
+        self._writes, self._handle = writes, writes.handle
 
     def append(self, rows: pa.Table, policy: OnConflict) -> Appended:
         """Commit what of `rows` is new, and with `update` what is known with another text."""
@@ -42,10 +39,15 @@ class Appender:
         moved = self._handle.version != seen
         if moved:
             plan = self._plan(rows, policy)
-        if moved or len(plan.update):
-            version, written = self._merge(rows, plan)
-        else:
-            version, written = self._add(rows, plan, seen)
+            seen = self._handle.version
+        write = self._merge(rows, plan) if moved or len(plan.update) else self._add(rows, plan)
+        doing = f"appending to table {self._handle.name!r}"
+        landed = self._writes.commit(doing, write, partial(self._came, plan), seen=seen)
+        reach("after_add")
+        version, written = landed.version, landed.rows
+        if not moved and not len(plan.update) and version != seen + 1:
+            written -= self._drop_doubles(_take(rows, plan.write)["id"])
+            version = self._handle.version
         chosen = np.concatenate([plan.write, plan.update])
         self.known.committed(version, plan.keys[chosen], plan.records[chosen])
         return _outcome(plan, policy, version, written)
@@ -60,25 +62,36 @@ class Appender:
         known = self.known.refresh(self._handle)
         return commit.plan(rows, known, self._dedup_keys_of, policy)
 
-    def _add(self, rows: pa.Table, plan: Plan, seen: int) -> tuple[int, int]:
-        chosen = _take(rows, plan.write)
-        reach("before_add")
-        version = retrying(lambda: self._handle.add(chosen)).version
-        reach("after_add")
-        if version == seen + 1:
-            return version, chosen.num_rows
-        doubled = self._drop_doubles(chosen["id"])
-        return self._handle.version, chosen.num_rows - doubled
+    def _came(self, plan: Plan, seen: int) -> Landed | None:
+        """Tell of a write that raised whether its rows are in the table: all, or it is not it."""
+        known = self.known.refresh(self._handle)
+        chosen = np.concatenate([plan.write, plan.update])
+        there = known.find(plan.keys[chosen], plan.records[chosen]) == RowStatus.DUPLICATE
+        return Landed(int(self._handle.version), len(plan.write)) if there.all() else None
 
-    def _merge(self, rows: pa.Table, plan: Plan) -> tuple[int, int]:
+    def _add(self, rows: pa.Table, plan: Plan) -> Write:
+        chosen = _take(rows, plan.write)
+
+        def add() -> Landed:
+            reach("before_add")
+            return Landed(int(self._handle.add(chosen).version), chosen.num_rows)
+
+        return add
+
+    def _merge(self, rows: pa.Table, plan: Plan) -> Write:
         source = pa.concat_tables([_take(rows, plan.write), self._updates(rows, plan)])
         source = widen(source, self._handle.schema)
         merge = self._handle.merge_insert("id").when_not_matched_insert_all()
         if len(plan.update):
             merge = merge.when_matched_update_all()
         # Only without an index do two merges of the same new ids see each other.
-        result = retrying(lambda: merge.use_index(False).execute(source))
-        return result.version, result.num_inserted_rows
+        merge = merge.use_index(False)
+
+        def execute() -> Landed:
+            result = merge.execute(source)
+            return Landed(int(result.version), int(result.num_inserted_rows))
+
+        return execute
 
     def _updates(self, rows: pa.Table, plan: Plan) -> pa.Table:
         updates = _take(rows, plan.update)
@@ -105,8 +118,17 @@ class Appender:
             rows = (
                 f"(_rowid = {address} AND {id_in([i])})" for i, address in ours[at:][:_DELETE_ROWS]
             )
-            self._handle.delete(" OR ".join(rows))
+            self._delete(" OR ".join(rows))
         return len(ours)
+
+    def _delete(self, where: str) -> None:
+        def delete() -> Landed:
+            gone = self._handle.delete(where)
+            return Landed(int(gone.version), int(gone.num_deleted_rows))
+
+        doing = f"deleting doubled rows of table {self._handle.name!r}"
+        came = partial(self._writes.gone, where)
+        self._writes.commit(doing, delete, came, seen=int(self._handle.version))
 
     def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
         found = read.find(self._handle, "id", ids, columns=["id", "dedup_key"])

@@ -5,53 +5,73 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from memworker.store.manifest import Manifest
 
-class Folder:
-    """A folder whose files are written once under new names, as LanceDB's are."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._synced: set[tuple[str, int]] = set()
+class NotForced(OSError):
+    """A file could not be forced to the disk; `filename` says which.
 
-    def sync(self) -> int:
-        """Sync the files that came since the last time, then their folders; return how many.
+    After that its pages count as clean, so that a second fsync would succeed and prove
+    nothing: what was written must be written anew.
+    """
 
-        The two folders above are synced the first time, for they name this one.
+
+class Disk:
+    """Which files of one table this process has forced to the disk."""
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._forced: set[str] = set()
+
+    def force(self, manifest: Manifest) -> int:
+        """Force what a version is made of and was not forced yet; return how many files.
+
+        The folders too, and the first time those above, for they name the table's.
+        Raises NotForced.
         """
-        new = [(found, key) for found, key in _files(self._path) if key not in self._synced]
-        for path, _ in new:
-            sync_path(path)
-        parents = {path.parent for path, _ in new}
+        new = [path for path in files_of(self._table, manifest) if path not in self._forced]
+        for path in new:
+            sync_path(self._table / path)
+        folders = {(self._table / path).parent for path in new}
         # A new folder is a new entry of the folder above it.
-        parents |= {parent.parent for parent in parents}
-        if not self._synced:
-            parents |= {self._path.parent, self._path.parent.parent}
-        for parent in sorted(parents, reverse=True):
-            sync_path(parent)
-        self._synced |= {key for _, key in new}
+        folders |= {folder.parent for folder in folders}
+        if not self._forced:
+            folders |= {self._table, self._table.parent, self._table.parent.parent}
+        for folder in sorted(folders, reverse=True):
+            sync_path(folder)
+        self._forced.update(new)
         return len(new)
 
 
-def _files(folder: Path) -> list[tuple[Path, tuple[str, int]]]:
-    found = []
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            try:
-                # One file is written again and again: the hint at the newest version.
-                found.append((path, (str(path), path.stat().st_mtime_ns)))
-            except FileNotFoundError:
-                continue  # a compaction elsewhere has just removed it
-    return found
+def files_of(table: Path, manifest: Manifest) -> list[str]:
+    """Return the files of a version, the manifest last, as paths below the table's folder."""
+    found = list(manifest.files)
+    for index in manifest.indices:
+        found += [f"{index.folder}/{name}" for name in index_files(table / index.folder)]
+    found += [manifest.transaction] if manifest.transaction else []
+    return [*found, manifest.path]
+
+
+def index_files(folder: Path) -> list[str]:
+    """Return the names of an index's files; none when a clean-up has just removed it."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def sync_path(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Force a file, or the names in a folder, to the disk. Raises NotForced.
+
+    What is not there any more, since a clean-up elsewhere has removed it, needs no force.
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise NotForced(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(fd)

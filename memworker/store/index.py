@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from memworker.store.lance import lance_errors
+from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -36,14 +37,13 @@ def has_vector_index(table: LanceTable) -> bool:
     return any("vector" in index.columns for index in table.list_indices())
 
 
-def build(table: LanceTable, distance: str) -> None:
+def build(writes: Writes, distance: str) -> None:
     """Build the vector index, replacing the one there is."""
     from lancedb.index import IvfSq
 
-    with lance_errors(f"indexing table {table.name!r}"):
-        table.create_index(
-            "vector", name=INDEX_NAME, replace=True, config=IvfSq(distance_type=distance)
-        )
+    config = IvfSq(distance_type=distance)
+    create = partial(writes.handle.create_index, "vector", name=INDEX_NAME, config=config)
+    writes.build(f"indexing table {writes.handle.name!r}", partial(create, replace=True))
 
 
 def tune(query: Any) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
 from memworker.store.lock import ensure_writable
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
-T = TypeVar("T")
-
 # "\Z", not "$": the latter lets a final newline through.
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
-_ATTEMPTS = 5
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -85,7 +82,7 @@ def lance_errors(doing: str) -> Iterator[None]:
     except MemworkerError:
         raise
     except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError) as error:
-        raise StoreError(_explain(doing, error)) from error
+        raise StoreError(explain(doing, error)) from error
 
 
 def is_commit_conflict(error: BaseException) -> bool:
@@ -94,24 +91,13 @@ def is_commit_conflict(error: BaseException) -> bool:
     return "commit conflict" in text or "too many concurrent writers" in text
 
 
-def retrying(write: Callable[[], T]) -> T:
-    """Run a write again when an optimise or update of another process came first."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return write()
-        except (RuntimeError, OSError) as error:
-            if attempt == _ATTEMPTS or not is_commit_conflict(error):
-                raise
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _explain(doing: str, error: Exception) -> str:
+def explain(doing: str, error: BaseException) -> str:
+    """Say what happened in a line, as StoreError does."""
+    if isinstance(error, MemworkerError):
+        return str(error)
     text = " ".join(str(error).split())
     if "No space left on device" in text or "os error 28" in text:
-        return (
-            f"the disk is full: {doing} failed, nothing of this batch was committed; "
-            "free some space and run the same command again"
-        )
+        return f"the disk is full: {doing} failed; free some space and run the same command again"
     if "object of size 0 bytes" in text:
         return (
             f"{doing} failed: its newest version file is empty, as a power loss leaves it; "

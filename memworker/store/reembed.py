@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,12 @@ import pyarrow as pa
 
 from memworker.errors import StoreError
 from memworker.failpoints import reach
-from memworker.store import durable, index, lock
+from memworker.store import index, lock
 from memworker.store import text as words
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.schema import (
     bad_vectors,
+    is_durable,
     new_field_metadata,
     read_field_metadata,
     table_schema,
@@ -40,6 +42,7 @@ from memworker.store.schema import (
 )
 from memworker.store.staged import Digests, Staged, text_digests
 from memworker.store.upkeep import SCALAR_COLUMNS, build_scalar
+from memworker.store.writes import Landed, Writes
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -71,6 +74,7 @@ class Reembedding:
         self._handle = open_table(self._connection, db, name)
         self._staged = staged
         self._before = read_field_metadata(self._handle.schema, name)
+        self._writes = Writes(self._handle, db)
 
     def missing(self) -> Iterator[Missing]:
         """Look at every row, chunk by chunk, and give the texts whose vectors are not staged.
@@ -108,17 +112,27 @@ class Reembedding:
         for again. Indices go with the old vectors; see `build_indices`.
         """
         self._staged.note_indices(self._indices())
-        with lance_errors(f"re-embedding table {self._name!r}"):
+        doing = f"re-embedding table {self._name!r}"
+        with lance_errors(doing):
             seen = int(self._handle.version)
-            copy = _Copy(self._handle, self._staged, self._schema(), seen)
-            made = copy.run(self._connection, self._name)
-            if made is None or made == seen + 1:
-                return made
+            # The copy looks after interrupts itself.
+            landed = self._writes.commit(
+                doing, partial(self._copy, seen), self._came, seen=seen, run=lambda copy: copy()
+            )
+            if landed.version <= seen + 1:
+                return landed.version if landed.version > seen else None
             # The commit of the other program is in the version before ours, and not in ours.
-            self._handle.checkout(made - 1)
-            self._handle.restore()
-            self._handle.checkout_latest()
+            self._writes.restore(landed.version - 1)
             return None
+
+    def _copy(self, seen: int) -> Landed:
+        copy = _Copy(self._handle, self._staged, self._schema(), seen)
+        made = copy.run(self._connection, self._name)
+        return Landed(seen if made is None else made, 0)
+
+    def _came(self, _: int) -> Landed | None:
+        space, _identity = read_field_metadata(self._handle.schema, self._name)
+        return Landed(int(self._handle.version), 0) if space == self._staged.space else None
 
     def _rows_after(self, address: int) -> pa.Table:
         with lance_errors(f"reading table {self._name!r}"):
@@ -133,7 +147,9 @@ class Reembedding:
     def _schema(self) -> pa.Schema:
         """Return the columns of the table, also those beyond ours, with the new vector's."""
         space = self._staged.space
-        ours = table_schema(space.dim, new_field_metadata(space, self._before[1]))
+        durable = is_durable(self._handle.schema)
+        facts = new_field_metadata(space, self._before[1], durable=durable)
+        ours = table_schema(space.dim, facts)
         others = [field for field in self._handle.schema if field.name not in ours.names]
         return pa.schema([*ours, *others])
 
@@ -143,16 +159,16 @@ def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
 
     Before that, what the switch wrote is forced to the disk.
     """
-    durable.Folder(db / f"{name}.lance").sync()
-    handle = open_table(connect(db, writable=True), db, name)
+    writes = Writes(open_table(connect(db, writable=True), db, name), db)
+    writes.force()
     unknown = []
     for column in staged.indices:
         if column == "vector":
-            index.build(handle, staged.space.distance)
+            index.build(writes, staged.space.distance)
         elif column == "text":
-            words.build(handle)
+            words.build(writes)
         elif column in SCALAR_COLUMNS:
-            build_scalar(handle, column)
+            build_scalar(writes, column)
         else:
             unknown.append(column)
     return unknown

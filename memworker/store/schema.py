@@ -24,6 +24,7 @@ DISTANCES = ("cosine", "dot")
 Vectors = npt.NDArray[np.float32]
 
 _PREFIX = "memworker."
+_DURABLE = "durable"
 # What set_unenforced_primary_key("id") would write in a second commit; it wants the
 # column non-null in the table and in every batch.
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
@@ -116,10 +117,13 @@ def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> p
     )
 
 
-def new_field_metadata(space: VectorSpace, identity: str | None = None) -> dict[str, str]:
+def new_field_metadata(
+    space: VectorSpace, identity: str | None = None, *, durable: bool = False
+) -> dict[str, str]:
     """Return the vector field's metadata for a table that is about to be made.
 
-    A table that stays the same one under new vectors keeps its `identity`.
+    A table that stays the same one under new vectors keeps its `identity`. Each commit to
+    a `durable` one is forced to the disk, whoever makes it.
     """
     facts = {key: str(value) for key, value in asdict(space).items()}
     facts |= {
@@ -128,7 +132,19 @@ def new_field_metadata(space: VectorSpace, identity: str | None = None) -> dict[
         # A table dropped and made again under its name is another table.
         "identity": identity or uuid.uuid4().hex,
     }
+    if durable:
+        facts[_DURABLE] = "true"
     return {_PREFIX + key: value for key, value in facts.items()}
+
+
+def durability(durable: bool) -> dict[str, str | None]:
+    """Return the change of the vector field's metadata that makes a table durable, or not."""
+    return {_PREFIX + _DURABLE: "true" if durable else None}
+
+
+def is_durable(schema: pa.Schema) -> bool:
+    """Tell whether each commit to the table is forced to the disk."""
+    return (schema.field("vector").metadata or {}).get((_PREFIX + _DURABLE).encode()) == b"true"
 
 
 def read_field_metadata(schema: pa.Schema, table: str) -> tuple[VectorSpace, str]:

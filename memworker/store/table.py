@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, TableNotFound, UsageError
-from memworker.store import durable, fuse, index, lock, read, search, upkeep
+from memworker.store import fuse, index, lock, read, search, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
 from memworker.store.commit import Appended, OnConflict
-from memworker.store.filters import to_sql
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
 from memworker.store.known import Statuses
@@ -28,7 +27,6 @@ from memworker.store.lance import (
     database_path,
     lance_errors,
     open_table,
-    retrying,
     table_name,
 )
 from memworker.store.lock import ensure_writable
@@ -36,6 +34,8 @@ from memworker.store.schema import (
     Vectors,
     VectorSpace,
     conform,
+    durability,
+    is_durable,
     new_field_metadata,
     read_field_metadata,
     refuse_bad_vectors,
@@ -43,6 +43,7 @@ from memworker.store.schema import (
 )
 from memworker.store.search import Hit, SearchOptions
 from memworker.store.upkeep import Keeper, Tended, Upkeep
+from memworker.store.writes import Landed, Writes, created
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -64,23 +65,31 @@ class Table:
         self.db, self.name = db, name
         self.space, self.identity = read_field_metadata(handle.schema, name)
         self._handle = handle
-        self._appender = Appender(handle)
-        self._durable = durable.Folder(db / f"{name}.lance")
+        self._writes = Writes(handle, db, self._any_commit)
+        self._appender = Appender(self._writes)
         self._mortals = (-1, False)
         self._same_vectors_at = -1
-        self._keeper = Keeper(handle, self.space.distance, self._any_commit)
+        self._keeper = Keeper(self._writes, self.space.distance, self._any_commit)
         self._mutex = threading.RLock()
         self._writing_now = False
         self._text_indexed = False
 
     @classmethod
-    def create(cls, db: str | Path, name: str, space: VectorSpace) -> Table:
-        """Make a new, empty table. Raises StoreError when there is one of that name."""
+    def create(
+        cls, db: str | Path, name: str, space: VectorSpace, *, durable: bool = False
+    ) -> Table:
+        """Make a new, empty table; of a `durable` one each commit is forced to the disk.
+
+        Raises StoreError when there is one of that name.
+        """
         path, name = database_path(db), table_name(name)
         connection = connect(path, writable=True)
-        schema = table_schema(space.dim, new_field_metadata(space))
+        schema = table_schema(space.dim, new_field_metadata(space, durable=durable))
         with lance_errors(f"creating table {name!r} in {path}"):
-            return cls(path, name, connection.create_table(name, schema=schema))
+            table = cls(path, name, created(connection, path, name, schema))
+        if durable:
+            table.sync()
+        return table
 
     @classmethod
     def open(cls, db: str | Path, name: str) -> Table:
@@ -89,8 +98,13 @@ class Table:
         return cls(path, name, open_table(connect(path, writable=False), path, name))
 
     @classmethod
-    def open_or_create(cls, db: str | Path, name: str, space: VectorSpace) -> Table:
-        """Open the table, or make it. Raises TableMismatch when it is of another space."""
+    def open_or_create(
+        cls, db: str | Path, name: str, space: VectorSpace, *, durable: bool = False
+    ) -> Table:
+        """Open the table, or make it. Raises TableMismatch when it is of another space.
+
+        With `durable` it is durable from now on, also if it was there and was not.
+        """
         path, name = database_path(db), table_name(name)
         connection = connect(path, writable=True)
         # Under the lock, so that of two processes one creates and the other opens.
@@ -98,8 +112,10 @@ class Table:
             try:
                 table = cls(path, name, open_table(connection, path, name))
             except TableNotFound:
-                return cls.create(path, name, space)
+                return cls.create(path, name, space, durable=durable)
         table.space.must_equal(space, name)
+        if durable:
+            table.set_durable(True)
         return table
 
     @property
@@ -107,6 +123,39 @@ class Table:
         """The newest version, whoever committed it."""
         with lance_errors(f"reading table {self.name!r}"):
             return int(self._handle.version)
+
+    @property
+    def durable(self) -> bool:
+        """Whether each commit is forced to the disk before it is acknowledged."""
+        return self._writes.durable
+
+    def set_durable(self, durable: bool) -> None:
+        """Promise of every commit from now on, whoever makes it, that no power loss takes it.
+
+        What is there is forced to the disk first. Raises StoreError when it cannot be.
+        """
+        with self._locked(lock.COMMIT_TIMEOUT_S):
+            if durable == self._writes.durable:
+                return
+            if durable:
+                self._writes.force()
+            self._set_durable(durable)
+
+    def _set_durable(self, durable: bool) -> None:
+        def note() -> Landed:
+            update = {"path": "vector", "metadata": durability(durable)}
+            return Landed(int(self._handle.update_field_metadata(update).version), 0)
+
+        def came(_: int) -> Landed | None:
+            there = is_durable(self._handle.schema) == durable
+            return Landed(int(self._handle.version), 0) if there else None
+
+        doing = f"setting the durability of table {self.name!r}"
+        self._writes.durable = self._writes.durable or durable
+        try:
+            self._writes.commit(doing, note, came, seen=self.version)
+        finally:
+            self._writes.durable = is_durable(self._handle.schema)
 
     def classify(self, ids: Sequence[str] | pa.Array, dedup_keys: pa.Array) -> Statuses:
         """Return a RowStatus a row (uint8) against the newest version; nothing is locked.
@@ -226,7 +275,7 @@ class Table:
             self._text_indexed = True
             return False
         ensure_writable(self.db, self.name)
-        words.build(self._handle)
+        words.build(self._writes)
         return True
 
     def rows(
@@ -265,7 +314,7 @@ class Table:
         exception. Raises TableLocked after `timeout_s`, BadVector, StoreError.
         """
         with self._locked(timeout_s):
-            change = Change(self._handle, self.space.dim)
+            change = Change(self._writes, self.space.dim)
             yield change
             self._remember(change.commit(), change.version)
 
@@ -273,19 +322,18 @@ class Table:
         """Delete the rows that meet a filter, and return how many. Refuses an empty filter."""
         if not where:
             raise UsageError("an empty filter would delete every row; name the rows to delete")
-        with self._writing("deleting from", lock.COMMIT_TIMEOUT_S):
+        with self.changing() as change:
             self._appender.known.forget()
-            deleted = retrying(lambda: self._handle.delete(to_sql(where)))
-            return int(deleted.num_deleted_rows)
+            return change.erase(where)
 
     def sync(self) -> int:
         """Force to the disk what LanceDB has written and not synced; return how many files.
 
         LanceDB leaves that to the system, which may take half a minute: a
-        power loss in between would take commits back, or tear the last ones.
+        power loss in between would take commits back, or tear the last ones. A durable
+        table needs no call of this.
         """
-        with lance_errors(f"syncing table {self.name!r} to the disk"):
-            return self._durable.sync()
+        return self._writes.force()
 
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
@@ -299,13 +347,13 @@ class Table:
         updates come in between again and again, it makes them wait.
         """
         with lance_errors(f"optimising table {self.name!r}"):
-            upkeep.fold(self._handle, keep_versions, self._any_commit)
+            upkeep.fold(self._writes, keep_versions, self._any_commit)
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
         if self.count() < min_rows or index.has_vector_index(self._handle):
             return False
-        index.build(self._handle, self.space.distance)
+        index.build(self._writes, self.space.distance)
         return True
 
     def ensure_scope_indices(self) -> tuple[str, ...]:
@@ -314,7 +362,7 @@ class Table:
             there = {name for each in self._handle.list_indices() for name in each.columns}
         missing = tuple(name for name in upkeep.SCALAR_COLUMNS if name not in there)
         for column in missing:
-            upkeep.build_scalar(self._handle, column)
+            upkeep.build_scalar(self._writes, column)
         return missing
 
     def upkeep(self) -> Upkeep:
@@ -377,7 +425,9 @@ class Table:
             self._same_vectors_at = newest
 
     def _must_be_the_same_table(self) -> None:
-        now, identity = read_field_metadata(self._handle.schema, self.name)
+        schema = self._handle.schema
+        now, identity = read_field_metadata(schema, self.name)
+        self._writes.durable = is_durable(schema)
         if identity != self.identity:
             raise StoreError(
                 f"table {self.name!r} was dropped and made again since it was opened; "

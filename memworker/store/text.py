@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from memworker.errors import UsageError
 from memworker.store.filters import to_sql
-from memworker.store.lance import lance_errors, retrying
+from memworker.store.lance import lance_errors
 from memworker.store.search import SearchOptions, asked_columns
+from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -44,7 +45,7 @@ def has_index(table: LanceTable) -> bool:
     return any(index.columns == ["text"] for index in table.list_indices())
 
 
-def build(table: LanceTable) -> None:
+def build(writes: Writes) -> None:
     """Build the full-text index when there is none; 3 ms for an empty table."""
     from lancedb.index import FTS
 
@@ -58,11 +59,10 @@ def build(table: LanceTable) -> None:
 
     def once() -> None:
         # Another process may have come first: its index is as good.
-        if not has_index(table):
-            table.create_index("text", name=INDEX_NAME, replace=False, config=config)
+        if not has_index(writes.handle):
+            writes.handle.create_index("text", name=INDEX_NAME, replace=False, config=config)
 
-    with lance_errors(f"indexing the texts of table {table.name!r}"):
-        retrying(once)
+    writes.build(f"indexing the texts of table {writes.handle.name!r}", once)
 
 
 def search(table: LanceTable, text: str, options: SearchOptions) -> pa.Table:

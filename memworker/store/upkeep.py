@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from memworker.store import index, text
-from memworker.store.lance import is_commit_conflict, lance_errors, retrying
-
-if TYPE_CHECKING:
-    from lancedb.table import LanceTable
+from memworker.store.lance import lance_errors
+from memworker.store.writes import CameFirst, Landed, Writes
 
 # At 200,000 rows a BTREE takes a look-up by id or key from 10 ms to 2, an update from 30 to 8,
 # a search in one user's rows from 14 to 9; each is built in 50 ms. BITMAP is no faster here and
@@ -46,7 +44,7 @@ _UNINDEXED_SHARE = 0.01
 KEEP_VERSIONS = timedelta(minutes=5)
 # Upkeep rests so many times as long as it worked, so that it never takes over the machine.
 _REST = 9
-_FREE_ATTEMPTS = 3
+_FOR_EVER = timedelta(days=36_500)
 # LanceDB joins the rows of a merge in 300 MB.
 _GATHER_BYTES = 64 * 2**20
 
@@ -99,8 +97,9 @@ class Tended:
 class Keeper:
     """Does the upkeep of one table, a step at a time."""
 
-    def __init__(self, handle: LanceTable, distance: str, writing: Lock) -> None:
-        self._handle, self._distance, self._writing = handle, distance, writing
+    def __init__(self, writes: Writes, distance: str, writing: Lock) -> None:
+        self._writes, self._handle = writes, writes.handle
+        self._distance, self._writing = distance, writing
         self._rested_at = 0.0
 
     def look(self) -> Upkeep:
@@ -139,15 +138,15 @@ class Keeper:
             elif step is Step.REBUILD:
                 self._build("vector")
             elif step is Step.FOLD or not self._gather(upkeep.unindexed_rows):
-                fold(self._handle, KEEP_VERSIONS, self._writing)
+                fold(self._writes, KEEP_VERSIONS, self._writing)
 
     def _build(self, column: str) -> None:
         if column == "vector":
-            retrying(lambda: index.build(self._handle, self._distance))
+            index.build(self._writes, self._distance)
         elif column == "text":
-            text.build(self._handle)
+            text.build(self._writes)
         else:
-            build_scalar(self._handle, column)
+            build_scalar(self._writes, column)
 
     def _gather(self, unindexed_rows: int) -> bool:
         """Write the small fragments at the end again as one; tell whether that was possible.
@@ -174,35 +173,43 @@ class Keeper:
         return True
 
     def _write_again(self, rows: pa.Table) -> None:
-        self._handle.merge_insert("id").when_matched_update_all().execute(rows)
+        def write() -> Landed:
+            merge = self._handle.merge_insert("id").when_matched_update_all()
+            return Landed(int(merge.execute(rows).version), rows.num_rows)
+
+        def came(_: int) -> Landed:
+            # Whether it came or not: the same rows once more change nothing.
+            return write()
+
+        doing = f"gathering rows of table {self._handle.name!r}"
+        self._writes.commit(doing, write, came, seen=int(self._handle.version))
 
 
-def fold(table: LanceTable, keep_versions: timedelta, writing: Lock) -> None:
+def fold(writes: Writes, keep_versions: timedelta, writing: Lock) -> None:
     """Compact fragments, bring the indices up to date, delete older versions.
 
-    Without a lock. Only when updates of compacted rows have come first a few times,
-    with the commit lock held, for as long as that takes: seconds at 200,000 rows.
+    The long part without a lock. Only when updates of compacted rows have come first a few
+    times, with the commit lock held, for as long as that takes: seconds at 200,000 rows.
+    What was compacted is looked at, and in a durable table on the disk, before the
+    files that it came from are deleted.
     """
-    for _ in range(_FREE_ATTEMPTS):
-        try:
-            table.optimize(cleanup_older_than=keep_versions)
-            return
-        except (RuntimeError, OSError) as error:
-            if not is_commit_conflict(error):
-                raise
+    doing = f"compacting table {writes.handle.name!r}"
+    compact = partial(writes.handle.optimize, cleanup_older_than=_FOR_EVER)
+    with suppress(CameFirst):
+        writes.build(doing, compact)
     with writing():
-        retrying(lambda: table.optimize(cleanup_older_than=keep_versions))
+        # LanceDB compacts before it deletes: let there be nothing left that nobody has looked at.
+        writes.build(doing, compact)
+        writes.handle.optimize(cleanup_older_than=keep_versions)
 
 
-def build_scalar(table: LanceTable, column: str) -> None:
+def build_scalar(writes: Writes, column: str) -> None:
     """Build the index by which rows of one id, key or scope are found, replacing it."""
     from lancedb.index import BTree
 
-    def build() -> None:
-        table.create_index(column, name=f"{column}_idx", replace=True, config=BTree())
-
-    with lance_errors(f"indexing {column} of table {table.name!r}"):
-        retrying(build)
+    name = f"{column}_idx"
+    create = partial(writes.handle.create_index, column, name=name, replace=True, config=BTree())
+    writes.build(f"indexing {column} of table {writes.handle.name!r}", create)
 
 
 def _worth_an_index(rows: int) -> list[str]:

@@ -1,0 +1,435 @@
+"""Every commit of a table: made, looked at, forced to the disk where promised, then believed.
+
+::
+
+    write() ──raises──► did it come through? ──no──► again (a conflict), or StoreError
+       │                        │ yes
+       ▼                        ▼
+    the version's new files: there, whole? ──no──► take the version back ─► write() again
+       │ yes
+       ▼
+    a durable table: forced to the disk, read back ──no──► take the version back ─► write() again
+       │ yes
+       ▼
+    acknowledged
+
+What LanceDB says of a commit proves neither its success (see whole.py) nor its failure: an
+error may come after the commit. And a file whose fsync has failed once may never reach the
+disk, however often that is tried again; so it is written anew, under another name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memworker.errors import MemworkerError, StoreError
+from memworker.store import whole
+from memworker.store.durable import Disk, NotForced
+from memworker.store.lance import connect, explain, is_commit_conflict, open_table
+from memworker.store.lock import hold, state_dir
+from memworker.store.manifest import (
+    HINT,
+    VERSIONS,
+    Fragment,
+    Manifest,
+    TornManifest,
+    manifest_path,
+    read_manifest,
+    versions,
+)
+from memworker.store.schema import bad_vectors, is_durable, read_field_metadata, vectors_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.db import LanceDBConnection
+    from lancedb.table import LanceTable
+
+_ATTEMPTS = 5
+# What was written and not found whole is written again so often.
+_WRITES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A commit that came through: the version that it made, and the rows that it concerned."""
+
+    version: int
+    rows: int
+
+
+Write = Callable[[], Landed]
+Came = Callable[[int], Landed | None]
+"""Given the version before: what a write that raised has committed nevertheless, if it has."""
+Run = Callable[[Write], Landed]
+Locked = Callable[[], AbstractContextManager[None]]
+
+
+class CameFirst(StoreError):
+    """Other writers' commits came first, again and again."""
+
+
+class _NotWhole(Exception):
+    """What a commit wrote is not all there."""
+
+
+class Writes:
+    """Makes the commits of one table. The caller holds the commit lock (but see `build`)."""
+
+    def __init__(self, handle: LanceTable, db: Path, locked: Locked | None = None) -> None:
+        self.handle = handle
+        self._db, self._name = db, str(handle.name)
+        space, _ = read_field_metadata(handle.schema, self._name)
+        self._dim = space.dim
+        self.durable = is_durable(handle.schema)
+        self._locked = locked or partial(hold, state_dir(db, self._name), "commit")
+        self._folder = db / f"{self._name}.lance"
+        self._disk = Disk(self._folder)
+        self._last: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._mutex = threading.Lock()
+
+    def commit(
+        self, doing: str, write: Write, came: Came, *, seen: int, run: Run | None = None
+    ) -> Landed:
+        """Commit by `write`; return once the commit is known to be whole.
+
+        `seen` is the newest version at this moment. `run` takes the place of
+        `uninterrupted` for a write that looks after interrupts itself. Raises StoreError,
+        and says then whether something was committed.
+        """
+        for left in reversed(range(_WRITES)):
+            landed = self._written(doing, partial(run or uninterrupted, write), came, seen)
+            if landed.version <= seen:
+                return landed
+            try:
+                self._look_at(landed.version)
+                return landed
+            except _NotWhole as flaw:
+                self._take_back(doing, landed.version, flaw)
+                seen = self._newest(doing)
+                if not left:
+                    raise StoreError(
+                        f"{doing} failed: {flaw}. That was taken back, {_WRITES} times, so nothing"
+                        " of this batch is committed. Look at the disk, and run the same again"
+                    ) from flaw
+        raise AssertionError("the last attempt returns or raises")
+
+    def build(self, doing: str, write: Callable[[], object]) -> None:
+        """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
+
+        Raises StoreError; no row is lost by it.
+        """
+        for left in reversed(range(_WRITES)):
+            seen = self._newest(doing)
+            self._built(doing, write)
+            try:
+                self._look_at(self._newest(doing), before=seen)
+                return
+            except _NotWhole as flaw:
+                with self._locked():
+                    self._undo(doing, seen, flaw)
+                if not left:
+                    raise StoreError(
+                        f"{doing} failed: {flaw}. That was taken back; the rows are as they were"
+                    ) from flaw
+
+    def gone(self, where: str, seen: int) -> Landed | None:
+        """Tell of a deletion that raised whether it was committed."""
+        if self.handle.count_rows(where):
+            return None
+        return Landed(int(self.handle.version), self.count_at(seen, where))
+
+    def count_at(self, version: int, where: str) -> int:
+        """Return how many rows met a filter in an older version, or 0 when that is gone."""
+        older = self._fresh()
+        try:
+            older.checkout(version)
+            return int(older.count_rows(where))
+        except (RuntimeError, ValueError, OSError):
+            return 0
+
+    def force(self) -> int:
+        """Force the newest version to the disk; return how many files. Raises StoreError."""
+        doing = f"forcing table {self._name!r} to the disk"
+        with self._mutex:
+            try:
+                return self._disk.force(read_manifest(self._folder, self._newest(doing)))
+            except OSError as error:
+                raise StoreError(
+                    f"{doing} failed: {error.filename}: {error.strerror}. What was committed is in"
+                    " the table, but a power loss may take it; `memworker table optimize` writes"
+                    " the files anew"
+                ) from error
+
+    def _built(self, doing: str, write: Callable[[], object]) -> None:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                uninterrupted(write)
+                return
+            except Exception as error:
+                if not is_commit_conflict(error):
+                    raise StoreError(explain(doing, error)) from error
+                if not left:
+                    raise CameFirst(explain(doing, error)) from error
+
+    def _written(self, doing: str, write: Write, came: Came, seen: int) -> Landed:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return write()
+            except MemworkerError:
+                raise
+            except Exception as error:
+                landed = self._came(doing, came, seen, error)
+                if landed is not None:
+                    return landed
+                if not left or not is_commit_conflict(error):
+                    raise StoreError(
+                        f"{explain(doing, error)}; nothing of this batch was committed"
+                    ) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _came(self, doing: str, came: Came, seen: int, why: Exception) -> Landed | None:
+        try:
+            newest = self._settled_version()
+            return came(seen) if newest != seen else None
+        except Exception as error:
+            raise StoreError(
+                f"{explain(doing, why)}; and whether it was committed cannot be told, for the"
+                f" table cannot be read: {explain('reading', error)}. It is safe to run the same"
+                " again"
+            ) from why
+
+    def _settled_version(self) -> int:
+        """Return the newest version, having put a torn manifest aside that nobody can read."""
+        try:
+            return int(self.handle.version)
+        except Exception:
+            newest = max(versions(self._folder), default=0)
+            try:
+                read_manifest(self._folder, newest)
+            except TornManifest:
+                self._put_aside(newest)
+            return int(self.handle.version)
+
+    # ── is it whole? ──
+
+    def _look_at(self, version: int, before: int | None = None) -> None:
+        """Raise _NotWhole unless what `version` added is there, and forced where promised."""
+        with self._mutex:
+            try:
+                manifest = self._manifest(version)
+            except TornManifest as error:
+                raise _NotWhole(str(error)) from error
+            known = self._parts(version - 1 if before is None else before)
+            for flaw in whole.flaws(self._folder, manifest, known):
+                raise _NotWhole(f"what was written is not whole: {flaw}")
+            fresh = [each for each in manifest.fragments if not known.issuperset(each.parts)]
+            if any((each.deletions or "").endswith(".bin") for each in fresh):
+                self._read_deletions()
+            if self.durable:
+                self._force(manifest, known)
+                self._read_back(fresh)
+            self._last = (version, whole.parts_of(manifest))
+
+    def _manifest(self, version: int) -> Manifest:
+        try:
+            return read_manifest(self._folder, version)
+        except FileNotFoundError:
+            # Others have committed since, and one of them has removed older versions.
+            return read_manifest(self._folder, max(versions(self._folder)))
+
+    def _parts(self, version: int) -> frozenset[str]:
+        if self._last[0] == version:
+            return self._last[1]
+        try:
+            return whole.parts_of(read_manifest(self._folder, version))
+        except (FileNotFoundError, TornManifest):
+            return frozenset()
+
+    def _force(self, manifest: Manifest, known: frozenset[str]) -> None:
+        try:
+            self._disk.force(manifest)
+        except NotForced as error:
+            path = Path(error.filename).relative_to(self._db)
+            what = f"{path} could not be forced to the disk ({error.strerror})"
+            if str(path.relative_to(self._folder.name)) not in known:
+                raise _NotWhole(what) from error
+            raise StoreError(
+                f"{what}: it holds earlier rows, which a power loss may take. What was just"
+                " written is in the table. `memworker table optimize` writes the earlier rows anew"
+            ) from error
+
+    def _read_back(self, fragments: list[Fragment]) -> None:
+        """Read new rows, every column."""
+        for fragment in fragments:
+            name = fragment.files[0].path
+            rows = f"_rowid >= {fragment.id << 32} AND _rowid < {(fragment.id + 1) << 32}"
+            try:
+                batches = list(self.handle.search().where(rows).to_batches())
+                bad = [len(bad_vectors(vectors_of(b["vector"], self._dim))) for b in batches]
+            except Exception as error:
+                why = explain("reading", error)
+                raise _NotWhole(f"{name} cannot be read back: {why}") from error
+            if any(bad):
+                raise _NotWhole(f"{sum(bad)} vectors of {name} read back as zero or not finite")
+
+    def _read_deletions(self) -> None:
+        """Read which rows are gone, by a handle that remembers nothing of having written it."""
+        try:
+            self._fresh().count_rows("id IS NOT NULL")
+        except Exception as error:
+            why = explain("reading", error)
+            raise _NotWhole(f"which rows are deleted cannot be read: {why}") from error
+
+    # ── taking back ──
+
+    def _take_back(self, doing: str, version: int, flaw: _NotWhole) -> None:
+        """Let the rows be those of the version before again. Raises StoreError."""
+        try:
+            newest = self._settled_version()
+            if newest < version:
+                return  # its manifest was torn, and is out of the way
+            before = read_manifest(self._folder, version - 1).fragments
+            ours = read_manifest(self._folder, version).fragments
+            if newest == version or read_manifest(self._folder, newest).fragments == ours:
+                self.restore(version - 1)
+            elif set(before) <= set(ours):
+                self._drop([each for each in ours if each not in before])
+            else:
+                raise StoreError("another program has committed on top of it")
+        except Exception as error:
+            raise StoreError(
+                f"{doing} failed: {flaw}; and version {version} could not be taken back:"
+                f" {explain('that', error)}. Run `memworker table repair`, then the same again"
+            ) from error
+
+    def _undo(self, doing: str, seen: int, flaw: _NotWhole) -> None:
+        """Take back what a build committed, whatever others have committed since."""
+        try:
+            newest = self._settled_version()
+            known, parts = self._parts(seen), read_manifest(self._folder, newest)
+            torn = next((v for v in range(seen + 1, newest + 1) if self._torn(v, known)), None)
+            if torn is None:
+                return
+            before = read_manifest(self._folder, torn - 1)
+            ours = read_manifest(self._folder, torn)
+            if newest == torn or parts.fragments == ours.fragments:
+                self.restore(torn - 1)
+            elif before.fragments == ours.fragments:
+                # An index. Those who search must not fall over it, and the next build makes it.
+                for name in {each.name for each in ours.indices if each not in before.indices}:
+                    self.handle.drop_index(name)
+            else:
+                raise StoreError("rows have been committed on top of it")
+        except Exception as error:
+            raise StoreError(
+                f"{doing} failed: {flaw}; and it could not be taken back: {explain('that', error)}."
+                " Run `memworker table repair` before anything else is done to the table"
+            ) from error
+
+    def _torn(self, version: int, known: frozenset[str]) -> bool:
+        manifest = read_manifest(self._folder, version)
+        return any(True for _ in whole.flaws(self._folder, manifest, known))
+
+    def _fresh(self) -> LanceTable:
+        return open_table(connect(self._db, writable=False), self._db, self._name)
+
+    def restore(self, version: int) -> None:
+        """Make the rows of an older version the newest again, by a commit. Raises StoreError."""
+        # A handle of its own, for others read through ours meanwhile.
+        fresh = self._fresh()
+        for _ in range(_WRITES):
+            fresh.checkout(version)
+            fresh.restore()
+            if self._is_safe(int(fresh.version)):
+                return
+        raise StoreError("the manifests that were written are torn, one after the other")
+
+    def _drop(self, fragments: list[Fragment]) -> None:
+        """Delete whole fragments, which needs no reading of them."""
+        ranges = (f"(_rowid >= {f.id << 32} AND _rowid < {(f.id + 1) << 32})" for f in fragments)
+        where = " OR ".join(ranges)
+        for _ in range(_WRITES):
+            if self._is_safe(int(self.handle.delete(where).version)):
+                return
+        raise StoreError("the manifests that were written are torn, one after the other")
+
+    def _is_safe(self, version: int) -> bool:
+        """Tell whether a version's manifest is whole, and forced where promised."""
+        try:
+            manifest = read_manifest(self._folder, version)
+        except TornManifest:
+            self._put_aside(version)
+            return False
+        if self.durable:
+            self._disk.force(manifest)
+        return True
+
+    def _put_aside(self, version: int) -> None:
+        """Move a manifest that nobody can read out of the way; the version before counts again."""
+        path = manifest_path(self._folder, version)
+        aside = state_dir(self._db, self._name) / "damaged"
+        aside.mkdir(mode=0o700, exist_ok=True)
+        os.replace(path, aside / path.name)
+        # It may name the version that has just gone; Lance makes a new one.
+        (self._folder / VERSIONS / HINT).unlink(missing_ok=True)
+
+    def _newest(self, doing: str) -> int:
+        try:
+            return int(self.handle.version)
+        except Exception as error:
+            raise StoreError(explain(doing, error)) from error
+
+
+def created(connection: LanceDBConnection, db: Path, name: str, schema: pa.Schema) -> LanceTable:
+    """Make an empty table; return it once its first version is known to be whole."""
+    folder = db / f"{name}.lance"
+    for _ in range(_WRITES):
+        handle = uninterrupted(partial(connection.create_table, name, schema=schema))
+        try:
+            read_manifest(folder, int(handle.version))
+            return handle
+        except TornManifest:
+            # Nobody can have written into a table that cannot be opened.
+            manifest_path(folder, 1).unlink()
+    raise StoreError(f"the first version of table {name!r} is not written whole; look at the disk")
+
+
+def uninterrupted(write: Callable[[], Any]) -> Any:
+    """Run a write to its end, also when a KeyboardInterrupt comes meanwhile, which is raised then.
+
+    LanceDB goes on writing when its caller was interrupted, and the lock would be let go
+    before the commit. Only the main thread is ever interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return write()
+    done: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(write())
+        except BaseException as error:  # raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="memworker-write", daemon=True)
+    thread.start()
+    interrupt: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            if interrupt is not None:
+                raise  # a second one: whoever sends it does not want to wait
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    if failed:
+        raise failed[0]
+    return done[0]
