@@ -1,0 +1,170 @@
+# ruff: noqa: T201 - a program that prints its result
+"""Fails every call that a job makes on its files, one at a time, in every way.
+
+A scenario is run once to count its calls. Then it is run once a call, kind of call and
+mode: the n-th open, write, fsync, rename, link, unlink, mmap, mkdir, flock, truncate or
+close fails with EIO or ENOSPC, once or from then on, or the process is killed there.
+After each run, what was acknowledged must be there, all of it readable and nothing
+twice; then the same job, without faults, must complete. A run that was stopped goes on
+where it ended, as long as the code is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from tests.faults.every_call.cases import Case, sites
+from tests.faults.every_call.driver import Driver, Result, workshop
+from tests.faults.every_call.progress import Progress
+from tests.faults.every_call.scenarios import SCENARIOS
+
+# The order of calls of several threads differs a little from run to run, and their number.
+ATTEMPTS = 3
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run, print, and return 1 if anything was violated or a call not reached."""
+    options = _parser().parse_args(given)
+    deadline = time.monotonic() + options.seconds
+    with workshop(options.folder) as (folder, library, bench):
+        lanes = []
+        for number in range(options.lanes):
+            lane = folder / f"lane-{number}"
+            lane.mkdir()
+            lanes.append(Driver(lane, library, bench))
+        try:
+            if options.case:
+                return _replayed(lanes[0], options.case)
+            if not lanes[0].sees_all:
+                print("seccomp is not to be had: renames of Rust are not failed", file=sys.stderr)
+            progress = Progress(options.progress)
+            cases = [case for name in options.scenario for case in _cases(lanes[0], name)]
+            random.Random(options.seed).shuffle(cases)
+            _run_all(lanes, progress.left(cases[: options.limit]), progress, deadline)
+        finally:
+            for lane_ in lanes:
+                lane_.close()
+    return _print(cases, progress, as_json=options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__)
+    names = list(SCENARIOS)
+    parser.add_argument("--scenario", action="append", choices=names, help="default: all")
+    parser.add_argument("--seed", type=int, default=1, help="the order of the cases")
+    parser.add_argument("--limit", type=int, help="so many cases, the first of that order")
+    parser.add_argument("--seconds", type=float, default=86_400, help="begin no case after this")
+    parser.add_argument("--lanes", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    parser.add_argument("--case", action="append", help="run the cases of these names only")
+    parser.add_argument("--progress", type=Path, default=Path("build/faults.jsonl"))
+    parser.add_argument("--folder", type=Path, help="where the databases are; default: TMPDIR")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(scenario=names)
+    return parser
+
+
+def _cases(lane: Driver, scenario: str) -> Iterator[Case]:
+    return sites(scenario, lane.count(scenario))
+
+
+def _run_all(
+    lanes: list[Driver], cases: Iterable[Case], progress: Progress, deadline: float
+) -> None:
+    waiting: SimpleQueue[Case] = SimpleQueue()
+    for case in cases:
+        waiting.put(case)
+    noting = threading.Lock()
+
+    def work(lane: Driver) -> None:
+        while time.monotonic() < deadline:
+            try:
+                case = waiting.get_nowait()
+            except Empty:
+                return
+            result = attempted(lane, case)
+            with noting:
+                progress.add(result)
+                _tell(result, waiting.qsize())
+
+    threads = [threading.Thread(target=work, args=(lane,)) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def attempted(lane: Driver, case: Case) -> Result:
+    """Run a case until its call was reached, a few times."""
+    for _ in range(ATTEMPTS):
+        result = lane.run(case)
+        if result.acted or result.violations:
+            break
+    return result
+
+
+def _tell(result: Result, left: int) -> None:
+    if result.violations:
+        print(_told(result), file=sys.stderr, flush=True)
+    elif sys.stderr.isatty():
+        print(f"\r{left:,} cases left ", end="", file=sys.stderr, flush=True)
+
+
+def _told(result: Result) -> str:
+    lines = [f"{result.case.name} ({result.site or 'not reached'}; status {result.status})"]
+    return "\n    ".join([*lines, *result.violations])
+
+
+def _replayed(lane: Driver, names: list[str]) -> int:
+    failed = False
+    for name in names:
+        result = attempted(lane, Case.of(name))
+        failed |= bool(result.violations)
+        print(_told(result), result.said, sep="\n")
+    return int(failed)
+
+
+def _print(cases: list[Case], progress: Progress, *, as_json: bool) -> int:
+    results = [progress.results[case.name] for case in cases if case.name in progress.results]
+    broken = [result for result in results if result.violations]
+    figures = list(_figures(cases, results))
+    if as_json:
+        violations = [{"case": r.case.name, "site": r.site, "what": r.violations} for r in broken]
+        print(json.dumps({"scenarios": figures, "violations": violations}))
+    else:
+        for line in figures:
+            print(", ".join(f"{name} {value}" for name, value in line.items()))
+    return int(bool(broken) or len(results) < len(cases))
+
+
+def _figures(cases: list[Case], results: list[Result]) -> Iterator[dict[str, object]]:
+    for scenario in dict.fromkeys(case.scenario for case in cases):
+        ours = [result for result in results if result.case.scenario == scenario]
+        sites_ = {(r.case.kind, r.case.nth) for r in ours}
+        reached = {(r.case.kind, r.case.nth) for r in ours if r.acted}
+        ends = Counter(r.status for r in ours if r.acted)
+        yield {
+            "scenario": scenario,
+            "calls": len(sites_),
+            "reached": len(reached),
+            "cases": sum(case.scenario == scenario for case in cases),
+            "run": len(ours),
+            "not reached": sum(not r.acted for r in ours),
+            "acknowledged": ends[0] + ends[3],
+            "refused": ends[1],
+            "killed": ends[-9],
+            "violations": sum(bool(r.violations) for r in ours),
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

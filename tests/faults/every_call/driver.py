@@ -1,0 +1,139 @@
+"""Runs cases: fresh folders, a forked child with its faults, the checks, the job once more."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from memworker import EmbeddingPool
+from tests.faults.every_call import shim
+from tests.faults.every_call.cases import Case
+from tests.faults.every_call.scenarios import (
+    KILLED,
+    SCENARIOS,
+    Bench,
+    Outcome,
+    watched,
+)
+from tests.faults.every_call.shim import Called, Control, Fault
+from tests.faults.every_call.zygote import Ended, Order, Zygote
+
+WATCHDOG_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a case: `acted` calls were failed, the first of them at `site`."""
+
+    case: Case
+    acted: int
+    site: str
+    status: int
+    seconds: float
+    violations: tuple[str, ...]
+    said: str = ""
+
+
+class Driver:
+    """One lane: a zygote of its own, and one case at a time."""
+
+    def __init__(self, folder: Path, library: Path, bench: Bench) -> None:
+        self._folder, self._bench = folder, bench
+        self._control = Control(folder / "control")
+        self._zygote = Zygote(self._control, library)
+        self._number = 0
+
+    def count(self, scenario: str) -> list[Called]:
+        """Run a scenario without a fault, which must go well; give its calls."""
+        result = self.run(Case(scenario, "any", 0, "gone"))
+        if result.violations:
+            raise RuntimeError(f"{scenario} fails without any fault: {result}")
+        return list(self._control.calls())
+
+    @property
+    def sees_all(self) -> bool:
+        return self._control.sees_all
+
+    def run(self, case: Case) -> Result:
+        """Run one case in a folder of its own."""
+        self._number += 1
+        folder = self._folder / f"case-{self._number}"
+        for name in ("db", "tmp", "cache"):
+            (watched(folder) / name).mkdir(parents=True)
+        try:
+            return self._run(case, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        self._zygote.close()
+
+    def _run(self, case: Case, folder: Path) -> Result:
+        scenario = SCENARIOS[case.scenario]
+        scenario.prepare(folder, self._bench)
+        ended = self._child(case.scenario, folder, case.fault)
+        texts = [(folder / name).read_text(errors="replace") for name in ("out", "err")]
+        outcome = Outcome(ended.status, *texts, messy=case.messy)
+        violations = list(_ended_well(ended, outcome))
+        violations += scenario.check(folder, outcome, self._bench)
+        # The table as a crash left it must also be one that the job can go on with.
+        violations += (f"again: {one}" for one in scenario.finish(folder, self._bench))
+        return Result(
+            case,
+            self._control.acted,
+            next(_sites(self._control.calls(), folder), ""),
+            ended.status,
+            ended.seconds,
+            tuple(violations),
+            outcome.err[-600:],
+        )
+
+    def _child(self, scenario: str, folder: Path, fault: Fault) -> Ended:
+        self._control.prepare(fault, (f"{watched(folder)}/", "/memfd:"))
+        try:
+            return self._zygote.run(Order(scenario, str(folder), str(watched(folder)), WATCHDOG_S))
+        finally:
+            self._control.disarm()
+
+
+@contextmanager
+def driver(folder: Path | None = None) -> Iterator[Driver]:
+    """Give a lane with everything that it needs, for the time of a block."""
+    with workshop(folder) as (inside, library, bench):
+        made = Driver(inside, library, bench)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@contextmanager
+def workshop(folder: Path | None = None) -> Iterator[tuple[Path, Path, Bench]]:
+    """Give a folder, the library built, and the bench; all of it goes at the end."""
+    inside = Path(tempfile.mkdtemp(prefix="memworker-faults-", dir=folder))
+    try:
+        library = shim.build(inside)
+        with EmbeddingPool("echo", workers=1) as pool:
+            yield inside, library, Bench(pool)
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
+
+
+def _ended_well(ended: Ended, outcome: Outcome) -> Iterator[str]:
+    if ended.hung:
+        yield f"no end within {WATCHDOG_S:.0f} s: {outcome.err[-3000:]}"
+    elif ended.status < 0 and ended.status != KILLED:
+        yield f"ended by signal {-ended.status}: {outcome.err[-1500:]}"
+    if ended.left:
+        yield f"{ended.left} processes were left behind"
+
+
+def _sites(calls: Iterator[Called], folder: Path) -> Iterator[str]:
+    prefix = f"{watched(folder)}/"
+    for call in calls:
+        if call.injected:
+            yield f"{call.kind.name.lower()} {call.path.removeprefix(prefix)}"

@@ -1,0 +1,59 @@
+"""The results so far, in a file of JSON lines, so that a long run can be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults.every_call.cases import Case
+from tests.faults.every_call.driver import Result
+
+ROOT = Path(__file__).parents[3]
+
+
+class Progress:
+    """The results of one state of the code; those of another are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[str, Result] = {}
+        code = _code()
+        lines = path.read_text().splitlines() if path.exists() else []
+        if lines and json.loads(lines[0]) == {"code": code}:
+            for line in filter(None, lines[1:]):
+                result = _read(line)
+                self.results[result.case.name] = result
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"code": code}) + "\n")
+
+    def add(self, result: Result) -> None:
+        """Note a result."""
+        self.results[result.case.name] = result
+        told = asdict(result) | {"case": result.case.name}
+        with self.path.open("a") as file:
+            file.write(json.dumps(told) + "\n")
+
+    def left(self, cases: Iterable[Case]) -> list[Case]:
+        """Return the cases that have no result yet."""
+        return [case for case in cases if case.name not in self.results]
+
+
+def _read(line: str) -> Result:
+    told = json.loads(line)
+    told["case"] = Case.of(told["case"])
+    told["violations"] = tuple(told["violations"])
+    return Result(**told)
+
+
+def _code() -> str:
+    """Return what tells one state of the package, and of these scenarios, from another."""
+    digest = hashlib.sha256()
+    for folder in ("memworker", "tests/faults/every_call"):
+        for path in sorted((ROOT / folder).rglob("*.[pc]*")):
+            if path.suffix in (".py", ".c"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
