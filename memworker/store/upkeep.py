@@ -200,7 +200,8 @@ def fold(writes: Writes, keep_versions: timedelta, writing: Lock) -> None:
     with writing():
         # LanceDB compacts before it deletes: let there be nothing left that nobody has looked at.
         writes.build(doing, compact)
-        writes.handle.optimize(cleanup_older_than=keep_versions)
+        # LanceDB warns of 0, for readers and writers of older versions.
+        writes.handle.optimize(cleanup_older_than=max(keep_versions, timedelta(milliseconds=1)))
 
 
 def build_scalar(writes: Writes, column: str) -> None:

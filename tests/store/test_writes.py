@@ -1,0 +1,279 @@
+"""A commit is believed when its files are whole: what was torn is taken back and written again."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import pytest
+
+from memworker.errors import StoreError
+from memworker.store import Table
+from memworker.store.durable import files_of
+from memworker.store.lance import connect, open_table
+from memworker.store.manifest import DATA, DELETIONS, INDICES, VERSIONS, read_manifest
+from tests.store.helpers import SPACE, batch, numbered, texts_by_id
+
+TEXTS = {f"id-{i}": f"text {i}" for i in range(300)}
+
+
+class Tearing:
+    """A LanceDB handle after whose writes new files are cut off, as a lost last write leaves them.
+
+    LanceDB itself then has said that the write succeeded, and has noticed nothing.
+    """
+
+    def __init__(self, handle, folder, kind: str, times: int) -> None:
+        self._handle, self._folder, self._kind, self.times = handle, folder, kind, times
+
+    def __getattr__(self, name):
+        found = getattr(self._handle, name)
+        if name in ("add", "delete", "update", "create_index", "optimize"):
+            return lambda *given, **named: self._torn(lambda: found(*given, **named))
+        if name == "merge_insert":
+            return lambda on: _Merge(self, found(on))
+        return found
+
+    def _torn(self, write):
+        before = set(self._files())
+        result = write()
+        new = sorted(set(self._files()) - before)
+        if new and self.times:
+            self.times -= 1
+            for path in new:
+                os.truncate(path, max(0, path.stat().st_size - 60))
+        return result
+
+    def _files(self):
+        return (path for path in (self._folder / self._kind).rglob("*.*") if path.is_file())
+
+
+class _Merge:
+    def __init__(self, tearing: Tearing, builder) -> None:
+        self._tearing, self._builder = tearing, builder
+
+    def __getattr__(self, name):
+        found = getattr(self._builder, name)
+        if name == "execute":
+            return lambda rows: self._tearing._torn(lambda: found(rows))
+        return lambda *given, **named: _Merge(self._tearing, found(*given, **named))
+
+
+@pytest.fixture
+def torn(tmp_path):
+    """Give a table of 300 rows whose next writes are torn: `torn(kind, times)`."""
+    db = tmp_path / "db"
+    Table.create(db, "t", SPACE).append(numbered(0, 300))
+
+    def made(kind: str, times: int = 1) -> Table:
+        handle = open_table(connect(db, writable=True), db, "t")
+        return Table(db, "t", Tearing(handle, db / "t.lance", kind, times))
+
+    return made
+
+
+def _append(table):
+    assert table.append(batch([("new", "a new text")])).written == 1
+    return {"new": "a new text"}
+
+
+def _update(table):
+    rows = [("new", "a new text"), ("id-7", "another")]
+    assert table.append(batch(rows), on_conflict="update").updated == 1
+    return dict(rows)
+
+
+def _insert(table):
+    with table.changing() as change:
+        change.insert(batch([("new", "a new text")]))
+    return {"new": "a new text"}
+
+
+def _replace(table):
+    with table.changing() as change:
+        change.replace(batch([("id-7", "another")]))
+        change.insert(batch([("new", "a new text")]))
+    return {"id-7": "another", "new": "a new text"}
+
+
+def _set(table):
+    with table.changing() as change:
+        assert change.set({"id": {"in": ["id-3", "id-4"]}}, {"expires_at": None}) == 2
+    return {}
+
+
+def _delete(table):
+    assert table.delete({"id": {"in": ["id-1", "id-2"]}}) == 2
+    return {"id-1": None, "id-2": None}
+
+
+def _delete_most(table):
+    """Delete so many that the rows left out are kept as a bitmap."""
+    gone = [f"id-{i}" for i in range(5, 295)]
+    assert table.delete({"id": {"in": gone}}) == len(gone)
+    return dict.fromkeys(gone)
+
+
+WRITES = [_append, _update, _insert, _replace, _set, _delete, _delete_most]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("kind", [DATA, DELETIONS, VERSIONS])
+def test_a_torn_file_is_taken_back_and_written_again(torn, write, kind):
+    table = torn(kind)
+    changed = write(table)
+    wanted = {i: t for i, t in (TEXTS | changed).items() if t is not None}
+    assert texts_by_id(Table.open(table.db, "t")) == wanted
+    # And the handle that wrote goes on.
+    assert table.append(batch([("after", "goes on")])).written == 1
+    assert texts_by_id(table) == wanted | {"after": "goes on"}
+
+
+@pytest.mark.parametrize("write", [_append, _replace, _delete])
+@pytest.mark.parametrize("kind", [DATA, DELETIONS, VERSIONS])
+def test_a_disk_that_tears_every_file_is_an_error_and_the_rows_stay(torn, write, kind):
+    table = torn(kind, times=99)
+    if not {"_append": kind != DELETIONS, "_delete": kind != DATA}.get(write.__name__, True):
+        pytest.skip("this write makes no such file")
+    with pytest.raises(StoreError, match=r"nothing of this batch is committed|could not be taken"):
+        write(table)
+    assert texts_by_id(Table.open(table.db, "t")) == TEXTS
+
+
+def test_nothing_that_another_program_committed_meanwhile_is_taken_back(torn, monkeypatch):
+    table = torn(DATA)
+    outside = open_table(connect(table.db, writable=True), table.db, "t")
+    handle = table._handle
+    torn_once = handle._torn
+
+    def and_then_another(write):
+        result = torn_once(write)
+        outside.add(batch([("outside", "theirs")]))
+        monkeypatch.setattr(handle, "_torn", torn_once)
+        return result
+
+    monkeypatch.setattr(handle, "_torn", and_then_another)
+    assert table.append(batch([("new", "a new text")])).written == 1
+    assert texts_by_id(Table.open(table.db, "t")) == TEXTS | {
+        "new": "a new text",
+        "outside": "theirs",
+    }
+
+
+def test_a_torn_index_is_built_again(torn):
+    table = torn(INDICES)
+    assert table.ensure_index(min_rows=10)
+    vector = table.rows({"id": "id-5"})["vector"][0].values.to_numpy()
+    assert table.search(vector, limit=1)[0].id == "id-5"
+
+
+def test_an_index_that_is_torn_each_time_is_an_error_and_searches_go_on(torn):
+    table = torn(INDICES, times=99)
+    with pytest.raises(StoreError, match="taken back; the rows are as they were"):
+        table.ensure_index(min_rows=10)
+    vector = table.rows({"id": "id-5"})["vector"][0].values.to_numpy()
+    assert table.search(vector, limit=1)[0].id == "id-5"
+
+
+def test_a_torn_compaction_loses_no_row(torn):
+    table = torn(DATA, times=0)
+    for i in range(300, 305):
+        table.append(numbered(i, i + 1))
+    table._handle.times = 1
+    table.optimize(keep_versions=timedelta(0))
+    assert texts_by_id(Table.open(table.db, "t")) == {f"id-{i}": f"text {i}" for i in range(305)}
+
+
+# ── durability ──
+
+
+class Disk:
+    """Counts fsyncs by path, and lets the chosen ones fail."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.synced: list[str] = []
+        self.fail = lambda path: False
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._called)
+
+    def _called(self, fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if self.fail(path):
+            raise OSError(5, "Input/output error")
+        self.synced.append(path)
+        self._fsync(fd)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("needs procfs to name what is synced")
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def durable(tmp_path):
+    return Table.create(tmp_path / "db", "t", SPACE, durable=True)
+
+
+def _unsynced(table, disk) -> set[str]:
+    folder = table.db / "t.lance"
+    newest = read_manifest(folder, Table.open(table.db, "t").version)
+    return {str(folder / path) for path in files_of(folder, newest)} - set(disk.synced)
+
+
+@pytest.mark.parametrize("write", [_append, *WRITES[2:]])
+def test_every_commit_of_a_durable_table_is_forced_to_the_disk(tmp_path, disk, write):
+    table = Table.create(tmp_path / "db", "t", SPACE, durable=True)
+    table.append(numbered(0, 300))
+    write(Table.open(table.db, "t"))
+    assert not _unsynced(table, disk)
+
+
+def test_durability_is_the_tables_whoever_opens_it(durable, disk):
+    assert Table.open(durable.db, "t").durable
+    Table.open(durable.db, "t").append(numbered(0, 300))
+    assert not _unsynced(durable, disk)
+    other = Table.open(durable.db, "t")
+    durable.set_durable(False)
+    other.append(numbered(300, 301))
+    assert not Table.open(durable.db, "t").durable
+    assert _unsynced(durable, disk)
+    other.set_durable(True)
+    assert not _unsynced(durable, disk)
+
+
+def test_optimising_a_durable_table_forces_the_new_files_before_the_old_ones_go(durable, disk):
+    for i in range(5):
+        durable.append(numbered(i, i + 1))
+    old = set(disk.synced)
+    durable.optimize(keep_versions=timedelta(0))
+    assert not _unsynced(durable, disk)
+    assert {path for path in set(disk.synced) - old if f"/{DATA}/" in path}
+
+
+def test_what_an_fsync_failed_for_is_written_anew(durable, disk):
+    failed = []
+
+    def once(path: str) -> bool:
+        if path.endswith(".lance") and os.path.isfile(path) and not failed:
+            failed.append(path)
+            return True
+        return False
+
+    disk.fail = once
+    assert durable.append(numbered(0, 300)).written == 300
+    assert failed
+    folder = durable.db / "t.lance"
+    current = {str(folder / path) for path in read_manifest(folder, durable.version).files}
+    assert current and failed[0] not in current and current <= set(disk.synced)
+    assert len(texts_by_id(Table.open(durable.db, "t"))) == 300
+
+
+def test_a_disk_that_never_syncs_acknowledges_nothing(durable, disk):
+    disk.fail = lambda path: path.endswith(".lance") and os.path.isfile(path)
+    with pytest.raises(StoreError, match="could not be forced to the disk.*nothing of this batch"):
+        durable.append(numbered(0, 300))
+    disk.fail = lambda path: False
+    assert texts_by_id(Table.open(durable.db, "t")) == {}
+    assert durable.append(numbered(0, 300)).written == 300
