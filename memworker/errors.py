@@ -23,6 +23,7 @@
     │   ├── TableNotFound              no such database or table
     │   ├── TableMismatch              made with another model, dimension or distance
     │   ├── TableLocked                another process holds the lock; carries its pid
+    │   ├── LockLost                   the lock went to somebody else before the commit
     │   ├── StoreUnwritable            the directory cannot be written
     │   ├── BadVector                  NaN, infinite or zero
     │   ├── MemoryNotFound             no memory has this id
@@ -135,6 +136,10 @@ class TableLocked(StoreError):
     def __init__(self, message: str, pid: int | None = None) -> None:
         super().__init__(message)
         self.pid = pid
+
+
+class LockLost(StoreError):
+    """A lock was lost before the commit, so nothing was written."""
 
 
 class StoreUnwritable(StoreError):

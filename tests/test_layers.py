@@ -14,10 +14,11 @@ PACKAGE = ROOT / "memworker"
 
 # Which rooms a room may import; everything may use `errors` and `failpoints`.
 ROOMS = {
-    "models": set(),
+    "locks": set(),
+    "models": {"locks"},
     "pool": {"models"},
-    "store": set(),
-    "ingest": {"pool", "store"},
+    "store": {"locks"},
+    "ingest": {"locks", "pool", "store"},
     "memory": {"pool", "store"},
     "serve": {"pool"},
     # Adapters for other frameworks live on the public names alone.

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.errors import ModelCorrupt, ModelUnavailable
+from memworker.locks import Busy, FileLock
 
 MANIFEST = "manifest.json"
 _LOCK_TIMEOUT_S = 1800.0
@@ -49,11 +50,27 @@ class ModelCache:
             ) from error
         return path
 
-    def lock(self, key: str) -> AbstractContextManager[object]:
-        """Hold off other processes that fetch or build `key`; a dead holder releases it."""
-        from filelock import FileLock
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold off other processes that fetch or build `key`; a dead holder releases it.
 
-        return FileLock(self.folder("locks") / f"{key}.lock", timeout=_LOCK_TIMEOUT_S, mode=0o600)
+        Raises ModelUnavailable where another one is at it for half an hour.
+        """
+        lock = FileLock(self.folder("locks") / f"{key}.lock")
+        try:
+            lock.acquire(_LOCK_TIMEOUT_S)
+        except Busy as busy:
+            raise ModelUnavailable(
+                f"{busy.holder or 'another process'} has been fetching or building {key} for over"
+                f" {_LOCK_TIMEOUT_S / 60:.0f} minutes; stop it, and try again"
+            ) from None
+        except OSError as error:
+            raise ModelUnavailable(
+                f"{lock.path} cannot be locked: {error.strerror or error}. "
+                "Point MEMWORKER_CACHE at a folder that you may write to."
+            ) from error
+        with lock:
+            yield
 
     def discard(self, folder: Path) -> None:
         """Remove a published folder of this cache, if it is there."""

@@ -1,10 +1,11 @@
-"""The locks of a table, freed by the system when their holder dies.
+"""The locks of a table: who may write, ingest, tend or clean up, and who reads for long.
 
 ``commit``: one writer at a time, held for the time of a commit. ``job``: one
-ingest at a time, held for the whole run. Each is a ``flock`` on
-``DB/.memworker/TABLE/PURPOSE.lock``, so a killed holder leaves nothing behind
-that has to be broken. The holder's pid lies in a file beside it, for the
-message of whoever waited in vain.
+ingest at a time, held for the whole run. ``tend``: one that compacts, indexes or cleans
+up, for as long as that takes. ``read``: shared by those who read one version in many
+steps, and wanted for itself by who deletes versions. Each is ``DB/.memworker/TABLE/PURPOSE.lock``
+(see locks/), so a killed holder leaves nothing behind that has to be broken. The
+holder's pid lies in the file, for the message of whoever waited in vain.
 """
 
 from __future__ import annotations
@@ -13,43 +14,59 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from memworker.errors import StoreUnwritable, TableLocked
+from memworker.errors import LockLost, StoreUnwritable, TableLocked
+from memworker.locks import Busy, FileLock, Lost, Process, holder_of
 
 COMMIT_TIMEOUT_S = 60.0
 """A commit takes well under a second; a minute of waiting means that something hangs."""
 
-# A commit of a few rows takes 3 ms, so filelock's own 50 ms would leave the lock idle for most
-# of the time when two processes take turns. An attempt costs some 10 µs.
-_POLL_S = 0.005
 # Whoever asks for the holder takes the lock for a moment, which must turn no job away.
 _JOB_PATIENCE_S = 0.2
+_DOING = {
+    "job": "is ingesting into table {0!r}, or re-embedding it",
+    "tend": "is optimising table {0!r} or building an index of it",
+    "read": "is reading table {0!r}, or deleting old versions of it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock of a table that is held."""
+
+    lock: FileLock
+
+    def confirm(self) -> None:
+        """Raise LockLost if somebody else may hold the lock by now. To be asked before a commit."""
+        try:
+            self.lock.confirm()
+        except Lost as lost:
+            raise LockLost(
+                f"the lock was lost before the commit, so nothing was written: {lost}. Leave"
+                " .memworker alone while the table is in use, and run the same again"
+            ) from lost
 
 
 @contextmanager
-def hold(folder: Path, purpose: str, *, timeout_s: float = COMMIT_TIMEOUT_S) -> Iterator[None]:
+def hold(
+    folder: Path, purpose: str, *, timeout_s: float = COMMIT_TIMEOUT_S, shared: bool = False
+) -> Iterator[Held]:
     """Hold the lock `purpose` of one table's folder (see `state_dir`).
 
     Raises TableLocked with the holder's pid when `timeout_s` runs out, and
     StoreUnwritable when the lock file cannot be made.
     """
-    lock = FileLock(folder / f"{purpose}.lock", mode=0o600)
+    lock = FileLock(folder / f"{purpose}.lock", shared=shared)
     try:
-        lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
-    except Timeout:
-        raise _locked(folder, purpose, timeout_s) from None
+        lock.acquire(timeout_s)
+    except Busy as busy:
+        raise _locked(folder, purpose, timeout_s, busy.holder) from None
     except OSError as error:
         raise StoreUnwritable(_unwritable(folder, error)) from error
-    try:
-        # For a message only: where the disk is full, the commit is who should say so.
-        with suppress(OSError):
-            _write_pid(folder / f"{purpose}.pid")
-        yield
-    finally:
-        lock.release()
+    with lock:
+        yield Held(lock)
 
 
 @contextmanager
@@ -61,16 +78,8 @@ def hold_job(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 def holder(folder: Path, purpose: str) -> int | None:
     """Return the pid of the process that holds a lock now, 0 if it is not known, else None."""
-    path = folder / f"{purpose}.lock"
-    if not path.exists():
-        return None
-    lock = FileLock(path, mode=0o600)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return _pid(folder / f"{purpose}.pid") or 0
-    lock.release()
-    return None
+    found = holder_of(folder / f"{purpose}.lock")
+    return None if found is None else found.pid
 
 
 def state_dir(db: Path, table: str) -> Path:
@@ -119,22 +128,13 @@ def _ensure_table_writable(folder: Path) -> None:
             )
 
 
-def _write_pid(holder: Path) -> None:
-    # Truncate and write in one descriptor: the lock is held, so nobody else writes it.
-    fd = os.open(holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(fd, str(os.getpid()).encode())
-    finally:
-        os.close(fd)
-
-
-def _locked(folder: Path, purpose: str, timeout_s: float) -> TableLocked:
-    pid = _pid(folder / f"{purpose}.pid")
-    who = f"process {pid}" if pid else "another process"
-    if purpose == "job":
+def _locked(folder: Path, purpose: str, timeout_s: float, holder: Process | None) -> TableLocked:
+    who, pid = (str(holder), holder.pid) if holder else ("another process", None)
+    if purpose in _DOING:
+        doing = _DOING[purpose].format(folder.name)
+        wait = " with --wait SECONDS" if purpose == "job" else ""
         return TableLocked(
-            f"{who} is ingesting into table {folder.name!r}, or re-embedding it; wait for it with"
-            " --wait SECONDS, or stop it (it resumes), and run the command again",
+            f"{who} {doing}; wait for it{wait}, or stop it (it resumes), and run the command again",
             pid,
         )
     return TableLocked(
@@ -142,13 +142,6 @@ def _locked(folder: Path, purpose: str, timeout_s: float) -> TableLocked:
         "wait for it to finish, or stop it, and run the command again",
         pid,
     )
-
-
-def _pid(holder: Path) -> int | None:
-    try:
-        return int(holder.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _unwritable(where: Path, error: OSError) -> str:

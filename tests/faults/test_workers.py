@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,8 @@ def test_26_a_limit_on_open_files_is_named():
 
 def test_43_deadlines_know_no_wall_clock():
     """The clock itself cannot be set here; nothing in the pool or the locks reads it."""
-    for path in [*(ROOT / "memworker/pool").glob("*.py"), ROOT / "memworker/store/lock.py"]:
+    paths = [(ROOT / "memworker" / room).glob("*.py") for room in ("pool", "locks")]
+    for path in [*chain.from_iterable(paths), ROOT / "memworker/store/lock.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) != ("time", "time"), path

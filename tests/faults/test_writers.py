@@ -29,8 +29,8 @@ def at_work(tmp_path, db):
     with memworker(*arguments("-", db), stdin=subprocess.PIPE) as run:
         run.process.stdin.write(json.dumps({"id": "a", "text": "one"}) + "\n")
         run.process.stdin.flush()
-        pid = db / ".memworker/t/job.pid"
-        wait_for(lambda: pid.exists() and pid.read_text())
+        lock = db / ".memworker/t/job.lock"
+        wait_for(lambda: lock.exists() and lock.read_text())
         yield run
 
 

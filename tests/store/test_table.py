@@ -403,10 +403,3 @@ def test_the_first_row_superseded_while_a_search_begins_is_hidden(table, way):
     else:
         hits = table.search_many(vector_of("words")[None])[0]
     assert [hit.id for hit in hits] == ["second"]
-
-
-def test_a_pid_that_cannot_be_written_down_stops_no_commit(table):
-    pid = table.db / ".memworker" / "notes" / "commit.pid"
-    pid.unlink()
-    pid.mkdir()
-    assert table.append(numbered(0, 3)).written == 3

@@ -1,0 +1,155 @@
+"""Which kind of lock works in a folder; all who use the folder must take the same.
+
+::
+
+    flock ──not there──► record lock (fcntl, of an open file) ──not there──► lease (lease.py)
+
+The first two are the system's own: it frees them when their holder dies, and a
+file system of several machines carries them to the others where it can. What was
+found is noted in ``locking-INODE`` beside the locks, so that a process for which
+flock fails only now does not take another kind than those who hold one. The inode is the
+folder's, for a copy of the folder on another file system finds out anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import struct
+import sys
+import tempfile
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+# With flock: no lock daemon (NFS), no such call (Lustre, some FUSE), not for this file system.
+_NOT_THERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+# struct flock: type, whence, start, length, pid. Length 0: the whole file, however long.
+_FLOCK = "hhqqi"
+
+
+class Kind(StrEnum):
+    """What a lock in a folder is made of."""
+
+    FLOCK = "flock"
+    RECORD = "record"
+    LEASE = "lease"
+
+
+class Unsupported(OSError):
+    """The kind of lock that is agreed on here cannot be taken by this process."""
+
+
+def kind_in(folder: Path) -> Kind:
+    """Return what locks in this folder are made of. Raises OSError when it cannot be read."""
+    return _agreed(str(folder), os.stat(folder).st_ino)
+
+
+def try_lock(fd: int, kind: Kind, *, shared: bool) -> bool:
+    """Lock an open file, or tell that somebody else has it locked. Raises Unsupported, OSError."""
+    try:
+        _lock(fd, kind, shared)
+        return True
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        if error.errno not in _NOT_THERE:
+            raise
+        raise Unsupported(
+            error.errno,
+            f"{os.strerror(error.errno or 0)}: locks here are of the kind {kind.value!r}, which"
+            " this process cannot take",
+        ) from error
+
+
+def unlock(fd: int, kind: Kind) -> None:
+    """Free a lock, also where another descriptor of the same open file is still there."""
+    with contextlib.suppress(OSError):
+        if kind is Kind.FLOCK:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        else:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _record(fcntl.F_UNLCK))
+
+
+@lru_cache(maxsize=256)
+def _agreed(folder: str, inode: int) -> Kind:
+    note = Path(folder, f"locking-{inode}")
+    noted = _noted(note)
+    if noted is not None:
+        return noted
+    kind = _probe(Path(folder))
+    draft = Path(folder, f".locking-{secrets.token_hex(8)}")
+    try:
+        draft.write_text(kind.value)
+        return _note(draft, note, kind)
+    except OSError:
+        # No links here, or a full disk: each finds out by itself, and all find the same.
+        return kind
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def _noted(note: Path) -> Kind | None:
+    try:
+        return Kind(note.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _note(draft: Path, note: Path, kind: Kind) -> Kind:
+    try:
+        os.link(draft, note)
+    except FileExistsError:
+        # Somebody else was quicker, and what they found counts; or a power loss has torn it.
+        noted = _noted(note)
+        if noted is not None:
+            return noted
+        os.replace(draft, note)
+    _forget_others(note)
+    return kind
+
+
+def _probe(folder: Path) -> Kind:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for kind in (Kind.FLOCK, Kind.RECORD):
+                try:
+                    try_lock(file.fileno(), kind, shared=False)
+                    return kind
+                except Unsupported:
+                    continue
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            # Nobody can write here, so it is for those alone who read.
+            return Kind.FLOCK
+        raise
+    return Kind.LEASE
+
+
+def _forget_others(note: Path) -> None:
+    """Remove the notes of the folder that this is a copy of, and what a kill left of them."""
+    for path in [*note.parent.glob("locking-*"), *note.parent.glob(".locking-*")]:
+        if path != note:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _lock(fd: int, kind: Kind, shared: bool) -> None:
+    if kind is Kind.FLOCK:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    elif sys.platform == "linux":
+        # Of the open file, not of the process: threads exclude each other too, and closing
+        # another descriptor of the file frees nothing.
+        command = _record(fcntl.F_RDLCK if shared else fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, command)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def _record(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
