@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.common import ROOT
+from memworker import interpreters
 
 START_TIMEOUT_S = 300.0
 WARM_UP_TEXTS = 32
@@ -91,6 +92,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             cwd=ROOT,
+            env=interpreters.environment(),
             # Its own group: what it leaves running can be ended with it.
             start_new_session=True,
         )

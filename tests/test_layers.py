@@ -50,6 +50,7 @@ POOL = {
     "limit": {"remembered"},
     "sizing": {"machine", "plan", "remembered", "arena", "budget", "encoder", "worker"},
     "spawn": set(),
+    "pickling": set(),
     "admission": set(),
     "tokenize": set(),
     "worker": {"plan", "arena", "messages"},
@@ -128,6 +129,16 @@ def test_the_pool_has_one_direction(name):
         parts = imported.split(".")
         if parts[:2] == ["memworker", "pool"] and len(parts) > 2:
             assert parts[2] in POOL[name], f"pool/{name}.py imports {imported}"
+
+
+def test_interpreters_are_started_in_one_way():
+    """Without the working directory on their path, and told to be silent: see `interpreters`."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List | ast.Tuple) and path.name != "interpreters.py":
+                assert "sys.executable" not in map(ast.unparse, node.elts), path
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+                assert "env=interpreters.environment(" in ast.unparse(node), path
 
 
 def test_every_module_of_the_pool_is_on_the_map():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, HashBook, ModelCache
 from memworker.models.onnx_file import WEIGHTS_FILE
@@ -149,10 +148,12 @@ def _pack(plain: Path, packed: Path) -> None:
     MiniLM; switched off, 10 to 30 % of the speed on processors with AVX-512.
     It needs onnxruntime, which this process must not load.
     """
-    command = [sys.executable, "-P", "-c", _PACK, str(plain), str(packed), WEIGHTS_FILE]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_PACK_TIMEOUT_S, env=environment
+        interpreters.command(_PACK, str(plain), str(packed), WEIGHTS_FILE),
+        capture_output=True,
+        text=True,
+        timeout=_PACK_TIMEOUT_S,
+        env=interpreters.environment(OMP_NUM_THREADS="1"),
     )
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from memworker import interpreters
 from memworker.errors import ModelUnsupported
 from memworker.models.spec import ModelSpec
 
@@ -32,12 +31,12 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
     }
     # In a process of its own: this one neither tokenises nor starts tokenizers' threads.
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _TOKENISE, str(tokenizer)],
+        interpreters.command(_TOKENISE, str(tokenizer)),
         input=json.dumps(job),
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+        env=interpreters.environment(TOKENIZERS_PARALLELISM="false"),
     )
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from memworker import interpreters
 from memworker.errors import ModelUnavailable
 from memworker.models.cache import ModelCache
 from memworker.models.prefixes import prefixes_of
@@ -46,9 +46,14 @@ def fastembed_entries(cache: ModelCache) -> list[ModelEntry]:
 
 def _ask_fastembed() -> list[dict[str, Any]]:
     """List the models: importing fastembed loads onnxruntime, which this process must not."""
-    command = [sys.executable, "-P", "-c", _LIST]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_READ_TIMEOUT_S)
+        done = subprocess.run(
+            interpreters.command(_LIST),
+            capture_output=True,
+            text=True,
+            timeout=_READ_TIMEOUT_S,
+            env=interpreters.environment(),
+        )
         models: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
     except (subprocess.TimeoutExpired, ValueError) as error:
         raise ModelUnavailable(f"fastembed's catalogue cannot be read: {error}") from error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
+from memworker import interpreters
 from memworker.models.spec import HubRepo, ModelFile
 
 _PROBE_TIMEOUT_S = 5.0
@@ -77,28 +82,68 @@ def _fastembed_cache() -> Path:
     return Path(os.environ.get("FASTEMBED_CACHE_PATH", default))
 
 
-def download(hub: HubRepo, file: ModelFile, folder: Path) -> None:
-    """Download one file into `folder`; an optional one may be missing there.
+def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
+    """Download files into `folder`; an optional one may be missing there.
 
+    In a process of its own: the hub's client reports on what it does unless its
+    environment forbids that, and keeps notes, which there lie in `folder` too.
     Raises HubFailed.
     """
+    job = {
+        "repo": hub.repo,
+        "revision": hub.revision,
+        "files": [[file.path, file.required] for file in files],
+        "folder": str(folder),
+    }
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    quiet = {} if shown else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    notes = {"HF_XET_CACHE": str(folder / ".cache" / "xet"), "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        interpreters.command(_DOWNLOAD, json.dumps(job)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None if shown else subprocess.DEVNULL,
+        text=True,
+        env=interpreters.environment(**notes, **quiet),
+    ) as child:
+        assert child.stdout is not None
+        said = child.stdout.read()
+    if child.returncode != 0:
+        lines = said.strip().splitlines()
+        raise HubFailed(lines[-1] if lines else f"its client ended with {child.returncode}")
+
+
+_DOWNLOAD = """
+import json, os, signal, sys, threading
+
+def leave_with_parent():
+    sys.stdin.read()
+    os._exit(1)
+
+def download(job):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+        EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)
+    repo, revision = job["repo"], job["revision"]
+    for path, required in job["files"]:
+        try:
+            hf_hub_download(repo, path, revision=revision, local_dir=job["folder"])
+        except LocalEntryNotFoundError:
+            # The client's name for "the network failed"; a missing entry to it as well.
+            return f"{repo}/{path}: the connection failed"
+        except EntryNotFoundError:
+            if required:
+                return f"{repo} has no {path} at {revision}"
+        except RepositoryNotFoundError:
+            return f"there is no repository {repo}, or it needs a token"
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            return f"{repo}/{path}: {' '.join(str(error).split())[:200]}"
+    return ""
 
-    try:
-        hf_hub_download(hub.repo, file.path, revision=hub.revision, local_dir=folder)
-    except LocalEntryNotFoundError as error:
-        # The hub client's name for "the network failed"; a missing entry to it as well.
-        raise HubFailed(f"{hub.repo}/{file.path}: the connection failed") from error
-    except EntryNotFoundError as error:
-        if file.required:
-            raise HubFailed(f"{hub.repo} has no {file.path} at {hub.revision}") from error
-    except RepositoryNotFoundError as error:
-        raise HubFailed(f"there is no repository {hub.repo}, or it needs a token") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise HubFailed(f"{hub.repo}/{file.path}: {str(error)[:200]}") from error
+# Ctrl-C is the parent's to answer, whose end of our input then closes.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+threading.Thread(target=leave_with_parent, daemon=True).start()
+failure = download(json.loads(sys.argv[1]))
+print(failure, flush=True)
+os._exit(1 if failure else 0)
+"""

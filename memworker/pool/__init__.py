@@ -7,11 +7,16 @@ use for the parent's side of it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from memworker.pool.pickling import import_dill
+
 if TYPE_CHECKING:
     from memworker.pool.aio import AsyncEmbeddingPool
     from memworker.pool.echo import EchoLoader
     from memworker.pool.pool import EmbeddingPool
     from memworker.pool.requests import Embedded
+
+# Before any module of this room imports multiprocess, which brings dill along.
+import_dill()
 
 __all__ = ["AsyncEmbeddingPool", "EchoLoader", "Embedded", "EmbeddingPool"]
 

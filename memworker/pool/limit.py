@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
+from memworker import interpreters
 from memworker.pool import remembered
 
 ROWS, INNER, OUTER = 512, 384, 1536
@@ -86,11 +87,12 @@ def _kill_all(children: list[subprocess.Popen[str]]) -> None:
 
 def _child() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "memworker.pool.limit"],
+        interpreters.command("from memworker.pool.limit import main; main()"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=interpreters.environment(),
         start_new_session=True,
     )
 
@@ -125,7 +127,3 @@ def main() -> None:
         runs += 1
     seconds = time.perf_counter() - started
     print(2.0 * ROWS * INNER * OUTER * runs / seconds)  # noqa: T201 - the result
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,10 @@
 Spawn imports the parent's main module into every child. That breaks scripts
 without a ``__main__`` guard, notebooks and code on stdin, and a worker has no
 use for it: what it needs travels by value (multiprocess pickles with dill).
+
+What memworker and its libraries are is settled before anything of the caller's
+is looked at: they are imported on our own path. Only then, and only for a loader
+that is the caller's, the worker gets the caller's path, to find that loader.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from multiprocess import context, reduction, spawn, util
+from multiprocess import context, get_start_method, reduction, spawn, util
+from multiprocess.process import ORIGINAL_DIR, current_process
+
+from memworker.interpreters import QUIET, on_our_path, our_path
 
 
 def start(target: Callable[..., None], args: tuple[Any, ...], *, name: str) -> Any:
@@ -46,8 +53,7 @@ else:
                 self.finalizer = util.Finalize(self, _close_all, (ours,))
                 child_reads, parent_writes = _pipe(ours, child_ends, ours_reads=False)
                 parent_reads, child_writes = _pipe(ours, child_ends, ours_reads=True)
-                # No resource tracker: nothing of ours has a name that one could clean up.
-                command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
+                command = _command_line(child_reads)
                 passed = [*self._fds, child_reads, child_writes]
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
                 self.sentinel = parent_reads
@@ -55,9 +61,7 @@ else:
                     pipe.write(payload)
 
         def _payload(self, process: Any) -> bytes:
-            preparation = spawn.get_preparation_data(process._name)
-            preparation.pop("init_main_from_name", None)
-            preparation.pop("init_main_from_path", None)
+            preparation = _preparation(process)
             buffer = io.BytesIO()
             context.set_spawning_popen(self)
             try:
@@ -66,6 +70,42 @@ else:
             finally:
                 context.set_spawning_popen(None)
             return buffer.getvalue()
+
+    def _preparation(process: Any) -> dict[str, Any]:
+        """Say what the worker shares with us: its working directory it inherits anyway."""
+        # A pool that is made while a worker imports its loader would have no end.
+        spawn._check_not_importing_main()
+        told = {
+            "name": process.name,
+            "authkey": current_process().authkey,
+            "sys_argv": sys.argv,
+            "sys_path": _callers_path() if _needs_callers_path(process) else our_path(),
+            "orig_dir": ORIGINAL_DIR,
+        }
+        if method := get_start_method(allow_none=True):
+            told["start_method"] = method
+        return told
+
+    def _needs_callers_path(process: Any) -> bool:
+        rooms = {str(getattr(part, "__module__", "")).partition(".")[0] for part in process._args}
+        return not rooms <= {"memworker", "multiprocess"}
+
+    def _callers_path() -> list[str]:
+        return [entry or ORIGINAL_DIR or "." for entry in sys.path]
+
+    def _command_line(pipe_handle: int) -> list[Any]:
+        # No resource tracker: nothing of ours has a name that one could clean up.
+        handles = {"tracker_fd": None, "pipe_handle": pipe_handle}
+        if getattr(sys, "frozen", False):
+            return list(spawn.get_command_line(**handles))
+        quiet = f"import os; os.environ |= {QUIET}"
+        code = "\n".join([on_our_path(), quiet, _MAIN.format(handles)])
+        flags = util._args_from_interpreter_flags()
+        return [spawn.get_executable(), *flags, "-P", "-c", code, "--multiprocessing-fork"]
+
+    _MAIN = """import memworker.pool.worker
+from multiprocess.spawn import spawn_main
+spawn_main(**{})"""
 
     def _pipe(ours: list[int], child_ends: ExitStack, *, ours_reads: bool) -> tuple[int, int]:
         """Make a pipe, one end ours and one for the child, each with its closing seen to."""
