@@ -40,6 +40,10 @@ Every message says what happened, with values, then what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from traceback import format_tb
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class MemworkerError(Exception):
@@ -180,3 +184,30 @@ class NoRows(InputError):
 
 class RowRejected(InputError):
     """A row was bad, and the caller asked to stop at the first one."""
+
+
+def again(error: E) -> E:
+    """Make an error anew, with its cause and traceback, for another caller to raise.
+
+    One that many raise would gather the frames of all of them, and what these hold.
+    """
+    made = type(error).__new__(type(error), *error.args)
+    made.__dict__.update(error.__dict__)
+    made.__cause__ = error.__cause__
+    return made.with_traceback(error.__traceback__)
+
+
+def detached(error: E) -> E:
+    """Part an error, and its causes, from the frames it came through, for another thread.
+
+    They hold the work that failed, with texts and vectors, and mostly the future that shall
+    hold the error, so all of it would stay until a full collection. What is no error of ours,
+    which would say enough, gets the lines of its traceback as a note.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if chain.__traceback__ is not None and not isinstance(chain, MemworkerError):
+            chain.add_note("".join(format_tb(chain.__traceback__)))
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error

@@ -62,9 +62,16 @@ class _Reader(Generic[T]):
             more, item = got
             if more:
                 self._room.release()
+                del got
                 yield item  # type: ignore[misc]
+                # Not held while the next one is waited for.
+                del item
             elif isinstance(item, BaseException):
-                raise item
+                try:
+                    raise item
+                finally:
+                    # Its traceback holds this frame.
+                    del item, got
             else:
                 return
 

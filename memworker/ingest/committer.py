@@ -51,6 +51,7 @@ class Committer:
         self._pending = _Pending()
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="memworker-commit", daemon=True)
         self._thread.start()
 
@@ -76,15 +77,22 @@ class Committer:
             raise
 
     def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Its traceback holds this frame, and all that the frames above it hold.
+                del error
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
             # After an error go on taking windows, or `put` would wait for ever.
-            if self._error is None:
+            if not self._failed:
                 self._guard(partial(self._take, *item))
-        if self._error is None:
+            # Not held until the next one comes.
+            del item
+        if not self._failed:
             self._guard(self._commit)
 
     def _next(self) -> _Item:
@@ -95,7 +103,7 @@ class Committer:
                 self._guard(self._commit)
 
     def _patience(self) -> float | None:
-        if not self._pending.rows or self._error is not None:
+        if not self._pending.rows or self._failed:
             return None
         return max(0.0, self._pending.since + COMMIT_S - time.monotonic())
 
@@ -103,7 +111,7 @@ class Committer:
         try:
             step()
         except BaseException as error:  # raised again on the job's own thread
-            self._error = error
+            self._error, self._failed = error, True
 
     def _take(self, window: Window, outcome: Outcome) -> None:
         good = np.ones(window.rows, np.bool_)

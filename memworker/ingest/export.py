@@ -79,6 +79,8 @@ def embed_to_file(
         for (chunk, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
             counts.add(reused=shared.reused)
             export.write(chunk, reuse.settle(shared, embedded))
+            # Not held while the next one is waited for; it may be megabytes.
+            del chunk, shared, embedded
         setting = Setting(
             startup_seconds=startup_seconds,
             workers=pool.workers,

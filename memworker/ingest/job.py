@@ -229,6 +229,8 @@ class _Job:
         for (window, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
             self.sieve.counts.add(reused=shared.reused)
             committer.put(window, reuse.settle(shared, embedded))
+            # Not held while the next one is waited for; it may be megabytes.
+            del window, shared, embedded
 
     def _parts(
         self, windows: Iterator[Window], pool: EmbeddingPool, reuse: Reuse

@@ -243,3 +243,6 @@ class Memory:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            # It holds what it raises, whose traceback holds this frame.
+            del future

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from memworker.errors import PoolClosed
+from memworker.errors import PoolClosed, again, detached
 from memworker.memory import group
 from memworker.memory.group import Add, Alone, EraseOne, Operation, Sweep
 from memworker.memory.known import KnownKeys
@@ -89,9 +89,14 @@ class Writer:
 
     def _run(self) -> None:
         while jobs := self._take():
-            for alone, run in groupby(jobs, lambda job: job.alone):
-                for part in ([job] for job in run) if alone else [list(run)]:
-                    self._settle(part)
+            self._settle_in_order(jobs)
+            # Not held until the next ones come: they know texts, vectors and outcomes.
+            del jobs
+
+    def _settle_in_order(self, jobs: Sequence[Job]) -> None:
+        for alone, run in groupby(jobs, lambda job: job.alone):
+            for part in ([job] for job in run) if alone else [list(run)]:
+                self._settle(part)
 
     def _take(self) -> list[Job]:
         """Take what has gathered, waiting for the first; nothing means the end."""
@@ -107,15 +112,14 @@ class Writer:
             yield self._queue.popleft()
 
     def _settle(self, jobs: Sequence[Job]) -> None:
-        try:
-            outcomes = self._commit(jobs)
-        except BaseException as error:
+        outcomes = self._attempt(jobs)
+        if isinstance(outcomes, BaseException):
             for job in jobs:
-                job.future.set_exception(error)
+                job.future.set_exception(again(detached(outcomes)))
             return
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                job.future.set_exception(outcome)
+                job.future.set_exception(detached(outcome))
             else:
                 job.future.set_result(outcome)
         try:
@@ -123,6 +127,12 @@ class Writer:
         except Exception as error:
             # It is committed, and those after it want to be: the thread must not end here.
             _log.warning("upkeep of table %r cannot begin: %s", self._table.name, error)
+
+    def _attempt(self, jobs: Sequence[Job]) -> list[Any] | BaseException:
+        try:
+            return self._commit(jobs)
+        except BaseException as error:
+            return error
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
         if jobs[0].alone:

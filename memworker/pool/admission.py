@@ -16,7 +16,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from memworker.errors import PoolError
+from memworker.errors import PoolError, again
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +51,7 @@ class Admission:
         """Go in where there is room (None), else take a place in the line."""
         with self._mutex:
             if self._closed is not None:
-                raise self._closed
+                raise again(self._closed)
             if not self._line and self._fits(cost):
                 self._pending += cost
                 return None
@@ -85,7 +85,7 @@ class Admission:
             refused, self._line = self._line, deque()
         for ticket in refused:
             if ticket.turn.set_running_or_notify_cancel():
-                ticket.turn.set_exception(error)
+                ticket.turn.set_exception(again(error))
 
     def _let_in(self) -> None:
         while self._line and (self._line[0].turn.cancelled() or self._fits(self._line[0].cost)):

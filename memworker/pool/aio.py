@@ -80,11 +80,9 @@ class AsyncEmbeddingPool:
                 flying.append((batch, asyncio.ensure_future(self.embed(batch, kind=kind))))
                 # The others are embedded while the caller works on this one.
                 if len(flying) >= _BATCHES_IN_FLIGHT:
-                    done, task = flying.popleft()
-                    yield done, await task
+                    yield await _landed(flying)
             while flying:
-                done, task = flying.popleft()
-                yield done, await task
+                yield await _landed(flying)
         finally:
             for _, task in flying:
                 task.cancel()
@@ -134,6 +132,18 @@ class AsyncEmbeddingPool:
         if ticket is not None:
             await _turn(ticket, entry)
         return pool.queue(entry)
+
+
+async def _landed(
+    flying: deque[tuple[list[str], asyncio.Task[Floats]]],
+) -> tuple[list[str], Floats]:
+    # Only the caller holds what has landed, while the next one is waited for.
+    batch, task = flying.popleft()
+    try:
+        return batch, await task
+    finally:
+        # It holds what it raises, whose traceback holds this frame.
+        del task
 
 
 async def _turn(ticket: Ticket, entry: Entry) -> None:

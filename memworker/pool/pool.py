@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import PoolForked, TextFailed, TextTooLarge, UsageError
+from memworker.errors import PoolForked, TextTooLarge, UsageError
 from memworker.models import Precision, ReadyModel, ready_model
 from memworker.pool import plan
 from memworker.pool.admission import Ticket
@@ -105,6 +106,9 @@ class EmbeddingPool:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            # It holds what it raises, whose traceback holds this frame.
+            del future
         embedded.raise_first()
         return embedded.vectors
 
@@ -173,6 +177,8 @@ class EmbeddingPool:
         for batch, embedded in self.stream(batches, kind=kind):
             embedded.raise_first()
             yield batch, embedded.vectors
+            # Not held while the next one is waited for; it may be megabytes.
+            del batch, embedded
 
     def stream(
         self,
@@ -189,12 +195,11 @@ class EmbeddingPool:
         try:
             for window in windows:
                 flying.append((window, self.submit_rows(texts(window), kind=kind)))
+                # Only the caller holds what has landed, while the next one is waited for.
                 if len(flying) >= self.sizes.windows_in_flight:
-                    done, future = flying.popleft()
-                    yield done, future.result()
+                    yield _landed(flying)
             while flying:
-                done, future = flying.popleft()
-                yield done, future.result()
+                yield _landed(flying)
         finally:
             for _, future in flying:
                 future.cancel()
@@ -319,6 +324,15 @@ def identity(resolved: Resolved) -> Identity:
     return Identity(name, "fp32", 0, resolved.dim, fingerprint=f"{name}-{resolved.dim}")
 
 
+def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:
+    window, future = flying.popleft()
+    try:
+        return window, future.result()
+    finally:
+        # It holds what it raises, whose traceback holds this frame.
+        del future
+
+
 def _close_here(scheduler: Scheduler, pid: int) -> None:
     # A forked child holds a copy of the pool, but neither its thread nor its workers.
     if os.getpid() == pid:
@@ -328,20 +342,25 @@ def _close_here(scheduler: Scheduler, pid: int) -> None:
 def _floats_of(inner: Future[Embedded]) -> Future[Floats]:
     """Give a future of the vectors alone, which fails when a row has."""
     outer: Answer[Floats] = Answer()
-    inner.add_done_callback(lambda done: _hand_over(done, outer))
-    outer.add_done_callback(lambda done: inner.cancel() if done.cancelled() else None)
+    inner.add_done_callback(partial(_hand_over, outer))
+    # Weakly, or the two would hold each other, and the vectors, until a full collection. While
+    # there is something to cancel, the request holds it.
+    outer.add_done_callback(partial(_pass_on_cancel, weakref.ref(inner)))
     return outer
 
 
-def _hand_over(inner: Future[Embedded], outer: Answer[Floats]) -> None:
+def _pass_on_cancel(held: weakref.ref[Future[Embedded]], outer: Future[Floats]) -> None:
+    inner = held()
+    if inner is not None and outer.cancelled():
+        inner.cancel()
+
+
+def _hand_over(outer: Answer[Floats], inner: Future[Embedded]) -> None:
     if inner.cancelled() or not outer.claim():
         return
-    error = inner.exception()
+    error = inner.exception() or inner.result().first_failure
+    # Never raised here: this frame, which a traceback would keep, holds both futures.
     if error is not None:
         outer.set_exception(error)
-        return
-    try:
-        inner.result().raise_first()
+    else:
         outer.set_result(inner.result().vectors)
-    except TextFailed as failure:
-        outer.set_exception(failure)

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from memworker.errors import PoolError, TextFailed
+from memworker.errors import PoolError, TextFailed, again
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.rows import Rows, fill_slot
@@ -43,11 +43,19 @@ class Embedded:
     truncated: npt.NDArray[np.bool_]
     failures: dict[int, str]
 
+    @property
+    def first_failure(self) -> TextFailed | None:
+        """What to raise for the first row that failed, if one did."""
+        return self._failure_of(min(self.failures)) if self.failures else None
+
     def raise_first(self) -> None:
         """Raise TextFailed for the first row that failed, if one did."""
         if self.failures:
-            row = min(self.failures)
-            raise TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
+            # No name for it here: its traceback would hold this frame, and so the vectors.
+            raise self._failure_of(min(self.failures))
+
+    def _failure_of(self, row: int) -> TextFailed:
+        return TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
 
 
 class Answer(Future[T]):
@@ -136,7 +144,7 @@ class Request:
     def fail(self, error: PoolError) -> None:
         """Give the whole request up."""
         if self.future.claim():
-            self.future.set_exception(error)
+            self.future.set_exception(again(error))
 
     def _fail_row(self, row: int, reason: str) -> None:
         result = self._results()

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,13 +19,14 @@ from memworker.errors import (
     PoolError,
     WorkerCrashed,
     WorkerStartFailed,
+    detached,
 )
 from memworker.pool import messages, plan
 from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.handle import Shard
 from memworker.pool.meter import Meter, Work
-from memworker.pool.requests import LOOK_AHEAD, GatheredShard, Request, WorkShard, gather
+from memworker.pool.requests import LOOK_AHEAD, Embedded, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
@@ -67,7 +69,7 @@ class Scheduler:
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
         self._urgent: deque[WorkShard] = deque()
         self._bulk: deque[WorkShard] = deque()
-        self._requests: set[Request] = set()
+        self._requests: dict[Future[Embedded], Request] = {}
         self._touched: list[Request] = []
         self._wake_read, wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -130,7 +132,7 @@ class Scheduler:
 
     def queue(self, entry: Entry) -> None:
         """Queue what was admitted."""
-        entry.request.future.add_done_callback(lambda _: entry.admission.leave(entry.cost))
+        entry.request.future.add_done_callback(partial(_leave, entry.admission, entry.cost))
         with self._admission:
             if self._failure is None and not self._closing:
                 self._inbox.append((entry.request, entry.shards))
@@ -221,6 +223,7 @@ class Scheduler:
                 self._step()
         except MemworkerError as error:
             self._failure = error if isinstance(error, PoolError) else PoolError(str(error))
+            detached(error)
         except OSError as error:
             self._failure = WorkerStartFailed(
                 f"a worker could not be started: {error.strerror or error}. {self.workers} workers"
@@ -253,15 +256,15 @@ class Scheduler:
     def _admit(self) -> None:
         while self._inbox:
             request, shards = self._inbox.popleft()
-            self._requests.add(request)
-            request.future.add_done_callback(partial(self._forget, request))
+            self._requests[request.future] = request
+            request.future.add_done_callback(self._forget)
             for shard in shards:
                 (self._urgent if shard.urgent else self._bulk).append(shard)
             if not shards:
                 self._touched.append(request)
 
-    def _forget(self, request: Request, _: object) -> None:
-        self._requests.discard(request)
+    def _forget(self, future: Future[Embedded]) -> None:
+        self._requests.pop(future, None)
 
     def _dispatch(self) -> None:
         while self._supervisor.offer_returned():
@@ -339,10 +342,14 @@ class Scheduler:
         error = self._failure or PoolClosed("the pool was closed before this work was done")
         with self._admission:
             self._closing = True
-            self._requests.update(request for request, _ in self._inbox)
+            self._requests.update((request.future, request) for request, _ in self._inbox)
         self._close_admission(error)
-        for request in list(self._requests):
+        for request in list(self._requests.values()):
             request.fail(error)
+        # A pool that is closed may be kept for long; what was asked of it may be large.
+        for queue in (self._inbox, self._urgent, self._bulk, self._touched):
+            queue.clear()
+        self._requests.clear()
         self._supervisor.close(graceful=self._failure is None)
         self._started.set()
         with self._admission:
@@ -350,3 +357,12 @@ class Scheduler:
             if self._wake_write is not None:
                 os.close(self._wake_write)
             self._wake_write = None
+
+
+def _leave(admission: Admission, cost: int, _: object) -> None:
+    """Give room back. A callback of a future, which must know neither it nor its request.
+
+    A future keeps its callbacks, so what they know would be a cycle around the vectors, kept
+    until the next full collection: hundreds of megabytes later.
+    """
+    admission.leave(cost)

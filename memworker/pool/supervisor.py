@@ -131,7 +131,9 @@ class Supervisor:
                 handle.process.join(_STOP_PATIENCE_S / 4)
             self._bury(handle)
         for handle in self.workers:
+            handle.slots.clear()
             handle.region.close()
+        self.returned.clear()
         self._selector.close()
 
     # ── work ──

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
@@ -82,7 +83,16 @@ def lance_errors(doing: str) -> Iterator[None]:
     except MemworkerError:
         raise
     except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError) as error:
+        forget_frames(error)
         raise StoreError(explain(doing, error)) from error
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the frames of a caught error hold; its traceback keeps their lines.
+
+    LanceDB's hold the future that holds the error, a cycle; and ours hold the rows.
+    """
+    clear_frames(error.__traceback__)
 
 
 def is_commit_conflict(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakMethod
 
 import pyarrow as pa
 
@@ -65,11 +66,12 @@ class Table:
         self.db, self.name = db, name
         self.space, self.identity = read_field_metadata(handle.schema, name)
         self._handle = handle
-        self._writes = Writes(handle, db, self._any_commit)
+        commits = _weakly(self._any_commit)
+        self._writes = Writes(handle, db, commits)
         self._appender = Appender(self._writes)
         self._mortals = (-1, False)
         self._same_vectors_at = -1
-        self._keeper = Keeper(self._writes, self.space.distance, self._any_commit)
+        self._keeper = Keeper(self._writes, self.space.distance, commits)
         self._mutex = threading.RLock()
         self._writing_now = False
         self._text_indexed = False
@@ -471,3 +473,15 @@ def _policy(on_conflict: str) -> OnConflict:
         raise UsageError(
             f"unknown conflict policy {on_conflict!r}; use reject, skip or update"
         ) from None
+
+
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """Give a method of a table to its parts, without a cycle around all the ids it knows."""
+    held = WeakMethod(method)
+
+    def call() -> T:
+        found = held()
+        assert found is not None, "a part of a table has outlived it"
+        return found()
+
+    return call

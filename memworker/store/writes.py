@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from memworker.errors import MemworkerError, StoreError
 from memworker.store import whole
 from memworker.store.durable import Disk, NotForced
-from memworker.store.lance import connect, explain, is_commit_conflict, open_table
+from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
 from memworker.store.lock import hold, state_dir
 from memworker.store.manifest import (
     HINT,
@@ -173,6 +173,7 @@ class Writes:
                 uninterrupted(write)
                 return
             except Exception as error:
+                forget_frames(error)
                 if not is_commit_conflict(error):
                     raise StoreError(explain(doing, error)) from error
                 if not left:
@@ -185,6 +186,7 @@ class Writes:
             except MemworkerError:
                 raise
             except Exception as error:
+                forget_frames(error)
                 landed = self._came(doing, came, seen, error)
                 if landed is not None:
                     return landed
@@ -431,5 +433,6 @@ def uninterrupted(write: Callable[[], Any]) -> Any:
     if interrupt is not None:
         raise interrupt
     if failed:
-        raise failed[0]
+        # Not held here any more, for its traceback holds this frame.
+        raise failed.pop()
     return done[0]
