@@ -33,7 +33,11 @@ def ingest(
         Path | None, typer.Option(help="Where rejected rows are listed; default: beside the table.")
     ] = None,
     durable: Annotated[
-        bool, typer.Option("--durable", help="Force every commit to the disk (fsync).")
+        bool,
+        typer.Option(
+            "--durable",
+            help="Force each commit to the disk (fsync), from now on and whoever makes it.",
+        ),
     ] = False,
     wait: Annotated[
         float,

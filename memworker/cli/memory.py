@@ -12,6 +12,7 @@ from memworker.cli.memory_options import (
     DEFAULT_TABLE,
     AgentId,
     Db,
+    Durable,
     Model,
     Precision,
     RunId,
@@ -64,6 +65,7 @@ def add(
     precision: Precision = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
+    durable: Durable = False,
     as_json: options.Json = False,
 ) -> None:
     """Remember texts: embed them and add them, each once for the same scope."""
@@ -80,7 +82,8 @@ def add(
     if not texts:
         raise UsageError("no text was given; write it behind the database, or - for stdin")
     told = Told(as_json)
-    with Memory(db, table=table, **making(db, table, model, precision, max_tokens, workers)) as to:
+    made = making(db, table, model, precision, max_tokens, workers)
+    with Memory(db, table=table, durable=durable, **made) as to:
         for batch in batched(read_items(texts, shared, jsonl=jsonl)):
             good = [item for item in batch if item.flaw is None]
             own = [item.metadata for item in good]

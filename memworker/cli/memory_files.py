@@ -17,6 +17,7 @@ from memworker.cli.memory_options import (
     DEFAULT_TABLE,
     AgentId,
     Db,
+    Durable,
     Model,
     Precision,
     RunId,
@@ -79,6 +80,7 @@ def import_(
     precision: Precision = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
+    durable: Durable = False,
     as_json: options.Json = False,
 ) -> None:
     """Read memories that export wrote; ids that are there already are left as they are.
@@ -102,7 +104,8 @@ def import_(
             made["model"], precision=made["precision"], max_tokens=made["max_tokens"]
         )
         # Before any worker starts: a table of another model is refused here.
-        opened = Table.open_or_create(db, table, VectorSpace.of(identity(resolved), "cosine"))
+        space = VectorSpace.of(identity(resolved), "cosine")
+        opened = Table.open_or_create(db, table, space, durable=durable)
         with EmbeddingPool(resolved, workers=workers) as pool:
             done = import_lines(opened, pool, bounded_lines(stream), refused)
     if as_json:

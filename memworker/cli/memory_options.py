@@ -36,6 +36,12 @@ Model = Annotated[
 Precision = Annotated[
     str | None, typer.Option(help="How the linear layers are computed; default as for --model.")
 ]
+Durable = Annotated[
+    bool,
+    typer.Option(
+        "--durable", help="Force each commit to the disk (fsync), from now on and whoever makes it."
+    ),
+]
 
 
 def making(

@@ -88,6 +88,27 @@ def optimize(
 
 
 @app.command()
+def durable(
+    db: Db,
+    table: TableName,
+    off: Annotated[
+        bool, typer.Option("--off", help="Leave it to the system again when files reach the disk.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Force each commit to the disk before it is acknowledged, from now on and whoever makes it.
+
+    What the table holds is forced first. The same as --durable of `ingest` and `memory add`.
+    """
+    from memworker.store import Table
+
+    Table.open(db, table).set_durable(not off)
+    promise = "may be lost with the power for half a minute" if off else "is on the disk"
+    line = f"what is committed to table {table!r} from now on {promise}"
+    _print(line, {"table": table, "durable": not off}, as_json)
+
+
+@app.command()
 def repair(db: Db, table: TableName, as_json: Json = False) -> None:
     """Go back to the newest version that can be read, if the newest was torn by a power loss."""
     from memworker.store.repair import repair as run
@@ -206,6 +227,7 @@ def _readable(facts: TableInfo) -> str:
         "fingerprint": facts.fingerprint,
         "indices": "; ".join(indices) or "none",
         "fragments": facts.fragments,
+        "durable": "yes, each commit is forced to the disk" if facts.durable else "no",
         "size": _size(facts.bytes_on_disk),
     }
     return "\n".join(f"{label:<12} {value}" for label, value in lines.items())

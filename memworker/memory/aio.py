@@ -64,11 +64,12 @@ class AsyncMemory:
         precision: str = "fp32",
         max_tokens: int | None = None,
         workers: int | None = None,
+        durable: bool = False,
     ) -> None:
         self._pid = os.getpid()
         self._opened: Future[Core] = Future()
         self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
-        given = (db, table, pool, model, precision, max_tokens, workers)
+        given = (db, table, pool, model, precision, max_tokens, workers, durable)
         threading.Thread(target=self._open, args=given, name="memworker-open").start()
 
     async def add(

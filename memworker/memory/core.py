@@ -46,6 +46,7 @@ class Options:
     precision: str = "fp32"
     max_tokens: int | None = None
     workers: int | None = None
+    durable: bool = False
 
 
 class Core:
@@ -219,7 +220,11 @@ def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
         if not isinstance(options.pool, EmbeddingPool):
             raise UsageError(f"pool must be an open EmbeddingPool, not {options.pool!r:.80}")
         space = VectorSpace.of(options.pool.identity)
-        return Table.open_or_create(options.db, options.table, space), options.pool
+        return _table(options, space), options.pool
     resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)
-    table = Table.open_or_create(options.db, options.table, VectorSpace.of(identity(resolved)))
+    table = _table(options, VectorSpace.of(identity(resolved)))
     return table, EmbeddingPool(resolved, workers=options.workers)
+
+
+def _table(options: Options, space: VectorSpace) -> Table:
+    return Table.open_or_create(options.db, options.table, space, durable=options.durable)

@@ -41,7 +41,9 @@ class Memory:
 
     `db` is a directory; `table` is made if it is not there. `pool` is an open
     EmbeddingPool, which is left open at the end; without one, Memory starts its own
-    with `model`, `precision`, `max_tokens` and `workers`. Any number of threads may
+    with `model`, `precision`, `max_tokens` and `workers`. `durable` makes the table
+    durable, for good: each commit, whoever makes it, is forced to the disk before it is
+    acknowledged. Any number of threads may
     share a Memory: what they add meanwhile is embedded and committed together, and
     each returns after its commit. Several processes may each have a Memory of one
     table. Use it as a context manager, or call `close`.
@@ -61,8 +63,10 @@ class Memory:
         precision: str = "fp32",
         max_tokens: int | None = None,
         workers: int | None = None,
+        durable: bool = False,
     ) -> None:
-        self._core = Core(Options(db, table, pool, model, precision, max_tokens, workers))
+        made = (model, precision, max_tokens, workers, durable)
+        self._core = Core(Options(db, table, pool, *made))
         self._finalizer = weakref.finalize(self, Core.abandon, self._core)
 
     def add(

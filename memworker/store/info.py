@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from memworker.store import index
 from memworker.store.index import IndexInfo
-from memworker.store.schema import read_field_metadata
+from memworker.store.schema import is_durable, read_field_metadata
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -27,6 +27,7 @@ class TableInfo:
     max_tokens: int
     dim: int
     distance: str
+    durable: bool
     fingerprint: str
     identity: str
     fragments: int
@@ -47,6 +48,7 @@ def describe(handle: LanceTable, db: Path, name: str) -> TableInfo:
         max_tokens=space.max_tokens,
         dim=space.dim,
         distance=space.distance,
+        durable=is_durable(handle.schema),
         fingerprint=space.fingerprint,
         identity=identity,
         fragments=stats["fragment_stats"]["num_fragments"],

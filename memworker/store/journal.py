@@ -116,8 +116,15 @@ class Journal:
             raise StoreUnwritable(
                 f"cannot write {self._path}: {error.strerror or error}; change its permissions"
             ) from error
-        for parent in (folder, folder.parent, folder.parent.parent) if durable else ():
-            sync_path(parent)
+        try:
+            for path in (self._path, folder, folder.parent, folder.parent.parent) * durable:
+                sync_path(path)
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"{error.filename} cannot be forced to the disk: {error.strerror}. Nothing was"
+                " committed; look at the disk"
+            ) from error
 
     def append(self, record: Record) -> None:
         """Write one record. Raises StoreError, and leaves no half line, when it cannot."""
@@ -162,7 +169,7 @@ class Journal:
         kept = condensed(records) if len(raw) > _CONDENSE_BYTES else records
         wanted = b"".join(map(encode, kept))
         if wanted != raw:
-            _replace(self._path, wanted)
+            _replace(self._path, wanted, durable=self._durable)
         return records
 
 
@@ -241,12 +248,14 @@ def _write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     # One name, for there is one writer: what a kill leaves is overwritten the next time.
     temporary = path.with_name(f"{FILE}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.chmod(0o600)
+        if durable:
+            sync_path(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error

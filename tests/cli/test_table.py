@@ -80,3 +80,10 @@ def test_what_was_erased_leaves_the_disk_with_the_versions_that_hold_it(tmp_path
     assert files_that_hold_it()
     run(*options, "--keep-minutes", "0")
     assert not files_that_hold_it()
+
+
+def test_durability_is_shown_and_changed(db):
+    at = ["--db", db, "--table", "notes", "--json"]
+    for more, durable in (([], True), (["--off"], False)):
+        assert json.loads(run("durable", *at, *more))["durable"] is durable
+        assert json.loads(run("info", *at))["durable"] is durable

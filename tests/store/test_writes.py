@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from memworker import Memory
 from memworker.errors import StoreError
 from memworker.store import Table
 from memworker.store.durable import files_of
@@ -277,3 +278,14 @@ def test_a_disk_that_never_syncs_acknowledges_nothing(durable, disk):
     disk.fail = lambda path: False
     assert texts_by_id(Table.open(durable.db, "t")) == {}
     assert durable.append(numbered(0, 300)).written == 300
+
+
+def test_a_memory_makes_its_table_durable_and_obeys_one_that_is(tmp_path, disk):
+    with Memory(tmp_path / "db", table="t", model="echo", workers=1, durable=True) as memory:
+        memory.add("first", user_id="u")
+    with Memory(tmp_path / "db", table="t", model="echo", workers=1) as memory:
+        memory.add("second", user_id="u")
+        memory.update(memory.get_all(filters={"user_id": "u"})["results"][0]["id"], "other")
+    table = Table.open(tmp_path / "db", "t")
+    assert table.durable and table.info().durable
+    assert not _unsynced(table, disk)
