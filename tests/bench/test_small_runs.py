@@ -10,7 +10,7 @@ from bench import ceiling, common, ladder, latency, memory_of_a_worker, report, 
 
 def test_ceiling(measure):
     result = measure(ceiling.main, "--limit", "64", "--repeats", "1", "--workers", "1")
-    assert [row["name"] for row in result["rows"]] == ["to vectors", "to LanceDB"]
+    assert [row["name"] for row in result["rows"]] == ["to vectors", "to LanceDB", "to LanceDB, durable"]
     assert all(row["texts_per_second"] > 0 for row in result["rows"])
 
 
