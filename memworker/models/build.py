@@ -12,8 +12,9 @@ from pathlib import Path
 
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
-from memworker.models.cache import MANIFEST, HashBook, ModelCache
+from memworker.models.cache import MANIFEST, ModelCache
 from memworker.models.onnx_file import WEIGHTS_FILE
+from memworker.models.records import HashBook
 from memworker.models.spec import ModelEntry, Precision
 
 GRAPH_FILE = "model.onnx"
@@ -34,7 +35,8 @@ def built_graph(
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
     recipe = _recipe_digest(entry, hashes, precision)
-    key = f"{entry.slug}-{digest_of([recipe, *_packing_facts()])[:16]}"
+    facts = [recipe, *_own_tokenizer(entry, hashes), *_packing_facts()]
+    key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
         with cache.lock(key):
@@ -49,6 +51,11 @@ def check_built(home: Path, *, recheck: bool = False) -> dict[str, str]:
     """Return the hashes of a built folder; ModelCorrupt where a file is not as it was built."""
     book = HashBook(home / MANIFEST, base=home)
     hashes = {path.name: book.require(path, recheck=recheck) for path in book.files()}
+    if GRAPH_FILE not in hashes:
+        raise ModelCorrupt(
+            f"{home / MANIFEST} is damaged: it does not name {GRAPH_FILE}. "
+            "Run `memworker models pull NAME` to build the model again."
+        )
     book.save()
     return hashes
 
@@ -83,6 +90,12 @@ def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> 
         return [graph.RECIPE]
     calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
     return [graph_int8.RECIPE, str(PAIR_LIMIT), *calibration]
+
+
+def _own_tokenizer(entry: ModelEntry, hashes: dict[str, str]) -> list[str]:
+    """Return what else a built folder holds: a static model's tokenizer, where that may change."""
+    changes = entry.spec.static and entry.directory is not None
+    return [hashes[TOKENIZER_FILE]] if changes else []
 
 
 def _packing_facts() -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -12,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from memworker.errors import ModelCorrupt, ModelUnavailable
+from memworker.errors import ModelUnavailable
 from memworker.locks import Busy, FileLock
+from memworker.models.records import HashBook, make_private
 
 MANIFEST = "manifest.json"
 _LOCK_TIMEOUT_S = 1800.0
@@ -41,8 +40,7 @@ class ModelCache:
         """
         path = self.root.joinpath(*parts)
         try:
-            for folder in (self.root.parent, self.root, path):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(path)
         except OSError as error:
             raise ModelUnavailable(
                 f"the model cache {path} cannot be made: {error}. "
@@ -112,103 +110,13 @@ def _seal(draft: Path) -> None:
         if path.is_file():
             _flush_to_disk(path)
             book.learn(path)
-    book.save()
+    manifest = draft / MANIFEST
+    manifest.touch(mode=0o600)
+    manifest.write_text(book.text())
+    _flush_to_disk(manifest)
 
 
 def _flush_to_disk(path: Path) -> None:
     # A rename may outlive a power cut that the data does not.
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-class HashBook:
-    """Remembers each file's SHA-256 together with the size and mtime it was taken at.
-
-    Hashing 90 MB at every start would cost more than loading the model, so an
-    unchanged size and mtime stand for an unchanged file; `recheck` does not.
-    """
-
-    def __init__(self, path: Path, *, base: Path) -> None:
-        self.path = path
-        self.base = base
-        self._known = _read_records(path)
-        self._dirty = False
-
-    def files(self) -> list[Path]:
-        return [self.base / key for key in self._known]
-
-    def digest(self, path: Path) -> str:
-        """Return the hash of `path`, remembered where size and mtime are unchanged."""
-        return self._trusted(path) or self.learn(path)
-
-    def require(self, path: Path, expected: str = "", *, recheck: bool = False) -> str:
-        """Return the hash of `path`, which must be `expected`, or else what was remembered.
-
-        Raises ModelCorrupt where the file is gone or has another hash.
-        """
-        if not path.is_file():
-            raise ModelCorrupt(f"the model file {path} is gone. {_REFETCH}")
-        trusted = "" if recheck else self._trusted(path)
-        actual = trusted or sha256_of(path)
-        expected = expected or self._remembered(path) or actual
-        if actual != expected:
-            raise ModelCorrupt(
-                f"{path} ({path.stat().st_size} bytes) has SHA-256 {actual}, "
-                f"expected {expected}: it is truncated or damaged. {_REFETCH}"
-            )
-        if not trusted:
-            self._remember(path, actual)
-        return actual
-
-    def learn(self, path: Path) -> str:
-        """Hash `path` now and remember it."""
-        digest = sha256_of(path)
-        self._remember(path, digest)
-        return digest
-
-    def save(self) -> None:
-        """Write what was learnt under a temporary name and rename it into place."""
-        if not self._dirty:
-            return
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(self._known, file, indent=1)
-        os.replace(name, self.path)
-        self._dirty = False
-
-    def _remember(self, path: Path, digest: str) -> None:
-        status = path.stat()
-        self._known[self._key(path)] = (status.st_size, status.st_mtime_ns, digest)
-        self._dirty = True
-
-    def _remembered(self, path: Path) -> str:
-        known = self._known.get(self._key(path))
-        return known[2] if known else ""
-
-    def _trusted(self, path: Path) -> str:
-        known = self._known.get(self._key(path))
-        status = path.stat()
-        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
-            return ""
-        return known[2]
-
-    def _key(self, path: Path) -> str:
-        return path.relative_to(self.base).as_posix()
-
-
-_REFETCH = "Run `memworker models pull NAME` to replace it."
-
-
-def _read_records(path: Path) -> dict[str, tuple[int, int, str]]:
-    try:
-        raw = json.loads(path.read_bytes())
-        return {str(k): (int(v[0]), int(v[1]), str(v[2])) for k, v in raw.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # A missing or torn record only means that the files are hashed again.
-        return {}
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +12,7 @@ from memworker import interpreters
 from memworker.errors import ModelUnavailable
 from memworker.models.cache import ModelCache
 from memworker.models.prefixes import prefixes_of
+from memworker.models.records import keep
 from memworker.models.spec import HubRepo, ModelEntry, ModelFile, ModelSpec, Pooling
 
 _READ_TIMEOUT_S = 120.0
@@ -32,15 +31,12 @@ def fastembed_entries(cache: ModelCache) -> list[ModelEntry]:
         installed = version("fastembed")
     except PackageNotFoundError:
         return []
-    record = cache.folder("catalog") / f"fastembed-{installed}.json"
+    record = cache.root / "catalog" / f"fastembed-{installed}.json"
     try:
         return [_entry(model) for model in json.loads(record.read_bytes())]
     except (OSError, ValueError, LookupError, TypeError):
         models = _ask_fastembed()
-    handle, name = tempfile.mkstemp(prefix=f".{record.name}.", dir=record.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(models, file)
-    os.replace(name, record)
+    keep(record, json.dumps(models))
     return [_entry(model) for model in models]
 
 

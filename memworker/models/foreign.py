@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from memworker.errors import ModelCorrupt, ModelUnsupported
-from memworker.models.cache import HashBook, ModelCache
+from memworker.models.cache import ModelCache
+from memworker.models.records import HashBook, keep
 from memworker.models.spec import ModelEntry
 
+# Which facts are kept and how they are found: raise it with any change of that.
+_FACTS = 2
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -37,11 +39,11 @@ def inspect(graph: Path, sha256: str, root: Path, cache: ModelCache) -> ForeignG
     Raises ModelCorrupt where it is no ONNX file and ModelUnsupported where its
     inputs or outputs are not an encoder's or its data lies outside of `root`.
     """
-    record = cache.folder("facts") / f"{sha256}.json"
+    record = cache.root / "facts" / f"{sha256}-{_FACTS}.json"
     facts = _recall(record)
     if facts is None:
         facts = _read(graph)
-        _remember(record, facts)
+        keep(record, json.dumps(asdict(facts)))
     _check_shape(graph, facts)
     for location in facts.external:
         _check_location(graph, location, root)
@@ -58,7 +60,7 @@ def external_hashes(
     rest = [loc for loc in facts.external if names[loc] not in known]
     if not rest:
         return [known[names[loc]] for loc in facts.external]
-    book = HashBook(cache.folder("stamps") / f"{entry.slug}.data.json", base=root)
+    book = HashBook(cache.root / "stamps" / f"{entry.slug}.data.json", base=root, changing=True)
     hashes = [known.get(names[loc]) or book.digest(paths[loc]) for loc in facts.external]
     book.save()
     return hashes
@@ -98,18 +100,17 @@ def _locations(model: Any) -> set[str]:
     from onnx import TensorProto
 
     found = set()
-    pending = [model.graph, *model.functions]
+    pending = [model]
     while pending:
-        graph = pending.pop()
-        tensors = list(getattr(graph, "initializer", ()))
-        for sparse in getattr(graph, "sparse_initializer", ()):
-            tensors += [sparse.values, sparse.indices]
-        for attribute in (a for node in graph.node for a in node.attribute):
-            tensors += [attribute.t, *attribute.tensors]
-            pending += [attribute.g, *attribute.graphs]
-        for tensor in tensors:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                found |= {e.value for e in tensor.external_data if e.key == "location"}
+        message = pending.pop()
+        if isinstance(message, TensorProto):
+            found |= {e.value for e in message.external_data if e.key == "location"}
+            continue
+        # Whatever holds a tensor: initializers and attributes, sparse ones too, subgraphs,
+        # functions, and what a later ONNX may add.
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending += [value] if hasattr(value, "ListFields") else value
     return found
 
 
@@ -152,10 +153,3 @@ def _recall(record: Path) -> ForeignGraph | None:
         return ForeignGraph(int(facts["rank"]), int(facts["dim"]), inputs, external, flops)
     except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-def _remember(record: Path, facts: ForeignGraph) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{record.name}.", dir=record.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(asdict(facts), file)
-    os.replace(name, record)

@@ -15,7 +15,8 @@ from zipfile import BadZipFile, ZipFile
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnavailable
 from memworker.models import hub
-from memworker.models.cache import MANIFEST, HashBook, ModelCache, sha256_of
+from memworker.models.cache import MANIFEST, ModelCache
+from memworker.models.records import HashBook, sha256_of
 from memworker.models.spec import ModelEntry, ModelFile, WheelFile
 
 _PIP_TIMEOUT_S = 900.0
@@ -207,7 +208,7 @@ def verified_hashes(
 def _own_hashes(
     entry: ModelEntry, directory: Path, cache: ModelCache, recheck: bool
 ) -> dict[str, str]:
-    book = HashBook(cache.folder("stamps") / f"{entry.slug}.json", base=directory)
+    book = HashBook(cache.root / "stamps" / f"{entry.slug}.json", base=directory, changing=True)
     take = book.learn if recheck else book.digest
     paths = {file.path: directory / file.path for file in entry.files}
     hashes = {name: take(path) for name, path in paths.items() if path.is_file()}
