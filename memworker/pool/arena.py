@@ -5,18 +5,21 @@ leak), its pages taken up front so that a full system gives an error instead
 of a SIGBUS later::
 
     region ┌── slot 0 (bulk) ──┬── slot 1 (bulk) ──┬── slot 2 (urgent) ──┐
-    slot   │ header │ offsets │ tokens │ status │ vectors │ UTF-8 text │
-             int64[8] int32     int32    uint8    float32   bytes
-                      [rows+1]  [rows]   [rows]   [rows,dim]
+    slot   │ progress │ offsets │ tokens │ status │ vectors │ UTF-8 text │
+             int64      int32     int32    uint8    float32   bytes
+                        [rows+1]  [rows]   [rows]   [rows,dim]
 
 The parent writes offsets and text (Arrow's string layout); the worker writes
-tokens, status and vectors. The header tells the parent, after a worker's
-death, which slot it was working on.
+tokens, status and vectors. Its progress hints to the parent, after a worker's
+death, which slot it was working on. All of it is the worker's to scribble on:
+the parent keeps to itself what it must rely on, and reads nothing here as a
+count or a place.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
@@ -31,7 +34,6 @@ from multiprocess import reduction
 from memworker.errors import SharedMemoryExhausted
 
 _ALIGN = 64
-_HEADER_WORDS = 8
 
 
 class RowStatus(IntEnum):
@@ -50,13 +52,12 @@ class Form(IntEnum):
     TOKENS = 2
 
 
-class SlotState(IntEnum):
-    """How far a slot's shard has come, as its worker saw it."""
+class Progress(IntEnum):
+    """How far a slot's shard has come, as its worker says."""
 
-    FREE = 0
-    FILLED = 1
-    BEGUN = 2
-    WRITTEN = 3
+    FILLED = 0
+    BEGUN = 1
+    WRITTEN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class SlotShape:
     def layout(self) -> tuple[dict[str, int], int]:
         """Give the byte offset of each part and the slot's size."""
         sizes = {
-            "header": 8 * _HEADER_WORDS,
+            "progress": 8,
             "offsets": 4 * (self.rows + 1),
             "tokens": 4 * self.rows,
             "status": self.rows,
@@ -94,7 +95,7 @@ class Slot:
             return np.frombuffer(memory, kind, count, starts[part])
 
         self.shape = shape
-        self.header = view("header", np.int64, _HEADER_WORDS)
+        self._progress = view("progress", np.int64, 1)
         self.offsets = view("offsets", np.int32, shape.rows + 1)
         self.tokens = view("tokens", np.int32, shape.rows)
         self.status = view("status", np.uint8, shape.rows)
@@ -102,33 +103,20 @@ class Slot:
         self.text = view("text", np.uint8, shape.text_bytes)
 
     @property
-    def generation(self) -> int:
-        return int(self.header[0])
+    def untouched(self) -> bool:
+        """Whether the worker has not begun with what the slot was filled with, as it says."""
+        return bool(self._progress[0] == Progress.FILLED)
 
-    @generation.setter
-    def generation(self, value: int) -> None:
-        self.header[0] = value
-
-    @property
-    def rows(self) -> int:
-        return int(self.header[1])
-
-    @property
-    def state(self) -> SlotState:
-        return SlotState(int(self.header[2]))
-
-    @state.setter
-    def state(self, value: SlotState) -> None:
-        self.header[2] = value
+    def reached(self, progress: Progress) -> None:
+        """Note how far the work on this slot has come."""
+        self._progress[0] = progress
 
     def fill(self, offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8]) -> None:
         """Write texts in Arrow layout; `offsets` begin at 0 and end at len(text)."""
         rows = len(offsets) - 1
         self.offsets[: rows + 1] = offsets
         self.text[: len(text)] = text
-        self.header[1] = rows
-        self.generation += 1
-        self.state = SlotState.FILLED
+        self.reached(Progress.FILLED)
 
 
 class Region:
@@ -179,6 +167,7 @@ def _allocate(size: int) -> int:
     fd = _anonymous_file()
     try:
         _reserve(fd, size)
+        _seal(fd)
     except OSError as error:
         os.close(fd)
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG):
@@ -194,7 +183,7 @@ def _allocate(size: int) -> int:
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("memworker", os.MFD_CLOEXEC)
+            return os.memfd_create("memworker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
             # Some sandboxes forbid the call; anything else (too many files) is the caller's news.
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
@@ -211,3 +200,15 @@ def _reserve(fd: int, size: int) -> None:
     block = bytes(1 << 20)
     for start in range(0, size, len(block)):
         os.pwrite(fd, block[: size - start], start)
+
+
+def _seal(fd: int) -> None:
+    """Let nobody change the size: one byte less, and our next look at it would be a SIGBUS."""
+    if not hasattr(fcntl, "F_ADD_SEALS"):
+        return
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except OSError as error:
+        # A file in place of a memfd takes no seals.
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise

@@ -1,30 +1,42 @@
-"""One worker process as the parent sees it: its state, its slots, its signs of life."""
+"""One worker process as the parent sees it: its state, its slots, its signs of life.
+
+What decides about other people's work is known here and not read from the worker:
+which shard a slot holds, how many rows, since when, and in which order they were given.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
 from memworker.pool import messages, worker
-from memworker.pool.arena import Form, Region, Slot, SlotState
+from memworker.pool.arena import Form, Region, Slot
+from memworker.pool.incoming import Incoming, Nonsense, Result, checked
+from memworker.pool.outside import Child, Outside
 
 BOOT_PATIENCE_S = 120.0
+_HALF_MESSAGE_S = 2.0
+_READ_BYTES = 1 << 16
+_END_S = 2.0
 _BASELINE_SHARDS = 8
 _LOOK_EVERY_S = 0.1
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Shard(Protocol):
-    """What the supervisor must know of a piece of work."""
+    """What the supervisor must know of a piece of work.
+
+    `blames` counts workers that ended while they were at it, `doubts` those that
+    ended when it was next.
+    """
 
     id: int
     urgent: bool
     form: Form
     blames: int
+    doubts: int
 
     @property
     def rows(self) -> int: ...
@@ -45,34 +57,46 @@ class WorkerState(Enum):
     GONE = auto()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A shard in a worker's slot."""
+
+    shard: Shard
+    rows: int
+    generation: int
+    since: float
+
+
 class WorkerHandle:
     """One worker process and what it has been given."""
 
-    number: int
-    region: Region
-    process: Any
-    pipe: Any
-    state: WorkerState = WorkerState.STARTING
-    slots: dict[int, Shard] = field(default_factory=dict)
-    shards_done: int = 0
-    last_sign: float = field(default_factory=time.monotonic)
-    pid: int = 0
-    exit_code: int | None = None
-    ended_by: str = ""
-    baseline_bytes: int = 0
-    look_again: float = 0.0
+    def __init__(
+        self, number: int, region: Region, child: Child, incoming: Incoming, outside: Outside
+    ) -> None:
+        self.number = number
+        self.region = region
+        self.child = child
+        self.state = WorkerState.STARTING
+        # In the order of their giving, which is the order of the work on each kind.
+        self.slots: dict[int, Given] = {}
+        self.shards_done = 0
+        self.pid = child.pid
+        self.exit_code: int | None = None
+        self.ended_by = ""
+        self.last_sign = outside.monotonic()
+        self._incoming = incoming
+        self._outside = outside
+        self._generation = 0
+        self._cut_off_at: float | None = None
+        self._baseline_bytes = 0
+        self._look_again = 0.0
 
-    def __post_init__(self) -> None:
-        self.pid = self.process.pid
+    @property
+    def gone(self) -> bool:
+        """Whether it was buried."""
+        return self.state is WorkerState.GONE
 
-    def end(self) -> None:
-        """Kill the process if it lives, and release what the system holds of it."""
-        self.process.kill()
-        self.process.join()
-        self.exit_code = self.process.exitcode
-        self.process.close()
-        self.pipe.close()
+    # ── work ──
 
     @property
     def idle(self) -> bool:
@@ -80,9 +104,14 @@ class WorkerHandle:
         return not any(index < worker.URGENT_SLOT for index in self.slots)
 
     @property
+    def tries(self) -> bool:
+        """Whether it is alone with a shard that has ended workers."""
+        return any(given.shard.blames for given in self.slots.values())
+
+    @property
     def outstanding(self) -> float:
         """Tokens given to this worker and not yet answered."""
-        return sum(shard.cost for shard in self.slots.values())
+        return sum(given.shard.cost for given in self.slots.values())
 
     def free_slot(self, *, urgent: bool) -> int | None:
         """Give the index of a free slot of that kind, if there is one."""
@@ -93,63 +122,142 @@ class WorkerHandle:
         return next((slot for slot in candidates if slot not in self.slots), None)
 
     def give(self, index: int, shard: Shard) -> None:
-        """Fill a slot and tell the worker; a worker that is dead already is found so later."""
-        slot = self.region.slots[index]
-        shard.fill(slot)
-        if not self.slots:
-            self.last_sign = time.monotonic()
-        self.slots[index] = shard
-        self.send(messages.Encode(shard.id, index, slot.generation, int(shard.form)))
+        """Fill a slot and tell the worker; Nonsense where it reads nothing.
 
-    def answered(self, done: messages.Done) -> Shard | None:
-        """Give the shard that a message is about; None when it is about none that is here."""
-        shard, slot = self.slots.get(done.slot), self.region.slots[done.slot]
-        if shard is None or shard.id != done.shard or slot.generation != done.generation:
-            return None
-        return shard
+        A worker that is dead already is found so later.
+        """
+        shard.fill(self.region.slots[index])
+        now = self._outside.monotonic()
+        if not self.slots:
+            self.last_sign = now
+        self._generation += 1
+        self.slots[index] = Given(shard, shard.rows, self._generation, now)
+        self._send(messages.Encode(shard.id, index, self._generation, shard.rows, int(shard.form)))
+
+    def stop(self) -> None:
+        """Ask the worker to leave."""
+        try:
+            self._send(messages.Stop())
+        except Nonsense:
+            pass  # it does not listen; whoever asked has a limit to its patience
+
+    def answered(self, done: messages.Done) -> tuple[Given, Result]:
+        """Give the shard that a message is about and what came of it; raises Nonsense."""
+        given = self.slots.get(done.slot)
+        if given is None:
+            raise Nonsense(f"answered for slot {done.slot}, which held nothing")
+        if (given.shard.id, given.generation) != (done.shard, done.generation):
+            raise Nonsense(
+                f"answered for shard {done.shard}, turn {done.generation}, in slot {done.slot},"
+                f" which held shard {given.shard.id}, turn {given.generation}"
+            )
+        taken_s = self._outside.monotonic() - given.since
+        return given, checked(done, self.region.slots[done.slot], given.rows, taken_s)
 
     def release(self, index: int) -> None:
         """Free a slot whose result was taken."""
-        self.region.slots[index].state = SlotState.FREE
         del self.slots[index]
         self.shards_done += 1
-        self.last_sign = time.monotonic()
+        self.last_sign = self._outside.monotonic()
 
-    def send(self, message: messages.ToWorker) -> None:
-        """Send a header; a broken pipe means a death, which the sentinel tells."""
+    # ── what it says ──
+
+    def heard(self) -> Iterator[messages.ToParent]:
+        """Yield what has come from the worker; raises EOFError, OSError, Nonsense."""
         try:
-            self.pipe.send_bytes(messages.encode(message))
-        except OSError:
-            pass
+            while data := self.child.channel.read(_READ_BYTES):
+                yield from self._incoming.feed(data)
+        except BlockingIOError:
+            if not self._incoming.half:
+                self._cut_off_at = None
+            elif self._cut_off_at is None:
+                self._cut_off_at = self._outside.monotonic()
+            return
+        raise EOFError
 
-    def begun(self) -> set[int]:
-        """Give the slots that the worker had begun, as shared memory tells."""
-        worked_on = (SlotState.BEGUN, SlotState.WRITTEN)
-        return {index for index in self.slots if self.region.slots[index].state in worked_on}
+    def cut_off(self) -> None:
+        """Note that nothing more will come from it."""
+        self._cut_off_at = self._outside.monotonic()
+
+    def _send(self, message: messages.ToWorker) -> None:
+        data = messages.encode(message)
+        try:
+            self.child.channel.write(len(data).to_bytes(4, "big") + data)
+        except BlockingIOError:
+            raise Nonsense("left its orders unread") from None
+        except OSError:
+            pass  # a broken pipe means a death, which the sentinel tells
+
+    # ── life ──
 
     def deadline(self, stall_s: float, tokens_per_s: float) -> float | None:
         """Give the monotonic time by which a sign of life is due; None when none is.
 
         A shard may take its estimated work at a tenth of the speed seen, and
-        `stall_s` on top.
+        `stall_s` on top. What follows the first half of a message, or the last one,
+        is due soon.
         """
+        due = self._work_deadline(stall_s, tokens_per_s)
+        if self._cut_off_at is None:
+            return due
+        soon = self._cut_off_at + _HALF_MESSAGE_S
+        return soon if due is None else min(due, soon)
+
+    def _work_deadline(self, stall_s: float, tokens_per_s: float) -> float | None:
         if self.state is WorkerState.STARTING:
             return self.last_sign + BOOT_PATIENCE_S
         if not self.slots:
             return None
-        longest = max(shard.cost for shard in self.slots.values())
+        longest = max(given.shard.cost for given in self.slots.values())
         return self.last_sign + stall_s + 10 * longest / tokens_per_s
+
+    def silence(self) -> str:
+        """Say what was missing when a deadline was over."""
+        if self._cut_off_at is None:
+            silent_s = self._outside.monotonic() - self.last_sign
+            return f"gave no sign of life for {silent_s:.0f} s"
+        return "sent half a message" if self._incoming.half else "closed its pipe"
+
+    def forgive(self) -> None:
+        """Count deadlines from now."""
+        now = self._outside.monotonic()
+        self.last_sign = now
+        if self._cut_off_at is not None:
+            self._cut_off_at = now
 
     def has_grown(self, allowed_bytes: int) -> bool:
         """Tell whether the process holds `allowed_bytes` more than after its first shards."""
-        if self.shards_done < _BASELINE_SHARDS or time.monotonic() < self.look_again:
+        now = self._outside.monotonic()
+        if self.shards_done < _BASELINE_SHARDS or now < self._look_again:
             return False
         # Not at every shard: a lone caller would wait for this.
-        self.look_again = time.monotonic() + _LOOK_EVERY_S
-        resident = _resident_bytes(self.pid)
-        if not self.baseline_bytes:
-            self.baseline_bytes = resident
-        return resident > self.baseline_bytes + allowed_bytes
+        self._look_again = now + _LOOK_EVERY_S
+        resident = self._outside.resident_bytes(self.pid)
+        if not self._baseline_bytes:
+            self._baseline_bytes = resident
+        return resident > self._baseline_bytes + allowed_bytes
+
+    # ── death ──
+
+    def end(self) -> None:
+        """Kill the process if it lives, and release what the system holds of it."""
+        self.child.kill()
+        self.child.ended(_END_S)
+        self.exit_code = self.child.exit_code
+        self.child.close()
+
+    def in_hand(self) -> list[int]:
+        """Give the slots that the worker can have been at: the first given of each kind.
+
+        That is how it works, whatever it has written into its slots.
+        """
+        urgent = [index >= worker.URGENT_SLOT for index in self.slots]
+        indices = list(self.slots)
+        return [indices[urgent.index(kind)] for kind in (False, True) if kind in urgent]
+
+    def begun(self) -> set[int]:
+        """Give those of `in_hand` that it had begun, as it says."""
+        return {index for index in self.in_hand() if not self.region.slots[index].untouched}
 
     @property
     def killed(self) -> bool:
@@ -165,12 +273,11 @@ class WorkerHandle:
         if code is None or code >= 0:
             return f"{who} left with exit code {code}"
         hint = ", likely out of memory" if self.killed else ""
-        return f"{who} was killed by {signal.Signals(-code).name}{hint}"
+        return f"{who} was killed by {_signal_name(-code)}{hint}"
 
 
-def _resident_bytes(pid: int) -> int:
+def _signal_name(number: int) -> str:
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return 0  # no procfs, or gone: then there is no drift to see
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # most real-time signals have no name

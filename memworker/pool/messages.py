@@ -1,12 +1,24 @@
 """The records that cross a pipe, encoded as MessagePack and checked on arrival.
 
 Nothing that comes from a worker is unpickled, and texts and vectors never
-cross a pipe: these are headers of a few dozen bytes.
+cross a pipe: these are headers of a few dozen bytes. What a record alone can
+show to be nonsense, such as a negative count, does not pass the decoder.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+REASON_CHARS = 300
+ERROR_CHARS = 4000
+
+# Far more than the tokens that any slot holds, and few enough to add up for ever.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+Row = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS)]
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode", array_like=True):
@@ -15,6 +27,7 @@ class Encode(msgspec.Struct, frozen=True, tag="encode", array_like=True):
     shard: int
     slot: int
     generation: int
+    rows: int
     form: int = 0
 
 
@@ -22,29 +35,33 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """Parent to worker: finish nothing more, leave."""
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+class FromWorker(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a worker sends; it may not be longer than what is known of it."""
+
+
+class Ready(FromWorker, frozen=True, tag="ready", array_like=True):
     """Worker to parent: the session is open."""
 
     dim: int
 
 
-class BootFailed(msgspec.Struct, frozen=True, tag="boot_failed", array_like=True):
+class BootFailed(FromWorker, frozen=True, tag="boot_failed", array_like=True):
     """Worker to parent: the session could not be opened; the last word of this worker."""
 
-    error: str
+    error: Annotated[str, msgspec.Meta(max_length=ERROR_CHARS)]
 
 
-class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
+class Done(FromWorker, frozen=True, tag="done", array_like=True):
     """Worker to parent: every row of the shard is written, or marked failed with its reason."""
 
     shard: int
     slot: int
     generation: int
-    real_tokens: int
-    padded_tokens: int
-    tokenize_s: float
-    encode_s: float
-    reasons: dict[int, str] = {}
+    real_tokens: Count
+    padded_tokens: Count
+    tokenize_s: Seconds
+    encode_s: Seconds
+    reasons: dict[Row, Reason] = {}
 
 
 ToWorker = Encode | Stop

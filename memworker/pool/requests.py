@@ -16,6 +16,7 @@ import numpy.typing as npt
 from memworker.errors import PoolError, TextFailed, again
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus, Slot
+from memworker.pool.incoming import Result
 from memworker.pool.rows import Rows, fill_slot
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -109,24 +110,23 @@ class Request:
             start = end
         return shards
 
-    def collect(self, rows: plan.Int64s, slot: Slot, reasons: dict[int, str], first: int) -> None:
-        """Copy a slot's rows, from `first` on, to their places; the one copy of a vector here."""
+    def collect(self, rows: plan.Int64s, got: Result, first: int) -> None:
+        """Copy a result's rows, from `first` on, to their places; the one copy of a vector here."""
         here = slice(first, first + len(rows))
-        status = slot.status[here]
+        status = got.status[here]
         if len(self.byte_lengths) == 1 and status[0] != RowStatus.FAILED:
-            # What many callers bring: four copies, and no index arithmetic.
+            # What many callers bring: few copies, and no index arithmetic.
             truncated = status == RowStatus.TRUNCATED
-            vectors, tokens = slot.vectors[here].copy(), slot.tokens[here].copy()
-            self._result = Embedded(vectors, tokens, truncated, {})
+            self._result = Embedded(got.vectors[here].copy(), got.tokens[here], truncated, {})
             self._rows_left = 0
             return
         result = self._results()
-        result.vectors[rows] = slot.vectors[here]
-        result.tokens[rows] = slot.tokens[here]
+        result.vectors[rows] = got.vectors[here]
+        result.tokens[rows] = got.tokens[here]
         result.truncated[rows] = status == RowStatus.TRUNCATED
-        if status.max() == RowStatus.FAILED:
+        if got.failed:
             for row in np.flatnonzero(status == RowStatus.FAILED).tolist():
-                reason = reasons.get(first + row, "the encoder gave no reason")
+                reason = got.reasons.get(first + row, "the encoder gave no reason")
                 self._fail_row(int(rows[row]), reason)
         self._rows_left -= len(rows)
 
@@ -174,6 +174,7 @@ class WorkShard:
         self.form = request.form
         self.urgent = request.form is Form.QUERY
         self.blames = 0
+        self.doubts = 0
 
     @property
     def requests(self) -> list[Request]:
@@ -194,10 +195,10 @@ class WorkShard:
         """Write the rows into a slot."""
         self.request.rows.fill(slot, self.indices)
 
-    def collect(self, slot: Slot, reasons: dict[int, str], first: int = 0) -> None:
-        """Take the vectors of this shard's rows, which begin at row `first` of the slot."""
+    def collect(self, got: Result, first: int = 0) -> None:
+        """Take the vectors of this shard's rows, which begin at row `first` of the result."""
         if not self.abandoned:
-            self.request.collect(self.indices, slot, reasons, first)
+            self.request.collect(self.indices, got, first)
 
     def fail(self, reason: str) -> None:
         """Mark the shard's rows as failed."""
@@ -227,6 +228,7 @@ class GatheredShard:
         self.form = parts[0].form
         self.urgent = parts[0].urgent
         self.blames = 0
+        self.doubts = 0
 
     @property
     def requests(self) -> list[Request]:
@@ -241,10 +243,10 @@ class GatheredShard:
         picked = (part.request.rows.pick(part.indices) for part in self.parts)
         fill_slot(slot, list(chain.from_iterable(picked)))
 
-    def collect(self, slot: Slot, reasons: dict[int, str], first: int = 0) -> None:
+    def collect(self, got: Result, first: int = 0) -> None:
         """Hand each part its rows."""
         for part in self.parts:
-            part.collect(slot, reasons, first)
+            part.collect(got, first)
             first += part.rows
 
     def fail(self, reason: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 from collections import deque
@@ -21,11 +20,13 @@ from memworker.errors import (
     WorkerStartFailed,
     detached,
 )
-from memworker.pool import messages, plan
+from memworker.pool import plan
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.arena import Form, RowStatus, Slot
+from memworker.pool.arena import Form
 from memworker.pool.handle import Shard
+from memworker.pool.incoming import Result
 from memworker.pool.meter import Meter, Work
+from memworker.pool.outside import Alarm, Outside, System
 from memworker.pool.requests import LOOK_AHEAD, Embedded, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
@@ -47,7 +48,8 @@ class Entry:
 class Scheduler:
     """Feeds the workers from a queue of shards; owns the one thread that does so."""
 
-    def __init__(self, sizes: Sizes, care: Care) -> None:
+    def __init__(self, sizes: Sizes, care: Care, outside: Outside | None = None) -> None:
+        outside = System() if outside is None else outside
         self.meter = Meter()
         self.workers = sizes.workers
         self._costs = sizes.costs
@@ -62,6 +64,7 @@ class Scheduler:
             workers=sizes.workers,
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
             care=care,
+            outside=outside,
         )
         # Two bounds, so that a question never stands in line behind bulk work.
         self._bulk_admission = Admission(sizes.pending_tokens)
@@ -71,16 +74,13 @@ class Scheduler:
         self._bulk: deque[WorkShard] = deque()
         self._requests: dict[Future[Embedded], Request] = {}
         self._touched: list[Request] = []
-        self._wake_read, wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(wake_write, False)
-        self._wake_write: int | None = wake_write
+        self._alarm: Alarm | None = outside.alarm()
         self._woken = False
         self._admission = threading.Lock()
         self._started = threading.Event()
         self._closing = False
         self._failure: PoolError | None = None
-        self._thread = threading.Thread(target=self._run, name="memworker-pool", daemon=True)
+        self._thread = outside.thread(self._run, "memworker-pool")
 
     # ── callers' side ──
 
@@ -202,14 +202,10 @@ class Scheduler:
         self._query_admission.close(error)
 
     def _wake(self) -> None:
-        """Wake the pool's thread; called with the admission lock, under which the pipe closes."""
-        if self._wake_write is None or self._woken:
-            return
-        self._woken = True
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # the pipe is full, so a wake-up is on its way
+        """Wake the pool's thread; called with the admission lock, under which the alarm closes."""
+        if self._alarm is not None and not self._woken:
+            self._woken = True
+            self._alarm.ring()
 
     # ── the pool's thread ──
 
@@ -217,7 +213,7 @@ class Scheduler:
         # Workers inherit this mask: a Ctrl-C during their start must not end them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._supervisor.watch(self._wake_read, self._drain_wake_ups)
+            self._supervisor.watch(self._alarm, self._clear_alarm)
             self._supervisor.start()
             while not self._closing:
                 self._step()
@@ -306,29 +302,26 @@ class Scheduler:
                 return False
         return True
 
-    def _drain_wake_ups(self) -> None:
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
-        # After the reading, or a byte written in between would be read and yet be counted on;
-        # before the inbox is looked at, where whoever wrote none has put its request already.
+    def _clear_alarm(self) -> None:
+        assert self._alarm is not None
+        self._alarm.clear()
+        # After the clearing, or one that rang in between would be cleared and yet be counted on;
+        # before the inbox is looked at, where whoever rang none has put its request already.
         self._woken = False
 
-    def _shard_done(self, shard: Shard, slot: Slot, done: messages.Done) -> None:
+    def _shard_done(self, shard: Shard, result: Result) -> None:
         assert isinstance(shard, (WorkShard, GatheredShard))
-        status = slot.status[: shard.rows]
         self.meter.add(
             texts=shard.rows,
-            truncated=int((status == RowStatus.TRUNCATED).sum()),
-            failed=int((status == RowStatus.FAILED).sum()),
-            real_tokens=done.real_tokens,
-            padded_tokens=done.padded_tokens,
-            tokenize_s=done.tokenize_s,
-            encode_s=done.encode_s,
+            truncated=result.truncated,
+            failed=result.failed,
+            real_tokens=result.real_tokens,
+            padded_tokens=result.padded_tokens,
+            tokenize_s=result.tokenize_s,
+            encode_s=result.encode_s,
             shards=1,
         )
-        shard.collect(slot, done.reasons)
+        shard.collect(result)
         self._touched += shard.requests
 
     def _shard_failed(self, shard: Shard, reason: str) -> None:
@@ -353,10 +346,9 @@ class Scheduler:
         self._supervisor.close(graceful=self._failure is None)
         self._started.set()
         with self._admission:
-            os.close(self._wake_read)
-            if self._wake_write is not None:
-                os.close(self._wake_write)
-            self._wake_write = None
+            if self._alarm is not None:
+                self._alarm.close()
+            self._alarm = None
 
 
 def _leave(admission: Admission, cost: int, _: object) -> None:

@@ -57,6 +57,8 @@ else:
                 passed = [*self._fds, child_reads, child_writes]
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
                 self.sentinel = parent_reads
+                # Closed now, or a child that dies without reading would leave us writing for ever.
+                child_ends.close()
                 with open(parent_writes, "wb", closefd=False) as pipe:
                     pipe.write(payload)
 

@@ -4,10 +4,10 @@
 
     STARTING ──Ready──► READY ──memory has grown──► RETIRING ──last answer──► (replaced)
        │                  │                            │
-    BootFailed          dies, or gives no sign of life within its deadline and is killed
-       │                  │
-     fatal                ├──► its shards go back: the one it was working on is blamed;
-                          │    twice and it is split; a lone text that ended three fails alone
+    BootFailed          dies, or is killed: it gave no sign of life within its deadline,
+       │                  │                 or said what cannot be
+     fatal                ├──► its shards go back: the one it was working on is blamed and tried
+                          │    alone; twice and it is split; a lone text that ended three fails
                           └──► a fresh worker takes its place and its slots; where workers
                                die without having done anything, later and later
 
@@ -17,32 +17,25 @@ pipes, all process sentinels and the wake-up.
 
 from __future__ import annotations
 
-import os
 import selectors
-import socket
-import struct
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-from multiprocess import Pipe
-
 from memworker.errors import WorkerCrashed, WorkerStartFailed
-from memworker.pool import messages, spawn, worker
-from memworker.pool.arena import Region, Slot, SlotShape
+from memworker.pool import blame, messages, worker
+from memworker.pool.arena import Region, SlotShape
+from memworker.pool.blame import Verdict
 from memworker.pool.handle import BOOT_PATIENCE_S, Shard, WorkerHandle, WorkerState
+from memworker.pool.incoming import Incoming, Nonsense, Result, longest_message
+from memworker.pool.outside import Outside
 
 _BOOT_DEATHS_ALLOWED = 3
-_BLAMES_BEFORE_SPLIT = 2
-_BLAMES_BEFORE_QUARANTINE = 3
 _IDLE_DEATHS_AT_ONCE = 2
 _IDLE_DEATHS_ALLOWED = 10
 _STOP_PATIENCE_S = 2.0
 _OVERSLEPT_S = 0.2
-_HALF_MESSAGE_S = 2
 # Before anything is measured: slower than any model on any processor in use.
 _SLOWEST_TOKENS_PER_S = 50.0
 _TELLING_TOKENS = 512
@@ -52,7 +45,7 @@ _TELLING_TOKENS = 512
 class Outcomes:
     """Where the supervisor reports: called on its own thread, before a slot is free again."""
 
-    done: Callable[[Shard, Slot, messages.Done], None]
+    done: Callable[[Shard, Result], None]
     failed: Callable[[Shard, str], None]
 
 
@@ -80,17 +73,22 @@ class Supervisor:
         workers: int,
         outcomes: Outcomes,
         care: Care,
+        outside: Outside,
     ) -> None:
         self._loader = loader
         self._shapes = shapes
         self._outcomes = outcomes
         self._care = care
         self._count = workers
-        self._selector = selectors.DefaultSelector()
+        self._outside = outside
+        self._longest_message = longest_message(shapes)
+        self._selector = outside.selector()
         self._boot_deaths = 0
         self._idle_deaths = 0
         self._tokens_per_s = _SLOWEST_TOKENS_PER_S
         self._to_start: list[tuple[float, int, Region]] = []
+        self._mute: set[int] = set()
+        self._reserved: WorkerHandle | None = None
         self.workers: list[WorkerHandle] = []
         self.returned: deque[Shard] = deque()
         self.restarts = 0
@@ -117,18 +115,17 @@ class Supervisor:
 
     def close(self, *, graceful: bool) -> None:
         """Stop the workers: by word, then by signal; release pipes and memory."""
-        alive = [handle for handle in self.workers if handle.state is not WorkerState.GONE]
+        alive = [handle for handle in self.workers if not handle.gone]
         for handle in alive:
             if graceful and handle.state is not WorkerState.STARTING:
-                handle.send(messages.Stop())
+                handle.stop()
             else:
-                handle.process.terminate()
-        deadline = time.monotonic() + _STOP_PATIENCE_S
+                handle.child.terminate()
+        deadline = self._outside.monotonic() + _STOP_PATIENCE_S
         for handle in alive:
-            handle.process.join(max(0.0, deadline - time.monotonic()))
-            if handle.process.is_alive():
-                handle.process.terminate()
-                handle.process.join(_STOP_PATIENCE_S / 4)
+            if not handle.child.ended(max(0.0, deadline - self._outside.monotonic())):
+                handle.child.terminate()
+                handle.child.ended(_STOP_PATIENCE_S / 4)
             self._bury(handle)
         for handle in self.workers:
             handle.slots.clear()
@@ -143,10 +140,7 @@ class Supervisor:
         takers = self._takers(urgent=shard.urgent, idle_only=idle_only)
         if not takers:
             return False
-        taker = min(takers, key=lambda handle: handle.outstanding)
-        index = taker.free_slot(urgent=shard.urgent)
-        assert index is not None
-        taker.give(index, shard)
+        self._give(min(takers, key=_outstanding), shard)
         return True
 
     def has_room(self, *, urgent: bool, idle_only: bool) -> bool:
@@ -161,24 +155,52 @@ class Supervisor:
             handle
             for handle in self.workers
             if handle.state is WorkerState.READY
+            and handle is not self._reserved
             and (handle.idle or not idle_only)
             and handle.free_slot(urgent=urgent) is not None
+            and not handle.tries
         ]
 
     def offer_returned(self) -> bool:
         """Give out the first shard that came back from a dead worker; False when it must wait."""
+        self._reserved = None
         while self.returned and self.returned[0].abandoned:
             self.returned.popleft()
-        if not self.returned or not self.offer(self.returned[0]):
+        if not self.returned:
             return False
-        self.returned.popleft()
+        # Taken off first: giving it may end a worker, whose shards come back here.
+        shard = self.returned.popleft()
+        if self._try_alone(shard) if shard.blames else self.offer(shard):
+            return True
+        self.returned.appendleft(shard)
+        return False
+
+    def _try_alone(self, shard: Shard) -> bool:
+        """Give a shard that has ended workers to one that has nothing else, and gets nothing."""
+        ready = [handle for handle in self.workers if handle.state is WorkerState.READY]
+        if not ready:
+            return False
+        taker = min(ready, key=_outstanding)
+        if taker.slots:
+            # Work that keeps coming would keep it from ever having nothing.
+            self._reserved = taker
+            return False
+        self._give(taker, shard)
         return True
+
+    def _give(self, taker: WorkerHandle, shard: Shard) -> None:
+        index = taker.free_slot(urgent=shard.urgent)
+        assert index is not None
+        try:
+            taker.give(index, shard)
+        except Nonsense as nonsense:
+            self._dismiss(taker, nonsense)
 
     def poll(self) -> None:
         """Wait for news, a deadline or the time of a restart, and act on it."""
-        patience, began = self._patience(), time.monotonic()
+        patience, began = self._patience(), self._outside.monotonic()
         woken = self._selector.select(patience)
-        if patience is not None and time.monotonic() - began > patience + _OVERSLEPT_S:
+        if patience is not None and self._outside.monotonic() - began > patience + _OVERSLEPT_S:
             self._forgive()
         # Read the pipe before the sentinel: a worker may finish and then die.
         woken.sort(key=lambda event: isinstance(event[0].data, _Death))
@@ -190,50 +212,58 @@ class Supervisor:
     def _forgive(self) -> None:
         """Count deadlines from now: this process was stopped, and so the workers were."""
         for handle in self.workers:
-            handle.last_sign = time.monotonic()
+            handle.forgive()
 
     def _patience(self) -> float | None:
         deadlines = [self._deadline(handle) for handle in self.workers]
         times = [due for due in deadlines if due is not None]
         times += [due for due, _, _ in self._to_start]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(times) - self._outside.monotonic()) if times else None
 
     def _deadline(self, handle: WorkerHandle) -> float | None:
-        if handle.state is WorkerState.GONE:
+        if handle.gone:
             return None
         return handle.deadline(self._care.stall_s, self._tokens_per_s)
 
     # ── news from workers ──
 
     def _read(self, handle: WorkerHandle) -> None:
+        if handle.gone:
+            return  # it was woken for, and ended by what came before
         try:
-            while handle.state is not WorkerState.GONE and handle.pipe.poll(0):
-                self._receive(handle, messages.decode_for_parent(handle.pipe.recv_bytes()))
+            for message in handle.heard():
+                self._receive(handle, message)
+                if handle.gone:
+                    return
+        except Nonsense as nonsense:
+            self._dismiss(handle, nonsense)
         except (EOFError, OSError):
-            self._replace(handle)
-        except msgspec.MsgspecError as error:
-            handle.ended_by = f"was ended, for it sent what is no message ({error})"
-            self._replace(handle)
+            self._cut_off(handle)
 
     def _receive(self, handle: WorkerHandle, message: messages.ToParent) -> None:
+        starting = handle.state is WorkerState.STARTING
         match message:
-            case messages.Ready():
+            case messages.Ready() if starting:
+                if message.dim != self._loader.dim:
+                    raise Nonsense(
+                        f"gives {message.dim} dimensions where {self._loader.dim} were said"
+                    )
                 handle.state = WorkerState.READY
                 self._boot_deaths = 0
-            case messages.BootFailed():
+            case messages.BootFailed() if starting:
                 raise WorkerStartFailed(
                     f"worker {handle.number} (pid {handle.pid}) could not start: {message.error}"
                 )
             case messages.Done():
                 self._finish(handle, message)
+            case _:
+                raise Nonsense(f"sent {type(message).__name__} out of turn")
 
     def _finish(self, handle: WorkerHandle, done: messages.Done) -> None:
-        shard = handle.answered(done)
-        if shard is None:
-            return
+        given, result = handle.answered(done)
         self._idle_deaths = 0
-        self._learn_speed(shard, handle)
-        self._outcomes.done(shard, handle.region.slots[done.slot], done)
+        self._learn_speed(given.shard, handle)
+        self._outcomes.done(given.shard, result)
         handle.release(done.slot)
         if handle.state is WorkerState.READY and handle.has_grown(self._care.growth_bytes):
             handle.state = WorkerState.RETIRING
@@ -245,7 +275,7 @@ class Supervisor:
         # The slowest shard seen sets the deadline, so that a slow machine is no fault.
         if shard.cost < _TELLING_TOKENS:
             return  # all latency
-        speed = shard.cost / max(time.monotonic() - handle.last_sign, 1e-3)
+        speed = shard.cost / max(self._outside.monotonic() - handle.last_sign, 1e-3)
         speed = max(speed, _SLOWEST_TOKENS_PER_S)
         first = self._tokens_per_s == _SLOWEST_TOKENS_PER_S
         self._tokens_per_s = speed if first else min(self._tokens_per_s, speed)
@@ -253,29 +283,42 @@ class Supervisor:
     # ── death ──
 
     def _end_hung(self) -> None:
-        now = time.monotonic()
+        now = self._outside.monotonic()
         for handle in list(self.workers):
             due = self._deadline(handle)
             if due is None or due > now:
                 continue
-            silent_s = now - handle.last_sign
-            handle.ended_by = f"was ended, for it gave no sign of life for {silent_s:.0f} s"
+            handle.ended_by = f"was ended, for it {handle.silence()}"
             self._replace(handle)
+
+    def _dismiss(self, handle: WorkerHandle, nonsense: Nonsense) -> None:
+        """End a worker that is not to be believed, and forget how fast it made itself out."""
+        handle.ended_by = f"was ended, for it {nonsense}"
+        self._tokens_per_s = _SLOWEST_TOKENS_PER_S
+        self._replace(handle)
+
+    def _cut_off(self, handle: WorkerHandle) -> None:
+        """Hear no more from a worker whose pipe has ended; its death follows, or its deadline."""
+        if handle.number not in self._mute:
+            self._mute.add(handle.number)
+            self._selector.unregister(handle.child.channel)
+            handle.cut_off()
 
     def _replace(self, handle: WorkerHandle) -> None:
         """Bury a worker, take its shards back, start another in its place."""
         was_starting = handle.state is WorkerState.STARTING
-        begun = handle.begun()
         self._bury(handle)
+        at_work = bool(handle.begun())
         if was_starting:
             self._count_boot_death(handle)
-        elif not handle.shards_done and not begun:
+        elif not handle.shards_done and not at_work:
             self._count_idle_death(handle)
-        for index, shard in sorted(handle.slots.items(), reverse=True):
-            self._take_back(shard, handle, blamed=index in begun)
+        slots = blame.blamed(handle)
+        for index, given in sorted(handle.slots.items(), reverse=True):
+            self._take_back(given.shard, handle, blamed=index in slots)
         handle.slots.clear()
         self.restarts += 1
-        due = time.monotonic() + self._back_off_s()
+        due = self._outside.monotonic() + self._back_off_s()
         self._to_start.append((due, handle.number, handle.region))
         self._restart_due()
 
@@ -302,7 +345,7 @@ class Supervisor:
         return 0.0 if beyond < 0 else min(0.05 * 2.0**beyond, 5.0)
 
     def _restart_due(self) -> None:
-        now = time.monotonic()
+        now = self._outside.monotonic()
         waiting, self._to_start = self._to_start, []
         for due, number, region in waiting:
             if due > now:
@@ -313,48 +356,37 @@ class Supervisor:
     def _take_back(self, shard: Shard, handle: WorkerHandle, *, blamed: bool) -> None:
         if shard.abandoned:
             return
-        shard.blames += blamed
-        # Half a shard needs less memory, so what ran out of it is halved at once.
-        too_much = blamed and handle.killed and not handle.ended_by
-        if shard.rows > 1 and (too_much or shard.blames >= _BLAMES_BEFORE_SPLIT):
-            self.returned.extendleft(reversed(shard.split()))
-        elif shard.blames >= _BLAMES_BEFORE_QUARANTINE:
-            reason = f"the text ended {shard.blames} workers; the last, {handle.epitaph()}"
-            self._outcomes.failed(shard, reason)
-        else:
-            self.returned.appendleft(shard)
+        out_of_memory = handle.killed and not handle.ended_by
+        match blame.verdict(shard, blamed=blamed, out_of_memory=out_of_memory):
+            case Verdict.AGAIN:
+                self.returned.appendleft(shard)
+            case Verdict.SPLIT:
+                self.returned.extendleft(reversed(shard.split()))
+            case Verdict.QUARANTINE:
+                reason = f"the text ended {shard.blames} workers; the last, {handle.epitaph()}"
+                self._outcomes.failed(shard, reason)
 
     def _bury(self, handle: WorkerHandle) -> None:
-        if handle.state is WorkerState.GONE:
+        if handle.gone:
             return
         handle.state = WorkerState.GONE
-        self._selector.unregister(handle.pipe)
-        self._selector.unregister(handle.process.sentinel)
+        if handle.number not in self._mute:
+            self._selector.unregister(handle.child.channel)
+        self._mute.discard(handle.number)
+        self._selector.unregister(handle.child.sentinel)
         handle.end()
 
     def _start_worker(self, number: int, region: Region) -> WorkerHandle:
-        ours, theirs = Pipe(duplex=True)
-        _bound_reads(ours)
-        try:
-            process = spawn.start(
-                worker.main, (theirs, region, self._loader), name=f"memworker-{number}"
-            )
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        handle = WorkerHandle(number, region, process, ours)
-        self._selector.register(ours, selectors.EVENT_READ, _News(self, handle))
-        self._selector.register(process.sentinel, selectors.EVENT_READ, _Death(self, handle))
+        child = self._outside.start_worker(number, region, self._loader)
+        incoming = Incoming(self._longest_message)
+        handle = WorkerHandle(number, region, child, incoming, self._outside)
+        self._selector.register(child.channel, selectors.EVENT_READ, _News(self, handle))
+        self._selector.register(child.sentinel, selectors.EVENT_READ, _Death(self, handle))
         return handle
 
 
-def _bound_reads(pipe: Any) -> None:
-    """Let a read of half a message end after `_HALF_MESSAGE_S`, as an OSError."""
-    timeout = struct.pack("ll", _HALF_MESSAGE_S, 0)
-    with socket.socket(fileno=os.dup(pipe.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+def _outstanding(handle: WorkerHandle) -> float:
+    return handle.outstanding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -373,5 +405,5 @@ class _Death:
 
     def __call__(self) -> None:
         self.supervisor._read(self.handle)
-        if self.handle.state is not WorkerState.GONE:
+        if not self.handle.gone:
             self.supervisor._replace(self.handle)

@@ -21,10 +21,9 @@ import numpy.typing as npt
 
 from memworker import failpoints
 from memworker.pool import messages
-from memworker.pool.arena import Form, Region, RowStatus, Slot, SlotState
+from memworker.pool.arena import Form, Progress, Region, RowStatus, Slot
 
 _PARENT_CHECK_S = 1.0
-_REASON_CHARS = 300
 _PR_SET_PDEATHSIG = 1
 URGENT_SLOT = 2
 
@@ -92,7 +91,7 @@ class Rows:
     def fail(self, row: int, reason: str) -> None:
         """Mark a row as failed."""
         self.status[row] = RowStatus.FAILED
-        self.reasons[row] = reason[:_REASON_CHARS]
+        self.reasons[row] = reason
 
     def add(self, part: Rows, start: int = 0) -> None:
         """Add the counts and reasons of a part that begins at `start`."""
@@ -127,9 +126,10 @@ def main(pipe: Any, region: Region, loader: Callable[[], Encoder]) -> None:
     try:
         encoder = loader()
     except Exception as error:
-        pipe.send_bytes(messages.encode(messages.BootFailed(f"{type(error).__name__}: {error}")))
+        words = _sendable(f"{type(error).__name__}: {error}", messages.ERROR_CHARS)
+        pipe.send_bytes(messages.encode(messages.BootFailed(words)))
         return
-    pipe.send_bytes(messages.encode(messages.Ready(dim=encoder.dim)))
+    pipe.send_bytes(messages.encode(messages.Ready(dim=int(encoder.dim))))
     try:
         _Loop(pipe, region, encoder).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -165,6 +165,11 @@ def _leave_with_parent() -> None:
         if sys.platform != "win32" and os.getppid() != parent.pid:
             break
     os._exit(0)
+
+
+def _sendable(words: str, chars: int) -> str:
+    """Cut an exception's words to what a message takes; a lone surrogate is none of it."""
+    return words[:chars].encode(errors="replace").decode()
 
 
 def encode_each(encoder: Encoder, texts: Texts, rows: Rows) -> Iterator[None]:
@@ -215,10 +220,10 @@ class _Loop:
                 self._bulk.append(message)
 
     def _encode(self, order: messages.Encode) -> None:
-        slot = self._slots[order.slot]
-        slot.state = SlotState.BEGUN
-        rows = Rows(slot.vectors[: slot.rows], slot.tokens[: slot.rows], slot.status[: slot.rows])
-        texts = Texts(slot.offsets[: slot.rows + 1], slot.text, form=Form(order.form))
+        slot, n = self._slots[order.slot], order.rows
+        slot.reached(Progress.BEGUN)
+        rows = Rows(slot.vectors[:n], slot.tokens[:n], slot.status[:n])
+        texts = Texts(slot.offsets[: n + 1], slot.text, form=Form(order.form))
         urgent = order.slot >= URGENT_SLOT
         for _ in encode_each(self._encoder, texts, rows):
             failpoints.reach("mid_inference")
@@ -230,16 +235,20 @@ class _Loop:
         self._answer(order, slot, rows)
 
     def _answer(self, order: messages.Encode, slot: Slot, rows: Rows) -> None:
-        slot.state = SlotState.WRITTEN
+        slot.reached(Progress.WRITTEN)
         done = messages.Done(
             shard=order.shard,
             slot=order.slot,
             generation=order.generation,
-            real_tokens=rows.real_tokens,
-            padded_tokens=rows.padded_tokens,
-            tokenize_s=rows.tokenize_s,
-            encode_s=rows.encode_s,
-            reasons=rows.reasons,
+            # An encoder may have left numbers of numpy's here.
+            real_tokens=int(rows.real_tokens),
+            padded_tokens=int(rows.padded_tokens),
+            tokenize_s=float(rows.tokenize_s),
+            encode_s=float(rows.encode_s),
+            reasons={
+                row: _sendable(reason, messages.REASON_CHARS)
+                for row, reason in rows.reasons.items()
+            },
         )
         failpoints.reach("after_slot_write")
         self._send(messages.encode(done))
