@@ -46,4 +46,5 @@ def _workers() -> int:
 
 def _shared_memory() -> set[str]:
     shared = Path("/dev/shm")
-    return {str(path) for path in shared.glob("*memworker*")} if shared.is_dir() else set()
+    # Folders are somebody's temporary ones: what is shared is a file.
+    return {str(path) for path in shared.glob("*memworker*") if path.is_file()}

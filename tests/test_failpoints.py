@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from memworker import failpoints
+from tests import PATIENCE_S
 
 PASS = """
 import sys, time
@@ -26,7 +27,7 @@ def run(plan, *arguments, **environment):
         [sys.executable, "-c", PASS, *arguments],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE_S,
         env=os.environ | environment | {"MEMWORKER_FAIL": plan},
     )
 
@@ -65,7 +66,7 @@ def test_a_pause_lasts_until_it_is_ended():
         _, status = os.waitpid(child.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         child.send_signal(signal.SIGCONT)
-        assert child.wait(10) == 0
+        assert child.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("wrong", ["here", "here:explode", ":kill", "here:kill@x"])

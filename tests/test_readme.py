@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import PATIENCE_S
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMAND = Path(sys.executable).with_name("memworker")
@@ -23,7 +25,9 @@ def test_the_python_of_the_readme_runs(tmp_path):
     printed = []
     for code in blocks("python"):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
+        )
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.splitlines()[0])
     ingested, remembered = printed
@@ -43,7 +47,7 @@ def test_the_verbs_and_options_of_the_readme_exist():
             env={**os.environ, "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=True,
         )
         for option in re.findall(r"--[a-z-]+", line):

@@ -114,6 +114,8 @@ def _figures(report: IngestReport) -> str:
     ):
         if value := getattr(report, name):
             counts.append(f"{value:,} {name}")
+    if not report.embedded:
+        return f"{', '.join(counts)}\nno text was embedded, so there is no speed to tell"
     return (
         f"{', '.join(counts)}\n"
         f"{report.seconds:.1f} s: {report.texts_per_second:,.0f} texts/s,"

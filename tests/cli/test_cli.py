@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import memworker
+from tests import PATIENCE_S
 
 SAMPLE = Path(__file__).parents[2] / "memworker/data/memories.jsonl.gz"
 COMMAND = [str(Path(sys.executable).with_name("memworker"))]
@@ -24,7 +25,7 @@ KEYS = (
 
 def run(*args, code=0, stdin=None):
     done = subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, input=stdin, timeout=100
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, input=stdin, timeout=PATIENCE_S
     )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -69,6 +70,14 @@ def test_ingest_search_and_table_with_the_real_model(tmp_path):
     assert {hit["user_id"] for hit in scoped["hits"]} == {rows[0]["user_id"]}
     shown = run("search", rows[0]["text"], *target(tmp_path)).stdout
     assert rows[0]["id"] in shown
+
+
+def test_a_run_that_embedded_nothing_tells_no_speed(tmp_path):
+    first = ingest(tmp_path, SAMPLE, "--limit", 5)
+    again = ingest(tmp_path, SAMPLE, "--limit", 5)
+    assert "texts/s" in first.stdout
+    assert "5 duplicates" in again.stdout and "no text was embedded" in again.stdout
+    assert "texts/s" not in again.stdout
 
 
 def test_embed_writes_one_row_a_text(tmp_path):
@@ -167,7 +176,7 @@ def test_closed_standard_input_is_told():
         ["sh", "-c", '"$0" ingest - --db db --table t --model echo <&-', *COMMAND],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1 and "standard input is closed" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -186,7 +195,12 @@ def test_a_full_standard_output_is_named(unbuffered):
     command = [*COMMAND, "models", "list"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            env=environment,
         )
     assert done.returncode == 1 and "standard output" in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -194,7 +208,7 @@ def test_a_full_standard_output_is_named(unbuffered):
 
 def test_the_package_can_be_run_as_a_module():
     command = [sys.executable, "-m", "memworker", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.startswith("memworker ") and done.returncode == 0, done.stderr
 
 

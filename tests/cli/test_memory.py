@@ -22,6 +22,7 @@ from memworker.errors import (
     TableNotFound,
     UsageError,
 )
+from tests import PATIENCE_S
 
 COMMAND = [str(Path(sys.executable).with_name("memworker")), "memory"]
 ALICE = ("--user-id", "alice")
@@ -51,7 +52,7 @@ def run_json(*args, code=0, stdin=None):
 def call(*args, code=0, stdin=None):
     """Call the command as a process of its own."""
     done = subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, input=stdin, timeout=100
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, input=stdin, timeout=PATIENCE_S
     )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -179,7 +180,7 @@ def test_what_needs_no_vector_starts_no_worker(filled, tmp_path):
 
     def in_a_child(*commands):
         argv = [sys.executable, "-c", code, json.dumps(commands)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=100)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
 
     (first, *_) = run_json("list", filled, *ALICE)["results"]
     done = in_a_child(
@@ -286,7 +287,7 @@ def test_an_add_whose_output_nobody_reads_says_how_far_it_came(db):
     os.close(reader)
     lines = "".join(f"fact {n}\n" for n in range(2000))
     done = subprocess.run(
-        command, input=lines, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100
+        command, input=lines, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S
     )
     os.close(writer)
     assert done.returncode == 1

@@ -18,10 +18,10 @@ import psutil
 
 from memworker import ingest as memworker_ingest
 from memworker.store import Table
+from tests import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-c", "from memworker.cli.main import run; run()")
-WATCHDOG_S = 60.0
 # Every process of a run inherits it, so that whoever outlives the run is found.
 MARK = "MEMWORKER_TEST_RUN"
 
@@ -49,7 +49,7 @@ class Run:
     def pid(self) -> int:
         return self.process.pid
 
-    def wait(self, timeout_s: float = WATCHDOG_S) -> Done:
+    def wait(self, timeout_s: float = PATIENCE_S) -> Done:
         out, err = self.process.communicate(timeout=timeout_s)
         return Done(self.process.returncode, out, err)
 
@@ -100,7 +100,7 @@ def memworker(*arguments, **options):
                 process.kill()
                 process.wait()
             try:
-                wait_for(lambda: not run.left_behind(), timeout_s=2.5)
+                wait_for(lambda: not run.left_behind())
             finally:
                 for orphan in run.left_behind():
                     orphan.kill()
@@ -155,7 +155,7 @@ def must_be_part(db: Path, oracle: dict[str, str]) -> int:
     return len(there)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> object:
+def wait_for(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> object:
     """Wait for something in another process to become true."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -193,7 +193,7 @@ def may_mount() -> bool:
     """Tell whether this process may mount file systems in a name space of its own."""
     probe = ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"]
     try:
-        return subprocess.run(probe, capture_output=True, timeout=10).returncode == 0
+        return subprocess.run(probe, capture_output=True, timeout=PATIENCE_S).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 

@@ -1,4 +1,4 @@
-"""The short form of scripts/chaos: some forty seconds of kills, seeded."""
+"""The short form of scripts/chaos: some dozens of kills, seeded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tests.faults.harness import resume, write_input
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_nothing_lost_nothing_twice_under_random_kills(capsys):
-    code = chaos.main(["--seed", "4", "--kills", "1000", "--seconds", "30", "--json"])
+    # By their number, not by time: on a slow machine too there must be some of each.
+    code = chaos.main(["--seed", "4", "--kills", "60", "--seconds", "300", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert code == 0, told["complaints"]
     assert told["worker_kills"] > 0 and told["parent_kills"] > 0 and told["cases"] > 0

@@ -13,6 +13,7 @@ import pytest
 
 from memworker import EmbeddingPool, Table, errors, ingest
 from memworker.ingest.export import embed_to_file
+from tests import PATIENCE_S
 
 SAMPLE = Path(__file__).parents[2] / "memworker/data/memories.jsonl.gz"
 
@@ -253,7 +254,7 @@ def test_memory_does_not_grow_with_the_input(data_dir, tmp_path):
         "print(report.read, peak)\n"
     )
     command = [sys.executable, "-c", code, data_dir / "mix_open.jsonl.gz", tmp_path / "v.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     rows, peak_kib = map(int, done.stdout.split())
     assert rows == 260_000 and peak_kib < 600 * 1024, done.stderr
 

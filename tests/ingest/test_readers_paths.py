@@ -15,6 +15,7 @@ import pytest
 
 from memworker.errors import InputNotFound, UsageError
 from memworker.ingest.readers import Source, expand, read
+from tests import PATIENCE_S
 
 LINE = '{"text": "x"}\n'
 
@@ -100,7 +101,7 @@ def test_a_named_pipe_is_read_as_jsonl(tmp_path):
     writer = threading.Thread(target=pipe.write_text, args=(LINE * 3,))
     writer.start()
     assert sum(c.batch.rows for c in read([pipe])) == 3
-    writer.join(10)
+    writer.join(PATIENCE_S)
 
 
 COUNT = """

@@ -10,6 +10,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import PATIENCE_S
+
 COMMAND = Path(sys.executable).with_name("memworker")
 
 
@@ -23,7 +25,7 @@ def serving(*options, key=None):
         yield _address(server) + "/v1"
     finally:
         server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=60)
+        server.communicate(timeout=PATIENCE_S)
 
 
 def _address(server):

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests import PATIENCE_S
 from tests.integrations.served import serving
 
 pytest.importorskip("starlette", reason='needs pip install "memworker[serve]"')
@@ -32,7 +33,7 @@ def base_url():
 
 @pytest.fixture(scope="module")
 def client():
-    with httpx.Client(timeout=30.0) as made:
+    with httpx.Client(timeout=PATIENCE_S) as made:
         yield made
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE_S
+
 PAGE = (Path(__file__).parents[2] / "docs" / "INTEGRATIONS.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 PRINTED = {
@@ -43,7 +45,7 @@ def test_a_snippet_runs(snippet, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == PRINTED[framework]

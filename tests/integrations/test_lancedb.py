@@ -16,6 +16,7 @@ from lancedb.pydantic import LanceModel, Vector
 from memworker import EmbeddingPool
 from memworker.errors import TextTooLarge
 from memworker.integrations.lancedb import MemworkerFunction, close_pools, use_pool
+from tests import PATIENCE_S
 from tests.integrations.kinds import told
 
 TEXTS = ["the cat sleeps on the sofa", "the invoice is due on Friday", "it rains in Bergen"]
@@ -122,6 +123,6 @@ def test_another_process_embeds_with_the_options_in_the_table(tmp_path):
         "print(table.search('rehtona').limit(1).to_list()[0]['text'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout == "seventh\n", done.stderr

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import PATIENCE_S
+
 pytest.importorskip("mcp", reason='needs pip install "memworker[mcp]"')
 
 from mcp.client.client import Client
@@ -270,7 +272,7 @@ class Server:
 
     def ended(self):
         """Wait for the end; returns the exit code, and what else came on stdout and stderr."""
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, out, err
 
 
@@ -294,7 +296,7 @@ def test_it_ends_with_its_client_or_by_a_signal_and_leaves_no_worker(db, end, co
     else:
         server.process.send_signal(end)
     assert server.ended() == (code, b"", b"")
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
     assert not alive
     assert Table.open(db, "memories").count() == 1
 
@@ -357,7 +359,7 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 2 and 'pip install "memworker[mcp]"' in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout

@@ -14,6 +14,7 @@ import pytest
 from memworker import AsyncMemory, Memory
 from memworker.memory.drafts import metadata_json
 from memworker.store import filters, index, upkeep
+from tests import PATIENCE_S
 
 PAGE = (Path(__file__).parents[2] / "docs" / "MEMORY.md").read_text()
 # The last block of either language is about a Mem0 that is there already.
@@ -52,7 +53,7 @@ def run(command, folder):
         "MEM0_TELEMETRY": "false",
     }
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -14,6 +14,7 @@ from memworker.memory.core import adding
 from memworker.memory.drafts import Terms, of_many
 from memworker.memory.group import Delete, EraseOne, Sweep, Update
 from memworker.memory.scope import Scope
+from tests import PATIENCE_S
 from tests.memory.helpers import ALICE, all_texts, one
 
 SCOPE = Scope("alice")
@@ -33,7 +34,11 @@ def held(memory):
 
 def queued(memory, operations):
     """Give an event that is set when so many more operations wait for their commit."""
-    writer, event, left = memory._core._writer, threading.Event(), list(range(operations))
+    return queued_by(memory._core._writer, operations)
+
+
+def queued_by(writer, operations):
+    event, left = threading.Event(), list(range(operations))
     submit = writer.submit
 
     def counting(operation):
@@ -66,7 +71,7 @@ def delete(memory, memory_id):
 
 
 def events(future):
-    return [(event, row.text) for event, row in future.result(60)]
+    return [(event, row.text) for event, row in future.result(PATIENCE_S)]
 
 
 def test_two_adds_of_one_memory_in_a_group_leave_one(memory):
@@ -96,7 +101,7 @@ def test_add_update_delete_of_one_memory_in_a_group(memory):
     assert events(futures[2]) == [("NONE", "B")]
     assert events(futures[4]) == [("ADD", "B")]
     with pytest.raises(MemoryNotFound):
-        futures[5].result(60)
+        futures[5].result(PATIENCE_S)
     assert all_texts(memory, **ALICE) == ["A", "B"]
     told = [(event["event"], event["new_memory"]) for event in memory.history(memory_id)]
     assert told == [("ADD", "A"), ("UPDATE", "B"), ("DELETE", None)]
@@ -109,7 +114,7 @@ def test_a_duplicate_that_updates_takes_what_the_group_has_made_of_it(memory):
             add(memory, "x", metadata={"n": 2}, on_duplicate="update"),
             add(memory, "x", on_duplicate="update"),
         ]
-    (event, row) = futures[2].result(60)[0]
+    (event, row) = futures[2].result(PATIENCE_S)[0]
     assert event == "UPDATE" and row.metadata == {"n": 2}
     assert [e["event"] for e in memory.history(row.id)] == ["ADD", "UPDATE", "UPDATE"]
     assert memory.count() == 1
@@ -119,7 +124,7 @@ def test_what_concerns_all_rows_keeps_its_place_in_the_order(memory):
     with held(memory):
         futures = [add(memory, "x"), memory._core.write(Sweep(SCOPE.named(), erase=False))]
         futures += [add(memory, "x"), add(memory, "y")]
-    assert futures[1].result(60) == 1 and events(futures[3]) == [("ADD", "y")]
+    assert futures[1].result(PATIENCE_S) == 1 and events(futures[3]) == [("ADD", "y")]
     assert all_texts(memory, **ALICE) == ["x", "y"]
     assert futures[0].result()[0][1].id != futures[2].result()[0][1].id
     gone = futures[0].result()[0][1].id
@@ -137,7 +142,7 @@ def test_a_commit_that_fails_reaches_all_of_its_group_and_no_one_else(memory):
         futures = [add(memory, "x"), add(memory, "y")]
     for future in futures:
         with pytest.raises(StoreError, match="dropped"):
-            future.result(60)
+            future.result(PATIENCE_S)
     core.table.identity = identity
     assert memory.count() == 0
     assert one(memory.add("x", **ALICE))["event"] == "ADD"
@@ -162,7 +167,7 @@ def _play(memory, chance, *, together):
         for _ in range(60):
             futures.append(_one_deed(memory, chance, ids))
             if not together:
-                futures[-1].exception(60)
+                futures[-1].exception(PATIENCE_S)
     said = [_said(future, numbers) for future in futures]
     histories = [
         [(e["event"], e["old_memory"], e["new_memory"]) for e in memory.history(memory_id)]
@@ -182,7 +187,7 @@ def _one_deed(memory, chance, ids):
 
 
 def _said(future, numbers):
-    error = future.exception(60)
+    error = future.exception(PATIENCE_S)
     if error is not None:
         return type(error).__name__
     result = future.result()
@@ -207,7 +212,7 @@ def test_concurrent_adds_of_the_same_memories_leave_one_of_each(memory):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert sum(event["event"] == "ADD" for event in events) == 10 and len(events) == 160
     assert all_texts(memory, **ALICE) == sorted(f"text {text}" for text in range(10))
 
@@ -221,8 +226,8 @@ def test_adds_of_many_callers_share_commits(memory):
         all_queued = queued(memory, 64)
         for thread in threads:
             thread.start()
-        assert all_queued.wait(60)
+        assert all_queued.wait(PATIENCE_S)
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert memory.count() == 64
     assert memory._core.table.version <= version + 2

@@ -23,6 +23,7 @@ from memworker.errors import (
 )
 from memworker.memory import upkeep
 from memworker.pool import EchoLoader
+from tests import PATIENCE_S
 from tests.memory.helpers import ALICE, all_texts, one
 from tests.memory.test_group import add, held, queued
 
@@ -30,7 +31,7 @@ from tests.memory.test_group import add, held, queued
 def script(code, *arguments):
     """Run a script in a process of its own; what it prints as JSON."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return json.loads(done.stdout)
 
@@ -106,11 +107,11 @@ def test_closing_commits_what_was_accepted(db, echo):
         in_queue = queued(memory, 1)
         adding = threading.Thread(target=memory.add, args=("in flight",), kwargs=ALICE)
         adding.start()
-        assert in_queue.wait(60)
+        assert in_queue.wait(PATIENCE_S)
         closing = threading.Thread(target=memory.close)
         closing.start()
-    closing.join(60)
-    adding.join(60)
+    closing.join(PATIENCE_S)
+    adding.join(PATIENCE_S)
     assert all(future.result()[0][0] == "ADD" for future in futures)
     with Memory(db, pool=echo) as again:
         assert all_texts(again, **ALICE) == sorted([f"text {n}" for n in range(20)] + ["in flight"])
@@ -122,7 +123,7 @@ def test_a_forgotten_memory_ends_its_thread_and_its_pool(db):
     thread, pids = memory._core._writer._thread, memory._core.pool.worker_pids()
     del memory
     gc.collect()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive() and not any(map(psutil.pid_exists, pids))
 
 
@@ -143,7 +144,7 @@ enough.wait()
 print(json.dumps(list(said)))
 """
     command = [sys.executable, "-c", code, str(db)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     with Memory(db, pool=echo) as memory:
@@ -221,7 +222,7 @@ def test_two_processes_share_a_table_and_nothing_is_there_twice(db, echo):
         subprocess.Popen([sys.executable, "-c", TWIN, str(db), name], stdout=subprocess.PIPE)
         for name in ("castor", "pollux")
     ]
-    outcomes = [json.loads(twin.communicate(timeout=100)[0]) for twin in twins]
+    outcomes = [json.loads(twin.communicate(timeout=PATIENCE_S)[0]) for twin in twins]
     assert [twin.returncode for twin in twins] == [0, 0]
     with Memory(db, pool=echo) as memory:
         assert sum(added for added, _ in outcomes) == 60
@@ -243,7 +244,7 @@ def test_upkeep_joins_the_files_of_many_commits(db, echo, monkeypatch):
         core.table.tend = noting
         for number in range(upkeep.COMMITS_BETWEEN * 5):
             memory.add(f"text {number}", **ALICE)
-        assert tended.wait(60)
+        assert tended.wait(PATIENCE_S)
         assert len(all_texts(memory, **ALICE)) == upkeep.COMMITS_BETWEEN * 5
         assert core.table.upkeep().small_fragments < upkeep.COMMITS_BETWEEN * 5
     assert not core._upkeep._thread.is_alive()
@@ -260,7 +261,7 @@ def test_a_failure_of_upkeep_is_logged_and_reaches_nobody(db, echo, monkeypatch,
         monkeypatch.setattr(memory._core.table, "tending_due", failing)
         for number in range(upkeep.COMMITS_BETWEEN):
             memory.add(f"text {number}", **ALICE)
-        assert failed.wait(60)
+        assert failed.wait(PATIENCE_S)
         assert one(memory.add("one more", **ALICE))["event"] == "ADD"
     assert "on purpose" in caplog.text
 
@@ -290,7 +291,7 @@ def test_closing_waits_for_what_is_being_embedded(db, echo):
 
     def embed_while_closing(*given):
         embedding.set()
-        assert closing.wait(60)
+        assert closing.wait(PATIENCE_S)
         return embed(*given)
 
     def note_closing(error):
@@ -300,8 +301,8 @@ def test_closing_waits_for_what_is_being_embedded(db, echo):
     memory._embed, memory._core._admission.close = embed_while_closing, note_closing
     adding = threading.Thread(target=memory.add, args=("x",), kwargs=ALICE)
     adding.start()
-    assert embedding.wait(60)
+    assert embedding.wait(PATIENCE_S)
     memory.close()
-    adding.join(60)
+    adding.join(PATIENCE_S)
     with Memory(db, pool=echo) as again:
         assert all_texts(again, **ALICE) == ["x"]

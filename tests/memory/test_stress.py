@@ -16,13 +16,14 @@ from collections import Counter
 
 from memworker import AsyncMemory, Memory
 from memworker.memory import upkeep
+from tests import PATIENCE_S
 from tests.memory.helpers import all_rows
 
 SECONDS = float(os.environ.get("MEMWORKER_STRESS_SECONDS", "3"))
 THREADS = int(os.environ.get("MEMWORKER_STRESS_THREADS", "64"))
 COROUTINES = int(os.environ.get("MEMWORKER_STRESS_COROUTINES", "200"))
-# Whoever waits so much longer than it was to take hangs.
-PATIENCE_S = 60 + 10 * SECONDS
+# Of each caller, so that on a slow machine too something has come together.
+DEEDS_AT_LEAST = 3
 SHARED_TEXTS = 500
 
 
@@ -36,6 +37,9 @@ class Agent:
         self.versions: Counter[str] = Counter()
         self.deeds = 0
         self.shared: list[tuple[str, str, str]] = []
+
+    def goes_on(self, end):
+        return time.monotonic() < end or self.deeds < DEEDS_AT_LEAST
 
     def next_deed(self):
         """Choose a method, its arguments, and how what it returns is noted."""
@@ -136,7 +140,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice(echo, db, monkeypatch):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(max(1.0, end + PATIENCE_S - time.monotonic()))
+            thread.join(max(1.0, end + PATIENCE_S + 10 * SECONDS - time.monotonic()))
             assert not thread.is_alive(), "a caller hangs"
         assert not errors, errors[0]
         _compare(memory, [*agents, *tasks])
@@ -144,7 +148,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice(echo, db, monkeypatch):
 
 def _drive(memory, agent, end, errors):
     try:
-        while time.monotonic() < end and not errors:
+        while agent.goes_on(end) and not errors:
             method, given, named, note = agent.next_deed()
             note(getattr(memory, method)(*given, **named))
     except BaseException as error:
@@ -153,7 +157,7 @@ def _drive(memory, agent, end, errors):
 
 def _drive_all(db, pool, agents, end, errors):
     async def drive(memory, agent):
-        while time.monotonic() < end and not errors:
+        while agent.goes_on(end) and not errors:
             method, given, named, note = agent.next_deed()
             note(await getattr(memory, method)(*given, **named))
 
@@ -182,5 +186,4 @@ def _compare(memory, agents):
     expected = sum((agent.versions for agent in agents), Counter(one_id.values()))
     assert versions == expected, "a version is missing or too many"
     assert memory.count() == len(live)
-    deeds = sum(agent.deeds for agent in agents)
-    assert deeds > len(agents)
+    assert all(agent.deeds >= DEEDS_AT_LEAST for agent in agents)

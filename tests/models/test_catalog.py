@@ -13,6 +13,7 @@ from memworker.models import Pooling, list_models, ready_model
 from memworker.models.cache import ModelCache
 from memworker.models.catalog import find
 from memworker.models.prefixes import prefixes_of
+from tests import PATIENCE_S
 from tests.models.tiny import make_bert
 
 
@@ -129,4 +130,4 @@ assert "onnxruntime" not in sys.modules and "fastembed" not in sys.modules
 ready_model(sys.argv[1], cache_dir=cache)
 """
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)

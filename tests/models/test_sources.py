@@ -20,6 +20,7 @@ from memworker.models import export_reference, pull_model, ready_model, verify_m
 from memworker.models.cache import ModelCache
 from memworker.models.catalog import find
 from memworker.models.sources import fetch
+from tests import PATIENCE_S
 from tests.models.tiny import Sizes, make_bert
 
 
@@ -124,7 +125,7 @@ def test_two_builders_at_once(tmp_path, cache):
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
-    said = {child.communicate(timeout=60)[0] for child in children}
+    said = {child.communicate(timeout=PATIENCE_S)[0] for child in children}
     assert [child.returncode for child in children] == [0, 0] and len(said) == 1
     assert len(list((cache / "built").iterdir())) == 1
 
@@ -150,7 +151,7 @@ def test_a_killed_builder_leaves_nothing_in_the_way(tmp_path, cache):
     builder = start(HALF_MADE, cache, ready.graph.parent.name)
     assert len(list((cache / "built").iterdir())) == 1
     builder.kill()
-    builder.communicate(timeout=10)
+    builder.communicate(timeout=PATIENCE_S)
     assert ready_model(folder, cache_dir=cache) == ready
     assert list((cache / "built").iterdir()) == [ready.graph.parent]
 
@@ -222,7 +223,7 @@ def test_a_catalogue_model_comes_from_the_hub(hub, tmp_path, cache):
         "FASTEMBED_CACHE_PATH": str(tmp_path / "fe"),
     }
     child = start(FETCH, cache, **settings)
-    graph, dim, pooled, limit = child.communicate(timeout=60)[0].split()
+    graph, dim, pooled, limit = child.communicate(timeout=PATIENCE_S)[0].split()
     assert child.returncode == 0
     folder = cache / "files" / "BAAI--bge-small-en-v1.5"
     assert Path(graph) == folder / "model_optimized.onnx"
@@ -246,5 +247,5 @@ except ModelUnavailable as error:
     print(error)
 """
     child = start(code, cache, **settings)
-    said = child.communicate(timeout=60)[0]
+    said = child.communicate(timeout=PATIENCE_S)[0]
     assert "http://127.0.0.1:9 is not reachable" in said and "--model DIR" in said

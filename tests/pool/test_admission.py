@@ -17,6 +17,7 @@ from memworker.pool import plan
 from memworker.pool.admission import Admission
 from memworker.pool.requests import Answer, Request, gather
 from memworker.pool.rows import text_rows
+from tests import PATIENCE_S
 from tests.faults.loaders import Gated
 
 BOUND = 100
@@ -39,8 +40,8 @@ def test_a_full_pool_is_busy_and_says_when_to_come_again(gated):
     assert caught.value.retry_after_s > 0
     assert pool.pending_tokens == 96
     gate.touch()
-    assert first.result(60).shape == (1, 8)
-    assert pool.submit(LARGE, wait_s=0).result(60).shape == (1, 8)
+    assert first.result(PATIENCE_S).shape == (1, 8)
+    assert pool.submit(LARGE, wait_s=0).result(PATIENCE_S).shape == (1, 8)
     assert pool.pending_tokens == 0
 
 
@@ -60,7 +61,7 @@ def test_callers_wait_for_room_in_the_order_they_came(gated):
             pass
     gate.touch()
     for caller in callers:
-        caller.join(60)
+        caller.join(PATIENCE_S)
     assert pool.embed(LARGE).shape == (1, 8)
     assert order == [0, 1, 2, 3, 4]
 
@@ -70,7 +71,7 @@ def test_a_question_does_not_stand_in_line_behind_bulk(gated):
     pool.submit(LARGE)
     question = pool.submit(["question"], kind="query", wait_s=0)
     gate.touch()
-    assert question.result(60)[0, 1] == 8
+    assert question.result(PATIENCE_S)[0, 1] == 8
 
 
 def test_a_request_larger_than_the_bound_is_taken_when_nothing_waits(gated):
@@ -84,7 +85,7 @@ def test_cancelling_makes_room(gated):
     assert pool.submit(LARGE).cancel()
     second = pool.submit(LARGE, wait_s=0)
     gate.touch()
-    assert second.result(60).shape == (1, 8)
+    assert second.result(PATIENCE_S).shape == (1, 8)
 
 
 def test_closing_tells_those_who_wait(gated):
@@ -103,7 +104,7 @@ def test_closing_tells_those_who_wait(gated):
     while not pool._scheduler._bulk_admission.waiting:
         pass
     pool.close()
-    caller.join(60)
+    caller.join(PATIENCE_S)
     assert len(told) == 1
 
 
@@ -118,8 +119,8 @@ def test_a_callback_may_submit_and_does_not_block_the_pool(gated):
 
     pool.submit(LARGE).add_done_callback(again)
     gate.touch()
-    assert done.wait(60)
-    assert [future.result(60).shape for future in chained] == [(1, 8), (1, 8)]
+    assert done.wait(PATIENCE_S)
+    assert [future.result(PATIENCE_S).shape for future in chained] == [(1, 8), (1, 8)]
 
 
 def test_coroutines_wait_for_room_and_may_give_up(gated):
@@ -180,12 +181,12 @@ def test_an_exception_of_a_signal_handler_gives_the_place_in_line_up(gated):
         waiting.start()
         with pytest.raises(Alarm):
             pool.submit(LARGE)
-        waiting.join(60)
+        waiting.join(PATIENCE_S)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert pool._scheduler._bulk_admission.waiting == 0
     gate.touch()
-    first.result(60)
+    first.result(PATIENCE_S)
     assert pool.embed(LARGE).shape == (1, 8)
     assert pool.pending_tokens == 0
 
@@ -221,8 +222,8 @@ def test_a_coroutine_dropped_with_its_loop_leaves_nothing_pending(gated):
     loop.close()
     del task, loop
     gate.touch()
-    first.result(60)
-    pool.submit(["question"], kind="query").result(60)
+    first.result(PATIENCE_S)
+    pool.submit(["question"], kind="query").result(PATIENCE_S)
     gc.collect()
     assert pool.pending_tokens == 0
 
@@ -234,9 +235,9 @@ def test_a_cancelled_future_counts_as_done_to_those_who_wait_for_several(gated, 
     futures = [submit(["short"]) for _ in range(3)]
     assert futures[1].cancel() and futures[1].cancel()
     gate.touch()
-    done, not_done = wait(futures, timeout=60)
+    done, not_done = wait(futures, timeout=PATIENCE_S)
     assert len(done) == 3 and not not_done
-    assert set(as_completed(futures, timeout=60)) == set(futures)
+    assert set(as_completed(futures, timeout=PATIENCE_S)) == set(futures)
 
 
 def test_of_those_who_complete_and_cancel_one_comes_first():

@@ -10,19 +10,29 @@ import pytest
 
 from memworker import AsyncEmbeddingPool, EmbeddingPool
 from memworker.errors import PoolClosed, TextFailed, UsageError
+from tests import PATIENCE_S
+from tests.faults.loaders import Gated
 
 
 def lengths(texts):
     return [len(text) for text in texts]
 
 
-def test_a_hundred_coroutines_share_session_runs():
+def test_a_hundred_coroutines_share_session_runs(tmp_path):
+    gate = tmp_path / "gate"
+
     async def main():
-        async with AsyncEmbeddingPool("echo", workers=2) as pool:
+        loader = Gated(str(gate), str(tmp_path / "begun"))
+        async with AsyncEmbeddingPool(loader, workers=2) as pool:
             texts = [f"memory {number}" * (number % 5 + 1) for number in range(300)]
-            vectors = await asyncio.gather(*(pool.embed([text]) for text in texts))
+            asked = [asyncio.ensure_future(pool.embed([text])) for text in texts]
+            scheduler = (await pool.pool())._scheduler
+            while len(scheduler._requests) < len(texts):
+                await asyncio.sleep(0)
+            gate.touch()
+            vectors = await asyncio.gather(*asked)
             assert [int(vector[0, 1]) for vector in vectors] == lengths(texts)
-            assert (await pool.pool()).work.shards < 250
+            assert (await pool.pool()).work.shards < 50
 
     asyncio.run(main())
 
@@ -109,8 +119,8 @@ def test_token_ids_give_the_vectors_of_their_text():
     """[CLS] hello world [SEP]: the same as the text, and a foreign id fails alone."""
     with EmbeddingPool(workers=1) as pool:
         rows = [[7592, 2088], [30_522], [], list(range(1000, 1400))]
-        embedded = pool.submit_tokens(rows).result(60)
-        texts = pool.submit_rows(["hello world", ""]).result(60)
+        embedded = pool.submit_tokens(rows).result(PATIENCE_S)
+        texts = pool.submit_rows(["hello world", ""]).result(PATIENCE_S)
         assert np.array_equal(embedded.vectors[[0, 2]], texts.vectors)
         assert embedded.tokens.tolist()[:1] == [4] and embedded.tokens[3] == 256
         assert embedded.truncated.tolist() == [False, False, False, True]

@@ -11,6 +11,7 @@ import pytest
 
 from memworker import EmbeddingPool
 from memworker.models import ready_model
+from tests import PATIENCE_S
 
 SAMPLE = Path(__file__).parents[2] / "memworker/data/memories.jsonl.gz"
 
@@ -85,7 +86,7 @@ def test_equals_real_fastembed(vectors, tmp_path):
 
 def test_truncation_is_counted(pool):
     before = pool.work.truncated
-    outcome = pool.submit_rows(["word " * 2000, "short"]).result(60)
+    outcome = pool.submit_rows(["word " * 2000, "short"]).result(PATIENCE_S)
     assert outcome.truncated.tolist() == [True, False]
     assert outcome.tokens.tolist() == [256, 3]
     assert pool.work.truncated == before + 1
@@ -93,7 +94,7 @@ def test_truncation_is_counted(pool):
 
 def test_fewer_tokens_truncate_sooner():
     with EmbeddingPool(workers=1, max_tokens=8) as pool:
-        outcome = pool.submit_rows(["one two three four five six", "one " * 30]).result(60)
+        outcome = pool.submit_rows(["one two three four five six", "one " * 30]).result(PATIENCE_S)
     assert outcome.tokens.tolist() == [8, 8]
     assert outcome.truncated.tolist() == [False, True]
 

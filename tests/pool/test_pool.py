@@ -13,6 +13,8 @@ import pytest
 
 from memworker import EmbeddingPool
 from memworker.errors import PoolClosed, PoolForked, TextFailed, TextTooLarge, UsageError
+from tests import PATIENCE_S
+from tests.faults.loaders import Gated
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_a_text_as_large_as_the_cap_fits(echo):
 def test_concurrent_requests_do_not_mix(echo):
     futures = [echo.submit(TEXTS[start : start + 37]) for start in range(0, 3700, 37)]
     for start, future in zip(range(0, 3700, 37), futures, strict=True):
-        assert future.result(60)[:, 1].tolist() == lengths(TEXTS[start : start + 37])
+        assert future.result(PATIENCE_S)[:, 1].tolist() == lengths(TEXTS[start : start + 37])
 
 
 def test_queries_take_the_urgent_way(echo):
@@ -148,10 +150,15 @@ def test_unguarded_script_and_stdin_just_work(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(code)
     by_file = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, script], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     by_stdin = subprocess.run(
-        [sys.executable, "-"], input=code, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-"],
+        input=code,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
     )
     assert (by_file.stdout, by_stdin.stdout) == ("4\n", "4\n")
     assert by_file.stderr == by_stdin.stderr == ""
@@ -163,7 +170,9 @@ def test_parent_never_loads_onnxruntime():
         "with EmbeddingPool(workers=1) as pool: pool.embed(['a text'])\n"
         "print([name for name in ('onnxruntime', 'tokenizers', 'lancedb') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -171,17 +180,20 @@ def test_cancelled_work_is_dropped(echo):
     future = echo.submit(TEXTS)
     future.cancel()
     with pytest.raises(CancelledError):
-        future.result(10)
+        future.result(PATIENCE_S)
     assert echo.embed(["next"])[0, 1] == 4
 
 
-def test_small_requests_share_session_runs(echo):
+def test_small_requests_share_session_runs(tmp_path):
     """While all workers are busy, what waits is gathered; each gets its own rows."""
-    before = echo.work.shards
-    futures = [echo.submit([f"request {number}", "x" * (number % 7)]) for number in range(500)]
-    for number, future in enumerate(futures):
-        assert future.result(60)[:, 1].tolist() == [len(f"request {number}"), number % 7]
-    assert echo.work.shards - before < 400
+    gate = tmp_path / "gate"
+    with EmbeddingPool(Gated(str(gate), str(tmp_path / "begun")), workers=2) as pool:
+        futures = [pool.submit([f"request {number}", "x" * (number % 7)]) for number in range(500)]
+        gate.touch()
+        for number, future in enumerate(futures):
+            wanted = [len(f"request {number}"), number % 7]
+            assert future.result(PATIENCE_S)[:, 1].tolist() == wanted
+        assert pool.work.shards < 50
 
 
 def test_a_cancelled_request_among_gathered_ones(echo):
@@ -189,4 +201,4 @@ def test_a_cancelled_request_among_gathered_ones(echo):
     dropped = {number for number in range(0, 300, 7) if futures[number].cancel()}
     for number, future in enumerate(futures):
         if number not in dropped:
-            assert future.result(60)[0, 1] == len(f"request {number}")
+            assert future.result(PATIENCE_S)[0, 1] == len(f"request {number}")

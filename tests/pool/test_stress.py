@@ -15,12 +15,12 @@ import pytest
 
 from memworker import AsyncEmbeddingPool, EmbeddingPool
 from memworker.errors import PoolBusy, PoolClosed, TextFailed
+from tests import PATIENCE_S
 from tests.faults.loaders import BAD, Choosy
 
 BOUND = 3_000
 THREADS, CALLS, COROUTINES = 6, 60, 80
 KILLS, TEXTS_BETWEEN_KILLS = 6, 5_000
-PATIENCE_S = 60.0
 
 
 @pytest.mark.parametrize("seed", [1, 2])

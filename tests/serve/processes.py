@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from tests import PATIENCE_S
+
 COMMAND = str(Path(sys.executable).with_name("memworker"))
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-enough-characters"
@@ -24,7 +26,7 @@ class Served:
 
     def __init__(self, process, url):
         self.process, self.url = process, url
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
         self.stderr = ""
 
     def embed(self, text="tea", model="test", **fields):
@@ -37,12 +39,12 @@ class Served:
         return self.wait()
 
     def wait(self):
-        self.stderr += self.process.communicate(timeout=60)[1]
+        self.stderr += self.process.communicate(timeout=PATIENCE_S)[1]
         return self.process.returncode
 
     def until(self, question):
-        """Ask until the answer is yes; what is asked for comes within seconds or never."""
-        deadline = time.monotonic() + 30
+        """Ask until the answer is yes; what is asked for comes, or the test hangs."""
+        deadline = time.monotonic() + PATIENCE_S
         while not question():
             assert time.monotonic() < deadline, "it never came to be"
 

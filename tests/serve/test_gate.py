@@ -17,6 +17,7 @@ from memworker.serve.connection import MAX_HEAD_BYTES
 from memworker.serve.gate import route_of
 from memworker.serve.options import ServeOptions, is_loopback, read_key
 from memworker.serve.server import listen
+from tests import PATIENCE_S
 from tests.serve.processes import COMMAND, KEY, serving
 
 BODY = {"model": "echo", "input": "tea"}
@@ -176,7 +177,7 @@ def test_an_endless_head_is_ended(guarded):
 def raw(served, request):
     """Send bytes as they are, and give the beginning of what comes back."""
     address = served.http.base_url.host, served.http.base_url.port
-    with socket.create_connection(address, timeout=20) as connection:
+    with socket.create_connection(address, timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         return connection.recv(65_536)
 
@@ -186,7 +187,7 @@ def test_off_loopback_without_a_key_is_refused():
         [COMMAND, "serve", "--model", "echo", "--host", "0.0.0.0", "--port", "0"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={"PATH": ""},
     )
     assert done.returncode == 2 and "MEMWORKER_API_KEY" in done.stderr
@@ -233,7 +234,7 @@ def test_a_file_without_a_key_does_not_open_the_server(tmp_path):
             [COMMAND, "serve", "--model", "echo", "--port", "0", *wrong],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert wrong[-1] in done.stderr
@@ -277,6 +278,6 @@ def test_a_taken_port_is_said(echo):
         [COMMAND, "serve", "--model", "echo", "--port", port],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 2 and f"port {port}" in done.stderr

@@ -14,7 +14,11 @@ import httpx
 import psutil
 import pytest
 
+from tests import PATIENCE_S
 from tests.serve.processes import hosting, serving
+
+# Long enough for a whole request to arrive in, on however busy a machine.
+REQUEST_S = 1.0
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_a_second_signal_ends_it_at_once(gate, begun):
         served.until(lambda: _ended(served))
         assert served.wait() == 143
         assert isinstance(answer.exception(), Exception)
-        gone, alive = psutil.wait_procs(workers, timeout=10)
+        gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
         assert workers and not alive
 
 
@@ -189,11 +193,11 @@ def test_many_connections_that_say_nothing_hold_nobody_up(echo):
 
 
 def test_a_request_that_takes_too_long_to_arrive_is_ended():
-    with hosting("saboteur", options={"request_timeout_s": 0.3}) as served:
+    with hosting("saboteur", options={"request_timeout_s": REQUEST_S}) as served:
         address = served.http.base_url.host, served.http.base_url.port
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n{"
         for begun in (b"", b"GET /healthz HT", head):
-            with socket.create_connection(address, timeout=20) as connection:
+            with socket.create_connection(address, timeout=PATIENCE_S) as connection:
                 connection.sendall(begun)
                 assert b" 408 " in connection.recv(1000)
                 assert connection.recv(1000) == b""
@@ -204,7 +208,7 @@ def test_a_request_that_takes_too_long_to_arrive_is_ended():
 
 
 def test_a_client_that_reads_nothing_is_given_up_in_time():
-    told = {"loader": {"dim": 2048}, "options": {"request_timeout_s": 0.3}}
+    told = {"loader": {"dim": 2048}, "options": {"request_timeout_s": REQUEST_S}}
     with hosting("saboteur", **told) as served, ExitStack() as held:
         # Replies of 16 MB, more than the system takes into its own buffers.
         for _ in range(3):
@@ -236,7 +240,9 @@ def test_a_missing_package_is_said_with_the_command_that_gets_it():
         "import sys; sys.modules['uvicorn'] = None; sys.argv = ['memworker', 'serve']\n"
         "from memworker.cli.main import run; run()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 2 and "pip install 'memworker[serve]'" in done.stderr
     assert "uvicorn" in done.stderr and "Traceback" not in done.stderr
 

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from memworker.serve import page
+from tests import PATIENCE_S
 from tests.serve.processes import serving
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -31,7 +32,10 @@ def browse(served, tmp_path, *options):
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += ["--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
-        [*command, *options, f"{served.url}/"], capture_output=True, timeout=90, cwd=tmp_path
+        [*command, *options, f"{served.url}/"],
+        capture_output=True,
+        timeout=PATIENCE_S,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode(), done.stderr.decode(errors="replace")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memworker.store import Table
+from tests import PATIENCE_S
 from tests.store.helpers import SPACE, batch, numbered, texts_by_id
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ def test_a_change_that_is_killed_is_there_wholly_or_not_at_all(tmp_path, point, 
     table = Table.create(tmp_path, "t", SPACE)
     table.append(numbered(0, 5))
     with start(KILLED, tmp_path, MEMWORKER_FAIL=point) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode in {-signal.SIGKILL, 0 if point.endswith("soon") else -signal.SIGKILL}
     assert texts_by_id(table) in outcomes
     # The lock went with its holder.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from memworker.store import journal
 from memworker.store.journal import Committed, Ended, InputFile, Journal, Repaired, Started
+from tests import PATIENCE_S
 
 TEXT = st.text(max_size=30)
 COUNT = st.integers(0, 2**40)
@@ -119,7 +120,7 @@ def test_a_record_that_cannot_be_written_leaves_no_half_line(tmp_path):
         "    except StoreError as error: print(error)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert "cannot be written: File too large" in done.stdout
     (kept,) = journal.read(tmp_path)
     assert kept.position == 1 and (tmp_path / journal.FILE).read_bytes().endswith(b"}\n")
