@@ -59,6 +59,8 @@ def curves(title: str, lines: Sequence[Curve], *, x_name: str, y_name: str) -> s
     left, right, top, bottom = 70, WIDTH - 150, 50, 330
     xs = sorted({x for line in lines for x, _ in line.points})
     ys = [y for line in lines for _, y in [*line.points, *line.marks]]
+    if not ys:
+        return _svg(title, top, [_text(0, 20, f"{title}: not measured", weight="bold", size=15)])
     low, high = floor(log10(min(ys))), ceil(log10(max(ys)))
 
     def place(x: float, y: float) -> tuple[float, float]:

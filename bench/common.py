@@ -111,6 +111,16 @@ def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: median(row[key] for row in rows) for key in rows[0]} if rows else {}
 
 
+def ratio(value: float | None, base: float | None) -> float | None:
+    """Divide; None where either was not measured, or nothing ended in the time it was given."""
+    return None if value is None or not base else value / base
+
+
+def figure(value: float | None, form: str = ",.2f") -> str:
+    """Write a figure for a table, or that it was not measured."""
+    return "not measured" if value is None else f"{value:{form}}"
+
+
 def spread(values: Sequence[float]) -> float:
     """Give the largest value over the smallest, less 1: how restless the machine was."""
     return max(values) / min(values) - 1 if values and min(values) > 0 else 0.0

@@ -59,12 +59,12 @@ def request(url: str, model: str, texts: Sequence[str]) -> bytes:
 
 def each_once(url: str, requests: Sequence[bytes], clients: int) -> Outcome:
     """Send every request once, over `clients` connections."""
-    return _run(_load(url, iter(requests), clients, until=None))
+    return _run(_load(url, iter(requests), clients, seconds=None))
 
 
 def for_seconds(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> Outcome:
-    """Send requests in turn for some seconds."""
-    return _run(_load(url, itertools.cycle(requests), clients, time.perf_counter() + seconds))
+    """Send requests in turn for some seconds, and at least one a connection."""
+    return _run(_load(url, itertools.cycle(requests), clients, seconds))
 
 
 def _run(load: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -74,15 +74,20 @@ def _run(load: Coroutine[Any, Any, Outcome]) -> Outcome:
         return runner.run(load)
 
 
-async def _load(url: str, requests: Iterator[bytes], clients: int, until: float | None) -> Outcome:
+async def _load(
+    url: str, requests: Iterator[bytes], clients: int, seconds: float | None
+) -> Outcome:
     loop, outcome = asyncio.get_running_loop(), Outcome()
     host, port = urlsplit(url).hostname, urlsplit(url).port
-    made = [Client(requests, until, outcome) for _ in range(clients)]
+    made = [Client(requests, outcome) for _ in range(clients)]
     for client in made:
         await loop.create_connection(lambda client=client: client, host, port)
+    # The time begins when all are connected, however long that took.
     started = time.perf_counter()
     for client in made:
         client.ask()
+    for client in made:
+        client.until = None if seconds is None else started + seconds
     await asyncio.gather(*(client.done for client in made))
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -91,10 +96,10 @@ async def _load(url: str, requests: Iterator[bytes], clients: int, until: float 
 class Client(asyncio.Protocol):
     """One connection: asks, waits for the whole answer, asks again."""
 
-    def __init__(self, requests: Iterator[bytes], until: float | None, outcome: Outcome) -> None:
+    def __init__(self, requests: Iterator[bytes], outcome: Outcome) -> None:
         self.done = asyncio.get_running_loop().create_future()
+        self.until: float | None = None
         self._requests = requests
-        self._until = until
         self._outcome = outcome
         self._answer = b""
         self._asked = 0.0
@@ -109,7 +114,7 @@ class Client(asyncio.Protocol):
     def ask(self) -> None:
         """Send the next request, or end where there is none or the time is over."""
         self._asked = time.perf_counter()
-        over = self._until is not None and self._asked >= self._until
+        over = self.until is not None and self._asked >= self.until
         wanted = None if over else next(self._requests, None)
         if wanted is None:
             self.done.set_result(None)

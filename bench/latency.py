@@ -24,7 +24,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ from bench import common
 from bench.peers import plain_session, run_padded
 from bench.texts import read_texts
 from memworker import AsyncEmbeddingPool, EmbeddingPool, ingest
+from memworker.errors import MemworkerError
+from memworker.ingest import Stop
 from memworker.models import export_reference, ready_model
 from memworker.pool.encoder import open_session
 from memworker.pool.machine import usable_cores
@@ -223,25 +225,26 @@ def _questions(pool: EmbeddingPool, texts: list[str], options: argparse.Namespac
     with _bulk_ingest(pool, texts) as bulk:
         time.sleep(options.seconds)
         quiet_rate = bulk.rate(0)
-    with _bulk_ingest(pool, texts) as bulk:
+        bulk.begin()
         before = pool.work
         waits = _ask(pool, questions, options.repeats * 60)
         after = pool.work
         paced_rate = bulk.rate(len(waits))
-    encode_s, padded = after.encode_s - before.encode_s, after.padded_tokens - before.padded_tokens
-    micro_batch_ms = 1000 * encode_s / padded * pool.sizes.costs.batch_tokens
-    with _bulk_ingest(pool, texts) as bulk:
+        bulk.begin()
         asked = _hammer(pool, questions, callers=8, seconds=options.seconds)
         hammered_rate = bulk.rate(asked)
+    encode_s, padded = after.encode_s - before.encode_s, after.padded_tokens - before.padded_tokens
+    a_token_s = common.ratio(encode_s, padded)
+    micro_batch_ms = a_token_s and 1000 * a_token_s * pool.sizes.costs.batch_tokens
     p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
     return {
         "micro_batch_ms": micro_batch_ms,
         "query_p50_ms": p50,
         "query_p95_ms": p95,
         "query_p99_ms": p99,
-        "query_p95_in_micro_batches": p95 / micro_batch_ms,
-        "bulk_share_with_paced_questions": paced_rate / quiet_rate,
-        "bulk_share_with_endless_questions": hammered_rate / quiet_rate,
+        "query_p95_in_micro_batches": common.ratio(p95, micro_batch_ms),
+        "bulk_share_with_paced_questions": common.ratio(paced_rate, quiet_rate),
+        "bulk_share_with_endless_questions": common.ratio(hammered_rate, quiet_rate),
     }
 
 
@@ -265,20 +268,22 @@ class Bulk:
 @contextmanager
 def _bulk_ingest(pool: EmbeddingPool, texts: list[str]) -> Iterator[Bulk]:
     """Ingest the texts over and over into a LanceDB table, until left."""
-    stop, bulk = Event(), Bulk(pool)
+    # It ends after what is in flight: what was read besides can be a minute's work.
+    stop, bulk = Stop(), Bulk(pool)
 
     def endless() -> Iterator[dict[str, str]]:
         for number, text in enumerate(cycle(texts)):
-            if stop.is_set():
-                return
             # Another id and another text each time, or it would not be embedded again.
             yield {"id": str(number), "text": f"{text} {number}"}
 
     with TemporaryDirectory() as folder:
-        job = Thread(target=lambda: ingest(endless(), db=folder, table="bulk", pool=pool))
+        options: dict[str, Any] = {"db": folder, "table": "bulk", "pool": pool, "stop": stop}
+        job = Thread(target=lambda: ingest(endless(), **options))
         job.start()
         try:
             while pool.busy_workers < pool.workers:
+                if not job.is_alive():
+                    raise MemworkerError("the ingest ended before it kept all workers busy")
                 time.sleep(0.01)
             time.sleep(1.0)
             bulk.begin()
@@ -322,10 +327,12 @@ def show(result: common.Result) -> None:
         f" medians of {result['repeats']}",
         ["", *(row["precision"] for row in rows), "target"],
         [
-            [_WHAT.get(key, key), *(f"{row[key]:,.2f}" for row in rows), _target(key)]
+            [_WHAT.get(key, key), *(common.figure(row[key]) for row in rows), _target(key)]
             for key in keys
         ],
     )
+    if any(row[key] is None for row in rows for key in keys):
+        print("Not measured: nothing of an ingest ended in its time. Give more: --seconds.")
 
 
 _WHAT = {

@@ -298,7 +298,7 @@ def _measure(
             "model": model,
             "precision": precision,
             "tasks": {key: _told(score) for key, score in _by_key(found)},
-            "texts_per_second": pool.work.texts / pool.work.seconds,
+            "texts_per_second": common.ratio(pool.work.texts, pool.work.seconds),
         }
     return row, {key: score.vectors for key, score in _by_key(found) if score.vectors is not None}
 

@@ -15,6 +15,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench import charts, common, memory
+from bench.__main__ import BENCHES
 from bench.charts import Bar, Curve
 from memworker.errors import InputNotFound, UsageError
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     if options.run:
         _run_all(options)
-    results = read_results(options.json or sorted(options.save.glob("*.json")))
+    results = read_results(options.json or _saved(options.save))
     if not results:
         raise UsageError(
             f"no results in {options.save}: run the benches first, for example"
@@ -61,6 +62,16 @@ def _run_all(options: argparse.Namespace) -> None:
             import_module(f"bench.{name}").main([*shared, *extra])
         except UsageError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
+
+
+def _saved(folder: Path) -> list[Path]:
+    """List what the benches saved, but for those that the page has no section for."""
+    apart = BENCHES.keys() - SECTIONS.keys()
+    return [
+        path
+        for path in sorted(folder.glob("*.json"))
+        if json.loads(path.read_text()).get("bench") not in apart
+    ]
 
 
 def read_results(paths: Sequence[Path]) -> list[common.Result]:

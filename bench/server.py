@@ -33,7 +33,7 @@ from bench import common, http_load
 from bench.common import Result
 from bench.texts import read_texts
 from memworker import EmbeddingPool
-from memworker.errors import UsageError
+from memworker.errors import MemworkerError, UsageError
 
 MODEL = "all-MiniLM-L6-v2"
 ECHO_TEXT = "The user prefers tea to coffee in the morning."
@@ -210,8 +210,10 @@ def _bulk(pool: EmbeddingPool, texts: list[str]) -> float:
 
 
 def _all_answered(outcome: http_load.Outcome) -> None:
+    if not outcome.statuses:
+        raise MemworkerError(f"no request was answered within {outcome.seconds:.1f} s")
     if set(outcome.statuses) != {200}:
-        raise UsageError(f"not every request was answered: {outcome.statuses}")
+        raise MemworkerError(f"not every request was answered: {outcome.statuses}")
 
 
 def _model_arguments(options: argparse.Namespace) -> list[str]:

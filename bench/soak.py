@@ -140,7 +140,7 @@ def _server(
     options: argparse.Namespace, scratch: Path, record: Record, stack: ExitStack
 ) -> Clients:
     known = Known.by(options.model, options.precision, read_texts(None, options.texts))
-    told = ["--model", options.model, "--precision", options.precision]
+    told = ["--model", options.model, "--precision", options.precision, "--truncate"]
     told += [] if options.workers is None else ["--workers", str(options.workers)]
     environment = os.environ | {"TMPDIR": str(scratch)}
     server = stack.enter_context(serving(told, environment))

@@ -98,6 +98,16 @@ class Rival:
 
     sessions: IndependentSessions
     tokens_per_second: list[float] = field(default_factory=list)
+    gone: bool = False
+
+    def turn(self) -> None:
+        if self.gone:
+            return
+        try:
+            self.tokens_per_second.append(self.sessions.turn())
+        except Absent as absence:
+            print(f"independent sessions: {absence}", file=sys.stderr)
+            self.gone = True
 
 
 _NEVER = {"seconds": float("inf")}
@@ -186,7 +196,7 @@ def _round(
     for entry in reversed([*ours, *peers]) if backwards else [*ours, *peers]:
         entry.turn()
         if entry.name in rivals:
-            rivals[entry.name].tokens_per_second.append(rivals[entry.name].sessions.turn())
+            rivals[entry.name].turn()
 
 
 def _result(
@@ -211,7 +221,11 @@ def _result(
         "real_tokens": int(counts.sum()),
         "rows": [_row(entry, ours[0], len(counts) / int(counts.sum())) for entry in entries],
         "ratios": {entry.name: _ratios(entry, ours, peers) for entry in ours if entry.turns},
-        "coordination": {name: _coordination(name, ours, rivals[name]) for name in rivals},
+        "coordination": {
+            name: _coordination(name, ours, rival)
+            for name, rival in rivals.items()
+            if rival.tokens_per_second and any(e.turns for e in ours if e.name == name)
+        },
     }
 
 

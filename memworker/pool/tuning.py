@@ -52,6 +52,8 @@ def tune(
         raise NoRows("there are no texts to tune with; give a file of your own")
     if seconds <= 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
+    if not precisions:
+        raise UsageError("precisions names none to try; give fp32, int8 or both")
     limit.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:

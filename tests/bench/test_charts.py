@@ -27,6 +27,10 @@ def test_labels_do_not_lie_upon_each_other():
     assert _apart([50.0, 48.0, 100.0], gap=16) == [64.0, 48.0, 100.0]
 
 
+def test_curves_that_were_not_measured_are_said_to_be_so():
+    assert "not measured" in curves("none", [], x_name="x", y_name="y")
+
+
 def test_one_point_and_no_bars_can_be_drawn():
     ElementTree.fromstring(bars("none", []))
     ElementTree.fromstring(curves("one", [Curve("c", [(1, 5)])], x_name="x", y_name="y"))

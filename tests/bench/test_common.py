@@ -51,6 +51,12 @@ def test_exit_codes():
     assert common.run(lambda arguments: None) == 0
 
 
+def test_what_was_not_measured_is_none_and_said():
+    assert common.ratio(6.0, 3.0) == 2.0
+    assert common.ratio(6.0, 0.0) is common.ratio(6.0, None) is common.ratio(None, 3.0) is None
+    assert (common.figure(None), common.figure(1234.5)) == ("not measured", "1,234.50")
+
+
 def test_spread_and_medians():
     assert common.spread([2.0, 3.0]) == pytest.approx(0.5)
     assert common.medians([{"a": 1.0}, {"a": 3.0}, {"a": 9.0}]) == {"a": 3.0}

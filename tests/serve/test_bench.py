@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench import http_load, server
+from memworker.errors import MemworkerError
 from tests.serve.processes import serving
 
 
@@ -19,6 +22,18 @@ def test_the_load_ends_with_its_time(echo):
     outcome = http_load.for_seconds(echo.url, asked, clients=3, seconds=0.3)
     assert outcome.requests_per_s > 0 and set(outcome.statuses) == {200}
     assert set(outcome.percentiles_ms()) == {"p50_ms", "p95_ms", "p99_ms"}
+
+
+def test_each_connection_asks_once_however_little_time_there_is(echo):
+    asked = [http_load.request(echo.url, "echo", ["tea"])]
+    outcome = http_load.for_seconds(echo.url, asked, clients=3, seconds=1e-9)
+    assert outcome.statuses == {200: 3}
+
+
+def test_nothing_answered_is_said_and_not_divided_by():
+    assert http_load.Outcome(seconds=0.5).requests_per_s == 0
+    with pytest.raises(MemworkerError, match="no request was answered within 0.5 s"):
+        server._all_answered(http_load.Outcome(seconds=0.5))
 
 
 def test_a_bench_starts_and_ends_its_server():
