@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -55,6 +55,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one
 def printable(text: str) -> str:
     """Bring text to one line that cannot steer a terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def print_result(text: str, result: dict[str, Any], *, as_json: bool) -> None:
+    """Print a verb's outcome, for people or as one JSON object."""
+    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def size(n_bytes: int) -> str:
+    """Write a number of bytes as people do."""
+    scaled = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if scaled < 1000 or unit == "GB":
+            break
+        scaled /= 1000
+    return f"{scaled:.0f} {unit}" if unit == "B" else f"{scaled:.1f} {unit}"
 
 
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memworker.cli import options
-from memworker.cli.options import Db, Json, TableName
+from memworker.cli import options, table_care
+from memworker.cli.options import Db, Json, TableName, print_result, size
 
 if TYPE_CHECKING:
     from memworker.ingest import ReembedReport
     from memworker.store import TableInfo
     from memworker.store.repair import Repair
 
-app = typer.Typer(help="Show, count, optimise, repair and re-embed tables.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, count, optimise, verify, repair and re-embed tables.", no_args_is_help=True
+)
+app.command()(table_care.verify)
 
 Where = Annotated[
     list[str] | None,
@@ -33,7 +35,7 @@ def info(db: Db, table: TableName, as_json: Json = False) -> None:
     from memworker.store import Table
 
     facts = Table.open(db, table).info()
-    _print(_readable(facts), asdict(facts), as_json)
+    print_result(_readable(facts), asdict(facts), as_json=as_json)
 
 
 @app.command()
@@ -42,7 +44,7 @@ def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) 
     from memworker.store import Table, parse_where
 
     rows = Table.open(db, table).count(parse_where(where or []))
-    _print(str(rows), {"table": table, "rows": rows}, as_json)
+    print_result(str(rows), {"table": table, "rows": rows}, as_json=as_json)
 
 
 @app.command()
@@ -71,7 +73,7 @@ def optimize(
     after = opened.info()
     line = (
         f"{after.rows} rows: {before.fragments} fragments became {after.fragments}, "
-        f"{_size(before.bytes_on_disk)} became {_size(after.bytes_on_disk)}"
+        f"{size(before.bytes_on_disk)} became {size(after.bytes_on_disk)}"
         + (", index built" if built else "")
     )
     result = {
@@ -84,7 +86,7 @@ def optimize(
         "bytes_on_disk": after.bytes_on_disk,
         "index_built": built,
     }
-    _print(line, result, as_json)
+    print_result(line, result, as_json=as_json)
 
 
 @app.command()
@@ -105,7 +107,7 @@ def durable(
     Table.open(db, table).set_durable(not off)
     promise = "may be lost with the power for half a minute" if off else "is on the disk"
     line = f"what is committed to table {table!r} from now on {promise}"
-    _print(line, {"table": table, "durable": not off}, as_json)
+    print_result(line, {"table": table, "durable": not off}, as_json=as_json)
 
 
 @app.command()
@@ -114,7 +116,7 @@ def repair(db: Db, table: TableName, as_json: Json = False) -> None:
     from memworker.store.repair import repair as run
 
     done = run(db, table)
-    _print(_told(done), {**asdict(done), "lost": done.lost}, as_json)
+    print_result(_told(done), {**asdict(done), "lost": done.lost}, as_json=as_json)
 
 
 @app.command()
@@ -158,7 +160,7 @@ def reembed(
             stop=stop,
             observer=observer,
         )
-    _print(f"{db} · {_reembedded(report)}", report.to_dict(), as_json)
+    print_result(f"{db} · {_reembedded(report)}", report.to_dict(), as_json=as_json)
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if number := signals.received():
@@ -212,10 +214,6 @@ def _told(done: Repair) -> str:
     return line
 
 
-def _print(text: str, result: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
-
-
 def _readable(facts: TableInfo) -> str:
     indices = [f"{i.kind} on {', '.join(i.columns)}" for i in facts.indices]
     lines = {
@@ -228,15 +226,6 @@ def _readable(facts: TableInfo) -> str:
         "indices": "; ".join(indices) or "none",
         "fragments": facts.fragments,
         "durable": "yes, each commit is forced to the disk" if facts.durable else "no",
-        "size": _size(facts.bytes_on_disk),
+        "size": size(facts.bytes_on_disk),
     }
     return "\n".join(f"{label:<12} {value}" for label, value in lines.items())
-
-
-def _size(n_bytes: int) -> str:
-    size = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -68,7 +68,7 @@ def external_hashes(
 
 def _read(graph: Path) -> ForeignGraph:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(str(graph), load_external_data=False)

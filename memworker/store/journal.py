@@ -177,7 +177,7 @@ def read(folder: Path) -> tuple[Record, ...]:
     """Return the good records of a table's journal; empty when there is none."""
     try:
         return decode((folder / FILE).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # "\Z", not "$": the latter lets a final newline through.
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+_ERRORS = (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError)
+# What another library's thread dies of, which LanceDB's binding hands on as it is.
+_PANIC = "RustPanic"
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -82,7 +85,9 @@ def lance_errors(doing: str) -> Iterator[None]:
         yield
     except MemworkerError:
         raise
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError) as error:
+    except Exception as error:
+        if not isinstance(error, _ERRORS) and type(error).__name__ != _PANIC:
+            raise
         forget_frames(error)
         raise StoreError(explain(doing, error)) from error
 
@@ -113,8 +118,18 @@ def explain(doing: str, error: BaseException) -> str:
             f"{doing} failed: its newest version file is empty, as a power loss leaves it; "
             "`memworker table repair` goes back to the version before"
         )
+    damaged = type(error).__name__ == _PANIC or "corrupt file" in text
+    hint = "; `memworker table verify` says what is damaged" if damaged else ""
+    return f"{doing} failed: {brief(error)}{hint}"
+
+
+def brief(error: BaseException) -> str:
+    """Say in some words what LanceDB or Arrow raised, without where in their source."""
+    if type(error).__name__ == _PANIC:
+        return "LanceDB cannot decode it"
+    text = " ".join(str(error).split())
     # Nested causes can run to kilobytes.
-    return f"{doing} failed: {type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"
+    return f"{type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"
 
 
 def _no_table(db: Path, name: str) -> str:

@@ -104,11 +104,21 @@ def versions(table: Path) -> dict[int, Path]:
 
 def read_manifest(table: Path, version: int) -> Manifest:
     """Read what a version is made of. Raises TornManifest, and FileNotFoundError."""
+    from google.protobuf import message
+
     path = manifest_path(table, version)
     raw = path.read_bytes()
+    try:
+        found = _parsed(raw, path)
+    except (message.DecodeError, ValueError) as error:
+        raise TornManifest(f"{path} holds bytes that are no manifest: {error}") from error
+    if found.version != version:
+        raise TornManifest(f"{path} says that it is version {found.version}, not {version}")
+    return found
+
+
+def _parsed(raw: bytes, path: Path) -> Manifest:
     message = _messages()["Manifest"].FromString(_message(raw, path))
-    if message.version != version:
-        raise TornManifest(f"{path} says that it is version {message.version}, not {version}")
     indices: tuple[Index, ...] = ()
     if message.HasField("index_section"):
         section = _messages()["IndexSection"].FromString(_at(raw, message.index_section, path))
@@ -117,7 +127,7 @@ def read_manifest(table: Path, version: int) -> Manifest:
         )
     transaction = message.transaction_file
     return Manifest(
-        version=version,
+        version=message.version,
         path=f"{VERSIONS}/{path.name}",
         fragments=tuple(map(_fragment, message.fragments)),
         indices=indices,
@@ -156,7 +166,7 @@ def _at(raw: bytes, position: int, path: Path) -> bytes:
 @cache
 def _messages() -> dict[str, Any]:
     """Return the messages that are read, as classes of protobuf's own compiler-less kind."""
-    from google.protobuf import (  # type: ignore[import-untyped]
+    from google.protobuf import (
         descriptor_pb2,
         descriptor_pool,
         message_factory,

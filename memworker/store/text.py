@@ -25,6 +25,7 @@ from memworker.store.search import SearchOptions, asked_columns
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
+    from lancedb.query import MatchQuery
     from lancedb.table import LanceTable
 
 INDEX_NAME = "text_idx"
@@ -71,17 +72,22 @@ def search(table: LanceTable, text: str, options: SearchOptions) -> pa.Table:
     Rows that the index does not cover yet are read one by one, so none is missed.
     Of a text longer than 8,192 characters the beginning counts.
     """
-    from lancedb.query import MatchQuery
-
     columns = asked_columns(options)
-    # A MatchQuery has no syntax: whatever the text holds, it is words to look for.
-    query = MatchQuery(_checked(text)[:_QUERY_CHARS], "text")
+    query = match(_checked(text)[:_QUERY_CHARS])
     with lance_errors(f"searching the texts of table {table.name!r}"):
         builder = table.search(query, query_type="fts").limit(options.limit)
         where = options.filter()
         if where:
             builder = builder.where(to_sql(where), prefilter=True)
         return builder.select([*columns, "_score"]).to_arrow()
+
+
+def match(text: str) -> MatchQuery:
+    """Return the question for rows with words of `text`."""
+    from lancedb.query import MatchQuery
+
+    # A MatchQuery has no syntax: whatever the text holds, it is words to look for.
+    return MatchQuery(text, "text")
 
 
 def _checked(text: str) -> str:

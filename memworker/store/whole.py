@@ -23,16 +23,16 @@ def flaws(table: Path, manifest: Manifest, known: frozenset[str] = frozenset()) 
 
     A flaw of a manifest is found in reading it: see `manifest.read_manifest`.
     """
-    for path, size in manifest.files.items():
-        if path not in known:
-            yield from _flaw(table / path, path, size)
-    for folder in (index.folder for index in manifest.indices):
-        if folder not in known:
-            names = index_files(table / folder)
+    files = {path: size for path, size in manifest.files.items() if path not in known}
+    for index in manifest.indices:
+        if index.folder not in known:
+            names = index_files(table / index.folder)
             if not names:
-                yield f"{folder} holds no file"
-            for name in names:
-                yield from _flaw(table / folder / name, f"{folder}/{name}", 0)
+                yield f"{index.folder} holds no file"
+            files |= {f"{index.folder}/{name}": 0 for name in names}
+    for path, size in files.items():
+        if flaw := flaw_of(table / path, size):
+            yield f"{path} {flaw}"
 
 
 def parts_of(manifest: Manifest) -> frozenset[str]:
@@ -40,7 +40,8 @@ def parts_of(manifest: Manifest) -> frozenset[str]:
     return frozenset([*manifest.files, *(index.folder for index in manifest.indices)])
 
 
-def _flaw(path: Path, name: str, size: int) -> Iterator[str]:
+def flaw_of(path: Path, size: int = 0) -> str | None:
+    """Say what is wrong with one file, which should have so many bytes (0: not noted)."""
     try:
         with open(path, "rb", buffering=0) as file:
             there = os.fstat(file.fileno()).st_size
@@ -48,11 +49,9 @@ def _flaw(path: Path, name: str, size: int) -> Iterator[str]:
             file.seek(max(0, there - len(end)))
             last = file.read(len(end))
     except OSError as error:
-        yield f"{name} cannot be read ({error.strerror})"
-        return
+        return f"cannot be read ({error.strerror})"
     if size and there != size:
-        yield f"{name} has {there:,} of {size:,} bytes"
-    elif not there:
-        yield f"{name} is empty"
-    elif last != end:
-        yield f"{name} ends without its footer"
+        return f"has {there:,} of {size:,} bytes"
+    if not there:
+        return "is empty"
+    return "ends without its footer" if last != end else None

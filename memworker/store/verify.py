@@ -1,0 +1,162 @@
+"""Verifying a table: every page of every column of its newest version, its files, its indices.
+
+::
+
+    newest manifest ─► files there and whole ─► fragment by fragment: all rows, all columns
+                                                     │ what cannot be read: by halves, to the row
+                                                     ▼
+          journal, indices, orphans ◄── vectors, keys against texts, metadata, times, ids
+
+Nothing is locked and nothing changed: the version that is newest at the beginning is read,
+whatever others write meanwhile. Memory stays bounded: some megabytes of rows at a time,
+and about 16 bytes a row for the ids.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memworker.errors import StoreError, TableNotFound
+from memworker.store import whole
+from memworker.store.damage import Damage, Kind
+from memworker.store.lance import database_path, table_name, table_names
+from memworker.store.look import Look, Observer
+from memworker.store.manifest import (
+    DATA,
+    DELETIONS,
+    HINT,
+    INDICES,
+    VERSIONS,
+    TornManifest,
+    manifest_path,
+    read_manifest,
+    versions,
+)
+
+# A version is cleaned away at the earliest minutes after the next commit.
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found; `read` rows were looked at, of `rows` that the version has.
+
+    `notes` are remarkable and no damage.
+    """
+
+    table: str
+    version: int
+    rows: int
+    read: int
+    files: int
+    bytes: int
+    seconds: float
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damages
+
+    @property
+    def damaged_rows(self) -> int:
+        """How many rows are damaged, each counted once."""
+        return len({row for damage in self.damages for run in damage.rows for row in run})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return {
+            "table": self.table,
+            "version": self.version,
+            "healthy": self.healthy,
+            "rows": self.rows,
+            "read": self.read,
+            "damaged_rows": self.damaged_rows,
+            "files": self.files,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "damages": [damage.to_dict() for damage in self.damages],
+            "notes": list(self.notes),
+        }
+
+
+def verify(db: str | Path, name: str, *, observer: Observer | None = None) -> Verified:
+    """Read every page and column of a table's newest version, and say what is damaged.
+
+    Changes nothing, and goes on beside readers and writers. Raises TableNotFound, and
+    StoreError when clean-ups remove the version again and again while it is read.
+    """
+    path, name = database_path(db), table_name(name)
+    folder = path / f"{name}.lance"
+    for _ in range(_TRIES):
+        # First, for it is written after each version.
+        hinted = _hinted(folder)
+        newest = max(versions(folder), default=None)
+        if newest is None:
+            there = ", ".join(table_names(path)) or "none"
+            raise TableNotFound(f"there is no table {name!r} in {path}; tables there: {there}")
+        found = _verified(path, name, newest, hinted, observer or _unobserved)
+        if found.healthy or manifest_path(folder, newest).exists():
+            return found
+    raise StoreError(
+        f"table {name!r} could not be verified: versions were cleaned away while they were read;"
+        " run it again when fewer processes write"
+    )
+
+
+def _verified(db: Path, name: str, version: int, hinted: int, observer: Observer) -> Verified:
+    began = time.monotonic()
+    look = Look(db, name, version, observer)
+    if hinted > version:
+        why = f"version {hinted} was written, and is gone; the newest is {version}"
+        look.damages.append(Damage(Kind.VERSION, why, VERSIONS))
+    look.run()
+    return Verified(
+        table=name,
+        version=version,
+        rows=look.rows,
+        read=look.read,
+        files=look.files,
+        bytes=look.bytes,
+        seconds=time.monotonic() - began,
+        damages=tuple(look.damages),
+        notes=(*look.notes, *_orphans(db / f"{name}.lance")),
+    )
+
+
+def _hinted(table: Path) -> int:
+    """Return the version that LanceDB noted last, 0 if it has noted none."""
+    try:
+        return int(json.loads((table / VERSIONS / HINT).read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _orphans(table: Path) -> Iterator[str]:
+    """Note files that no version names."""
+    named: set[str] = set()
+    for version in versions(table):
+        with suppress(TornManifest, OSError):
+            named |= whole.parts_of(read_manifest(table, version))
+    found = size = 0
+    for folder in (DATA, DELETIONS, INDICES):
+        with suppress(FileNotFoundError):
+            for path in (table / folder).iterdir():
+                if f"{folder}/{path.name}" not in named:
+                    found, size = found + 1, size + path.stat().st_size
+    if found:
+        yield (
+            f"{found:,} files ({size:,} bytes) belong to no version: a write under way has made"
+            " them, or one that was stopped; clean-ups remove them after some days"
+        )
+
+
+def _unobserved(done: int, of: int) -> None:
+    """Nobody watches."""
