@@ -34,7 +34,8 @@ def raw_rename():
         raise OSError(ctypes.get_errno(), "rename")
 
 tell("mkdir", lambda: os.mkdir(f"{folder}/inner"))
-tell("open", lambda: os.open(path, os.O_RDWR | os.O_CREAT))
+tell("create", lambda: os.close(os.open(path, os.O_RDONLY | os.O_CREAT)))
+tell("open", lambda: os.open(path, os.O_RDWR))
 fd = told["open"] if isinstance(told["open"], int) else os.open("/dev/null", os.O_RDWR)
 tell("flock", lambda: fcntl.flock(fd, fcntl.LOCK_EX))
 tell("write", lambda: os.write(fd, b"0123456789"))
@@ -52,7 +53,16 @@ print(json.dumps(told), flush=True)
 os._exit(0)
 """
 ONE_EACH = [
-    *(Kind.MKDIR, Kind.OPEN, Kind.FLOCK, Kind.WRITE, Kind.FSYNC, Kind.TRUNCATE, Kind.MMAP),
+    *(
+        Kind.MKDIR,
+        Kind.CREATE,
+        Kind.OPEN,
+        Kind.FLOCK,
+        Kind.WRITE,
+        Kind.FSYNC,
+        Kind.TRUNCATE,
+        Kind.MMAP,
+    ),
     *(Kind.CLOSE, Kind.LINK, Kind.UNLINK, Kind.RENAME, Kind.RENAME),
 ]
 ALL_WELL = {"flock": None, "write": 10, "mmap": None, "there": ["inner", "other"]}

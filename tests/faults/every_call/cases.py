@@ -11,7 +11,9 @@ from tests.faults.every_call.shim import NOTHING, Action, Called, Fault, Kind
 
 ALL = tuple(Kind)
 # What takes room on a disk, and fails where there is none.
-TAKES_ROOM = (Kind.WRITE, Kind.MKDIR, Kind.RENAME, Kind.LINK, Kind.TRUNCATE)
+TAKES_ROOM = (Kind.CREATE, Kind.WRITE, Kind.MKDIR, Kind.RENAME, Kind.LINK, Kind.TRUNCATE)
+# No system says of the others that there is no room.
+NO_ROOM = (*TAKES_ROOM, Kind.FSYNC, Kind.CLOSE, Kind.UNLINK)
 CHANGES_NAMES = (Kind.RENAME, Kind.LINK, Kind.UNLINK, Kind.MKDIR)
 
 
@@ -28,8 +30,8 @@ class Mode:
 MODES = {
     "eio": Mode(Action.FAIL, errno.EIO),
     "eio-on": Mode(Action.FAIL, errno.EIO, ongoing=True),
-    "enospc": Mode(Action.FAIL, errno.ENOSPC),
-    "enospc-on": Mode(Action.FAIL, errno.ENOSPC, ongoing=True),
+    "enospc": Mode(Action.FAIL, errno.ENOSPC, kinds=NO_ROOM),
+    "enospc-on": Mode(Action.FAIL, errno.ENOSPC, ongoing=True, kinds=NO_ROOM),
     "kill": Mode(Action.KILL),
     # It was done, but its caller is told that it failed.
     "done-eio": Mode(Action.FAIL_DONE, errno.EIO, kinds=(*CHANGES_NAMES, Kind.WRITE)),
@@ -86,6 +88,11 @@ class Case:
         """Whether files may be left behind: what would have removed them fails, or ends."""
         mode = DISK[self.mode] if self.kind == ANY else MODES[self.mode]
         return self.kind in ("unlink", ANY) or mode.action in (Action.KILL, Action.TEAR)
+
+    @property
+    def ongoing(self) -> bool:
+        """Whether more calls than one fail."""
+        return (DISK[self.mode] if self.kind == ANY else MODES[self.mode]).ongoing
 
 
 def sites(scenario: str, calls: Iterable[Called]) -> Iterator[Case]:

@@ -9,16 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from memworker import EmbeddingPool
 from tests.faults.every_call import shim
 from tests.faults.every_call.cases import Case
-from tests.faults.every_call.scenarios import (
-    KILLED,
-    SCENARIOS,
-    Bench,
-    Outcome,
-    watched,
-)
+from tests.faults.every_call.scenario import KILLED, Bench, Outcome, watched
+from tests.faults.every_call.scenarios import SCENARIOS
 from tests.faults.every_call.shim import Called, Control, Fault
 from tests.faults.every_call.zygote import Ended, Order, Zygote
 
@@ -62,8 +56,7 @@ class Driver:
         """Run one case in a folder of its own."""
         self._number += 1
         folder = self._folder / f"case-{self._number}"
-        for name in ("db", "tmp", "cache"):
-            (watched(folder) / name).mkdir(parents=True)
+        shutil.copytree(self._template(case.scenario), folder)
         try:
             return self._run(case, folder)
         finally:
@@ -72,16 +65,24 @@ class Driver:
     def close(self) -> None:
         self._zygote.close()
 
+    def _template(self, name: str) -> Path:
+        """Return the folder as it is before a scenario's job, made once."""
+        folder = self._folder / f"before-{name}"
+        if not folder.exists():
+            for inside in ("db", "tmp", "cache"):
+                (watched(folder) / inside).mkdir(parents=True)
+            SCENARIOS[name].prepare(folder, self._bench)
+        return folder
+
     def _run(self, case: Case, folder: Path) -> Result:
         scenario = SCENARIOS[case.scenario]
-        scenario.prepare(folder, self._bench)
         ended = self._child(case.scenario, folder, case.fault)
         texts = [(folder / name).read_text(errors="replace") for name in ("out", "err")]
-        outcome = Outcome(ended.status, *texts, messy=case.messy)
+        outcome = Outcome(ended.status, *texts, messy=case.messy, ongoing=case.ongoing)
         violations = list(_ended_well(ended, outcome))
-        violations += scenario.check(folder, outcome, self._bench)
+        violations += _said(scenario.check(folder, outcome, self._bench), "check")
         # The table as a crash left it must also be one that the job can go on with.
-        violations += (f"again: {one}" for one in scenario.finish(folder, self._bench))
+        violations += _said(scenario.finish(folder, self._bench), "again")
         return Result(
             case,
             self._control.acted,
@@ -115,11 +116,11 @@ def driver(folder: Path | None = None) -> Iterator[Driver]:
 def workshop(folder: Path | None = None) -> Iterator[tuple[Path, Path, Bench]]:
     """Give a folder, the library built, and the bench; all of it goes at the end."""
     inside = Path(tempfile.mkdtemp(prefix="memworker-faults-", dir=folder))
+    bench = Bench()
     try:
-        library = shim.build(inside)
-        with EmbeddingPool("echo", workers=1) as pool:
-            yield inside, library, Bench(pool)
+        yield inside, shim.build(inside), bench
     finally:
+        bench.close()
         shutil.rmtree(inside, ignore_errors=True)
 
 
@@ -130,6 +131,14 @@ def _ended_well(ended: Ended, outcome: Outcome) -> Iterator[str]:
         yield f"ended by signal {-ended.status}: {outcome.err[-1500:]}"
     if ended.left:
         yield f"{ended.left} processes were left behind"
+
+
+def _said(flaws: Iterator[str], when: str) -> Iterator[str]:
+    """Give the flaws, and as one of them what looking for them raised."""
+    try:
+        yield from (f"{when}: {flaw}" for flaw in flaws)
+    except Exception as error:
+        yield f"{when}: {type(error).__name__}: {error}"
 
 
 def _sites(calls: Iterator[Called], folder: Path) -> Iterator[str]:

@@ -36,7 +36,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum kind { OPEN, WRITE, FSYNC, RENAME, LINK, UNLINK, MMAP, MKDIR, FLOCK, CLOSE, TRUNCATE };
+enum kind { OPEN, CREATE, WRITE, FSYNC, RENAME, LINK, UNLINK, MMAP, MKDIR, FLOCK, CLOSE, TRUNCATE };
 enum action { COUNT, FAIL, KILL, FAIL_DONE, SHORT, TEAR };
 
 /* What the log says of a call, beyond a real errno: it went well, or the process was killed. */
@@ -186,7 +186,7 @@ static int refused(struct call call) {
     return ended(call, result != (type)-1) ? (type)refused(call) : result; \
   } while (0)
 
-/* open: all of them take an optional mode. */
+/* open: all of them take an optional mode. One that may make a file is a kind of its own. */
 
 #define MODE(flags) \
   mode_t mode = 0; \
@@ -197,12 +197,14 @@ static int refused(struct call call) {
     va_end(more); \
   }
 
+#define KIND(flags) ((flags) & O_CREAT || ((flags) & O_TMPFILE) == O_TMPFILE ? CREATE : OPEN)
+
 #define OPENS(name) \
   int name(const char *path, int flags, ...) { \
     MODE(flags); \
     REAL(name); \
     char joined[4400]; \
-    struct call call = begin(OPEN, armed() ? path_at(AT_FDCWD, path, joined, sizeof joined) : NULL, flags); \
+    struct call call = begin(KIND(flags), armed() ? path_at(AT_FDCWD, path, joined, sizeof joined) : NULL, flags); \
     FINISH(int, call, real(path, flags, mode)); \
   }
 
@@ -211,7 +213,7 @@ static int refused(struct call call) {
     MODE(flags); \
     REAL(name); \
     char joined[4400]; \
-    struct call call = begin(OPEN, armed() ? path_at(folder, path, joined, sizeof joined) : NULL, flags); \
+    struct call call = begin(KIND(flags), armed() ? path_at(folder, path, joined, sizeof joined) : NULL, flags); \
     FINISH(int, call, real(folder, path, flags, mode)); \
   }
 

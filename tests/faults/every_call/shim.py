@@ -22,16 +22,18 @@ class Kind(IntEnum):
     """Kinds of calls; `enum kind` of shim.c."""
 
     OPEN = 0
-    WRITE = 1
-    FSYNC = 2
-    RENAME = 3
-    LINK = 4
-    UNLINK = 5
-    MMAP = 6
-    MKDIR = 7
-    FLOCK = 8
-    CLOSE = 9
-    TRUNCATE = 10
+    # An open that may make a file.
+    CREATE = 1
+    WRITE = 2
+    FSYNC = 3
+    RENAME = 4
+    LINK = 5
+    UNLINK = 6
+    MMAP = 7
+    MKDIR = 8
+    FLOCK = 9
+    CLOSE = 10
+    TRUNCATE = 11
 
 
 class Action(IntEnum):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -108,6 +109,9 @@ def _prepare() -> None:
     from tests.faults.every_call import scenarios
 
     scenarios.warm_up()
+    # A child's last collection would otherwise copy every page of what was imported.
+    gc.collect()
+    gc.freeze()
 
 
 def _become(order: Order, control: Control) -> None:

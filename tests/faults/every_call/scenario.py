@@ -1,0 +1,185 @@
+"""What a scenario is, and what every run of one is held against."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from memworker import EmbeddingPool
+from memworker.errors import MemworkerError, TableNotFound
+from memworker.store import Table
+
+Arm = Callable[[], None]
+
+WATCHED = "watched"
+KILLED = -9
+# What no user may ever see, whatever fails.
+UNSEEMLY = ("Traceback", "panicked", "Exception ignored", "RuntimeWarning")
+NOTHING_COMMITTED = "nothing of this batch was committed"
+UNKNOWN = "cannot be told"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and what it said.
+
+    `messy` where files may have been left behind, `ongoing` where more than one call failed.
+    """
+
+    status: int
+    out: str
+    err: str
+    messy: bool = False
+    ongoing: bool = False
+
+    @property
+    def killed(self) -> bool:
+        return self.status == KILLED
+
+
+class Bench:
+    """What the driver lends to preparations and checks: pools that no fault concerns."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._pools: dict[str, EmbeddingPool] = {}
+
+    def pool(self, model: Any = "echo") -> EmbeddingPool:
+        """Return the pool of a model, started when it is first asked for."""
+        if str(model) not in self._pools:
+            self._pools[str(model)] = self._stack.enter_context(EmbeddingPool(model, workers=1))
+        return self._pools[str(model)]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Scenario:
+    """One job; `folder` holds its inputs, and `folder/watched` all that the faults concern."""
+
+    name = ""
+
+    def prepare(self, folder: Path, bench: Bench) -> None:
+        """Make what is there before the job; done once, and copied for each case."""
+
+    def run(self, folder: Path, arm: Arm) -> None:
+        """Do the job as a user does, in the child; `arm` begins the counting of calls."""
+        raise NotImplementedError
+
+    def check(self, folder: Path, outcome: Outcome, bench: Bench) -> Iterator[str]:
+        """Say what is wrong after a run with faults: falsely acknowledged, lost, unreadable."""
+        raise NotImplementedError
+
+    def finish(self, folder: Path, bench: Bench) -> Iterator[str]:
+        """Do the same job again, without faults, and say what is wrong then."""
+        raise NotImplementedError
+
+
+def watched(folder: Path) -> Path:
+    return folder / WATCHED
+
+
+def database(folder: Path) -> Path:
+    return folder / WATCHED / "db"
+
+
+def command(arm: Arm, *arguments: object) -> None:
+    """Run the command line in this process, to its exit."""
+    from memworker.cli.main import run
+
+    sys.argv = ["memworker", *map(str, arguments)]
+    arm()
+    run()
+
+
+def as_command(deed: Callable[[], object]) -> None:
+    """Do what no verb does, with the error and exit status that a verb would have."""
+    try:
+        told = deed()
+    except MemworkerError as error:
+        sys.stderr.write(f"memworker: {error}\n")
+        sys.exit(1)
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
+def seemly(outcome: Outcome, allowed: tuple[int, ...]) -> Iterator[str]:
+    """Check what every run must keep to: its exit status and what it may print."""
+    for word in UNSEEMLY:
+        if word in outcome.err or word in outcome.out:
+            yield f"{word} was shown: {outcome.err[-1500:]}"
+            return
+    if "standard output" in outcome.err:
+        yield f"standard output is blamed, and is whole: {outcome.err[-500:]}"
+    if outcome.status not in (*allowed, KILLED):
+        yield f"exit status {outcome.status}: {outcome.err[-500:]}"
+    if outcome.status == 1:
+        last = outcome.err.strip().splitlines()[-1:]
+        if not last or not last[0].startswith("memworker: "):
+            yield f"exit status 1 without a reason: {outcome.err!r}"
+
+
+def tidy(folder: Path, outcome: Outcome) -> Iterator[str]:
+    """Check that no temporary file is left, where none may be."""
+    if outcome.killed or outcome.messy:
+        return
+    stray = list((watched(folder) / "tmp").iterdir())
+    stray += [p for p in watched(folder).rglob("*") if p.suffix in (".tmp", ".part")]
+    if stray:
+        yield f"files left behind: {[str(path.relative_to(folder)) for path in stray]}"
+
+
+def all_rows(db: Path, table: str) -> Iterator[str | pa.Table]:
+    """Read a table, every column; None where there is none. What cannot be read is yielded."""
+    if not (db / f"{table}.lance").is_dir():
+        return None
+    try:
+        return Table.open(db, table).rows()
+    except TableNotFound:
+        return None
+    except Exception as error:
+        yield f"the table cannot be read: {type(error).__name__}: {str(error)[:400]}"
+        return None
+
+
+def right(db: Path, oracle: Mapping[str, str], table: str = "t") -> Iterator[str]:
+    """Check rows against the oracle, as far as they are there; give how many there are.
+
+    Every page is read, and each vector must be its text's, made by the echo model.
+    """
+    rows = yield from all_rows(db, table)
+    if rows is None:
+        return 0
+    ids, texts = rows["id"].to_pylist(), rows["text"].to_pylist()
+    yield from unique(ids)
+    there = dict(zip(ids, texts, strict=True))
+    odd = [row for row, text in there.items() if oracle.get(row) != text]
+    if odd:
+        yield f"rows that are not the input's: {odd[:3]}"
+    yield from echoed(rows)
+    return len(there)
+
+
+def unique(ids: list[str]) -> Iterator[str]:
+    if len(set(ids)) != len(ids):
+        yield f"{len(ids) - len(set(ids))} ids are there twice"
+
+
+def echoed(rows: pa.Table) -> Iterator[str]:
+    """Check that each vector is what the echo model gives for its text, as far as it tells."""
+    vectors = vectors_of(rows)
+    lengths = [len(text.encode()) for text in rows["text"].to_pylist()]
+    if vectors[:, 1].tolist() != lengths or not (vectors[:, 0] == 1).all():
+        yield "a vector is not its text's"
+
+
+def vectors_of(rows: pa.Table) -> np.ndarray:
+    flat = rows["vector"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(rows.num_rows, -1) if rows.num_rows else np.zeros((0, 2), np.float32)
