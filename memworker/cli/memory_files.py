@@ -28,6 +28,7 @@ from memworker.cli.memory_options import (
     say,
 )
 from memworker.errors import InputNotFound
+from memworker.store.disk import disk_errors
 
 if TYPE_CHECKING:
     from memworker.memory.transfer import Flaw
@@ -128,9 +129,11 @@ def _replaced(output: str) -> Iterator[BinaryIO]:
         return
     draft = Path(f"{output}.{os.getpid()}.part")
     try:
-        with draft.open("wb") as file:
-            yield file
-        draft.replace(output)
+        # What reading the table raises is a StoreError already: what is left is of this file.
+        with disk_errors(Path(output), "It is as it was. Make room, or name another file"):
+            with draft.open("wb") as file:
+                yield file
+            draft.replace(output)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -289,11 +289,15 @@ def finish(table: Table, waiting: Staged) -> list[str]:
         unknown = build_indices(table.db, table.name, waiting)
     except StoreError as error:
         return [f"the vectors are switched, but an index failed: {error}. Run the command again"]
-    staged.discard(waiting.folder.parent)
-    if not unknown:
-        return []
-    columns = ", ".join(unknown)
-    return [f"an index on {columns}, not of memworker's making, is gone; build it again"]
+    notes = []
+    try:
+        staged.discard(waiting.folder.parent)
+    except StoreError as error:
+        notes.append(f"the vectors are switched, but what was gathered for it is left: {error}")
+    if unknown:
+        columns = ", ".join(unknown)
+        notes.append(f"an index on {columns}, not of memworker's making, is gone; build it again")
+    return notes
 
 
 def _texts(part: _Part) -> pa.Array:

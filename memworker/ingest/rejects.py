@@ -11,7 +11,14 @@ from typing import IO, Self
 
 import msgspec
 
+from memworker.errors import StoreUnwritable
 from memworker.ingest.records import Reject
+from memworker.store.disk import disk_errors
+
+_SAFE = (
+    "What was committed before is safe. Make room, or name another file with --rejects, and run"
+    " the same command again"
+)
 
 
 class RejectFile:
@@ -25,11 +32,11 @@ class RejectFile:
         self._lock = threading.Lock()
 
     def add(self, rejects: Iterable[Reject]) -> None:
-        """Append rows, one JSON object a line."""
+        """Append rows, one JSON object a line. Raises StoreUnwritable."""
         lines = [msgspec.json.encode(reject) + b"\n" for reject in rejects]
         if not lines:
             return
-        with self._lock:
+        with self._lock, disk_errors(self.path, _SAFE):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -40,7 +47,8 @@ class RejectFile:
 
     def __enter__(self) -> Self:
         # A list left by an earlier run would be taken for this one's.
-        self.path.unlink(missing_ok=True)
+        with disk_errors(self.path, _SAFE):
+            self.path.unlink(missing_ok=True)
         return self
 
     def __exit__(
@@ -49,5 +57,12 @@ class RejectFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._file is None:
+            return
+        try:
+            with disk_errors(self.path, _SAFE):
+                self._file.close()
+        except StoreUnwritable:
+            # The error that ended the run is the one to be told.
+            if error is None:
+                raise

@@ -22,8 +22,8 @@ from typing import Self, TypeAlias
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
-from memworker.errors import StoreError, StoreUnwritable
 from memworker.failpoints import armed, reach
+from memworker.store.disk import disk_errors
 from memworker.store.durable import sync_path
 
 FILE = "journal.jsonl"
@@ -32,6 +32,8 @@ _CHECK_BYTES = len(_CHECK % ("0" * 16))
 # Beyond this, only the last commit of each run is kept, of this many runs.
 _CONDENSE_BYTES = 1 << 20
 _CONDENSED_RUNS = 200
+_UNTOUCHED = "Nothing was written to the table. Make room, or change the file's permissions"
+_SAFE = "What was committed before is safe. Make room, and run the same command again to go on"
 
 
 class InputFile(msgspec.Struct, frozen=True):
@@ -110,40 +112,33 @@ class Journal:
         self._path = folder / FILE
         self._durable = durable
         self.before = self._prepare(identity)
-        try:
+        with disk_errors(self._path, _UNTOUCHED):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        except OSError as error:
-            raise StoreUnwritable(
-                f"cannot write {self._path}: {error.strerror or error}; change its permissions"
-            ) from error
-        try:
-            for path in (self._path, folder, folder.parent, folder.parent.parent) * durable:
-                sync_path(path)
-        except OSError as error:
-            self.close()
-            raise StoreError(
-                f"{error.filename} cannot be forced to the disk: {error.strerror}. Nothing was"
-                " committed; look at the disk"
-            ) from error
+            try:
+                for path in (self._path, folder, folder.parent, folder.parent.parent) * durable:
+                    sync_path(path)
+            except OSError:
+                self.close()
+                raise
 
     def append(self, record: Record) -> None:
-        """Write one record. Raises StoreError, and leaves no half line, when it cannot."""
-        line, length = encode(record), os.fstat(self._fd).st_size
-        try:
-            _write(self._fd, line)
-            if self._durable:
-                os.fsync(self._fd)
-        except OSError as error:
-            # A line that stays torn is dropped by its check.
-            with suppress(OSError):
-                os.ftruncate(self._fd, length)
-            raise StoreError(
-                f"{self._path} cannot be written: {error.strerror or error}. What was committed"
-                " before is safe; make room, and run the same command again to go on"
-            ) from error
+        """Write one record. Raises StoreUnwritable, and leaves no half line, when it cannot."""
+        with disk_errors(self._path, _SAFE):
+            line, length = encode(record), os.fstat(self._fd).st_size
+            try:
+                _write(self._fd, line)
+                if self._durable:
+                    os.fsync(self._fd)
+            except OSError:
+                # A line that stays torn is dropped by its check.
+                with suppress(OSError):
+                    os.ftruncate(self._fd, length)
+                raise
 
     def close(self) -> None:
-        os.close(self._fd)
+        # Nothing depends on the journal, and each line was written whole.
+        with suppress(OSError):
+            os.close(self._fd)
         # An append that comes too late must not meet somebody else's file.
         self._fd = -1
 
@@ -159,10 +154,7 @@ class Journal:
         self.close()
 
     def _prepare(self, identity: str | None) -> tuple[Record, ...]:
-        try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
-            return ()
+        raw = _raw(self._path)
         records = decode(raw)
         if any(record.table not in (None, identity) for record in records):
             records = ()
@@ -175,10 +167,7 @@ class Journal:
 
 def read(folder: Path) -> tuple[Record, ...]:
     """Return the good records of a table's journal; empty when there is none."""
-    try:
-        return decode((folder / FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
+    return decode(_raw(folder / FILE))
 
 
 def last_version(records: Iterable[Record], identity: str | None = None) -> int | None:
@@ -224,6 +213,14 @@ def condensed(records: Sequence[Record]) -> tuple[Record, ...]:
     )
 
 
+def _raw(path: Path) -> bytes:
+    with disk_errors(path, _UNTOUCHED, doing="read"):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+
+
 def _decode_line(line: bytes) -> Record | None:
     body, check = line[:-_CHECK_BYTES] + b"}", line[-_CHECK_BYTES:]
     if check != (_CHECK % xxh3_64_hexdigest(body)).encode():
@@ -251,13 +248,12 @@ def _write_all(fd: int, data: bytes) -> None:
 def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     # One name, for there is one writer: what a kill leaves is overwritten the next time.
     temporary = path.with_name(f"{FILE}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.chmod(0o600)
-        if durable:
-            sync_path(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path, _UNTOUCHED):
+        try:
+            temporary.write_bytes(content)
+            temporary.chmod(0o600)
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +74,7 @@ class Reembedding:
         self._staged = staged
         self._before = read_field_metadata(self._handle.schema, name)
         self._writes = Writes(self._handle, db)
+        self._seen = -1
 
     def missing(self) -> Iterator[Missing]:
         """Look at every row, chunk by chunk, and give the texts whose vectors are not staged.
@@ -114,21 +114,23 @@ class Reembedding:
         self._staged.note_indices(self._indices())
         doing = f"re-embedding table {self._name!r}"
         with lance_errors(doing):
-            seen = int(self._handle.version)
+            before = int(self._handle.version)
             # The copy looks after interrupts itself.
             landed = self._writes.commit(
-                doing, partial(self._copy, seen), self._came, seen=seen, run=lambda copy: copy()
+                doing, self._copy, self._came, seen=before, run=lambda copy: copy()
             )
-            if landed.version <= seen + 1:
-                return landed.version if landed.version > seen else None
+            if landed.version <= self._seen + 1:
+                return landed.version if landed.version > self._seen else None
             # The commit of the other program is in the version before ours, and not in ours.
             self._writes.restore(landed.version - 1)
             return None
 
-    def _copy(self, seen: int) -> Landed:
-        copy = _Copy(self._handle, self._staged, self._schema(), seen)
+    def _copy(self) -> Landed:
+        # Later than the first look, where a copy was not whole and has been taken back.
+        self._seen = int(self._handle.version)
+        copy = _Copy(self._handle, self._staged, self._schema(), self._seen)
         made = copy.run(self._connection, self._name)
-        return Landed(seen if made is None else made, 0)
+        return Landed(self._seen if made is None else made, 0)
 
     def _came(self, _: int) -> Landed | None:
         space, _identity = read_field_metadata(self._handle.schema, self._name)

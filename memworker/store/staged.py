@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +27,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_128_digest
 
-from memworker.errors import StoreError, TableMismatch
+from memworker.errors import TableMismatch
+from memworker.store.disk import disk_errors
 from memworker.store.durable import sync_path
 from memworker.store.keys import string_array
 from memworker.store.schema import Vectors, VectorSpace
@@ -38,6 +40,7 @@ Places = npt.NDArray[np.int64]
 
 _SPACE, _VECTORS, _TEXTS = "space.json", "vectors.f32", "texts.xxh3"
 _DIGEST = np.dtype("S16")
+_AS_IT_WAS = "The table is as it was. Make room, and run the same command again to go on"
 
 
 class Staged:
@@ -48,27 +51,34 @@ class Staged:
         self.folder = folder
         self._row_bytes = 4 * space.dim
         self._runs: list[tuple[Digests, Places]] = []
-        self._rows = _whole_rows(folder, space.dim)
-        self._files = [_opened(folder / _VECTORS), _opened(folder / _TEXTS)]
-        self._cut_off()
-        self._index(np.fromfile(folder / _TEXTS, _DIGEST), 0)
+        self._files: list[int] = []
+        with disk_errors(folder, _AS_IT_WAS):
+            self._rows = _whole_rows(folder, space.dim)
+            try:
+                self._files += (_opened(folder / name) for name in (_VECTORS, _TEXTS))
+                self._cut_off()
+                self._index(np.fromfile(folder / _TEXTS, _DIGEST), 0)
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def open(cls, folder: Path, table: str, space: VectorSpace) -> Staged:
         """Go on with what an earlier run has filled, or begin.
 
-        Raises TableMismatch when that run was for another space (see `discard`).
+        Raises TableMismatch when that run was for another space (see `discard`), StoreUnwritable.
         """
         path = folder / FOLDER
-        there = unfinished(folder)
+        there = _read(path)
         if there is None:
             discard(folder)
-            path.mkdir(mode=0o700)
+            with disk_errors(path, _AS_IT_WAS):
+                path.mkdir(mode=0o700)
             _write_space(path, space, ())
             return cls(path, space, ())
-        if there != space:
-            raise TableMismatch(other_is_unfinished(folder, table, there))
-        return cls(path, space, _read(path)[1])
+        if there[0] != space:
+            raise TableMismatch(other_is_unfinished(folder, table, there[0]))
+        return cls(path, *there)
 
     def __len__(self) -> int:
         return self._rows
@@ -78,17 +88,17 @@ class Staged:
         return self._find(digests) >= 0
 
     def add(self, digests: Digests, vectors: Vectors) -> None:
-        """Keep vectors (float32[n, dim]) for good. Raises StoreError when the disk is full."""
-        try:
-            # The digests last: they say that the vectors before them are whole.
-            for fd, data in zip(self._files, (vectors, digests), strict=True):
-                _write(fd, np.ascontiguousarray(data).data.cast("B"))
-        except OSError as error:
-            self._cut_off()
-            raise StoreError(
-                f"{self.folder} cannot be written: {error.strerror or error}; the table is as it"
-                " was. Make room, and run the same command again to go on"
-            ) from error
+        """Keep vectors (float32[n, dim]) for good. Raises StoreUnwritable when the disk is full."""
+        with disk_errors(self.folder, _AS_IT_WAS):
+            try:
+                # The digests last: they say that the vectors before them are whole.
+                for fd, data in zip(self._files, (vectors, digests), strict=True):
+                    _write(fd, np.ascontiguousarray(data).data.cast("B"))
+            except OSError:
+                # If that fails too, the next run does it: what is there in part counts as nothing.
+                with suppress(OSError):
+                    self._cut_off()
+                raise
         self._index(digests, self._rows)
         self._rows += len(digests)
 
@@ -98,7 +108,8 @@ class Staged:
         if not self._rows:
             return np.zeros((len(places), self.space.dim), np.float32), places >= 0
         shape = (self._rows, self.space.dim)
-        file = np.memmap(self.folder / _VECTORS, np.float32, "r", shape=shape)
+        with disk_errors(self.folder / _VECTORS, _AS_IT_WAS, doing="read"):
+            file = np.memmap(self.folder / _VECTORS, np.float32, "r", shape=shape)
         return np.asarray(file[np.maximum(places, 0)]), places >= 0
 
     def note_indices(self, indices: Sequence[str]) -> None:
@@ -107,9 +118,10 @@ class Staged:
         _write_space(self.folder, self.space, self.indices)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files, all of whose content was forced to the disk before."""
         for fd in self._files:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
         self._files = []
 
     def _cut_off(self) -> None:
@@ -143,10 +155,8 @@ def text_digests(texts: pa.Array | pa.ChunkedArray) -> Digests:
 
 def unfinished(folder: Path) -> VectorSpace | None:
     """Return the space that a re-embedding, begun and not ended, goes to."""
-    try:
-        return _read(folder / FOLDER)[0]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    there = _read(folder / FOLDER)
+    return there[0] if there is not None else None
 
 
 def other_is_unfinished(folder: Path, table: str, space: VectorSpace) -> str:
@@ -160,22 +170,39 @@ def other_is_unfinished(folder: Path, table: str, space: VectorSpace) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Drop what a re-embedding has filled; the table is as it is."""
-    # Without this file the rest counts as nothing.
-    (folder / FOLDER / _SPACE).unlink(missing_ok=True)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    """Drop what a re-embedding has filled; the table is as it is. Raises StoreUnwritable."""
+    path = folder / FOLDER
+    with disk_errors(path, "Remove that folder, which nobody needs any more", doing="removed"):
+        # Without this file the rest counts as nothing.
+        (path / _SPACE).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
-def _read(path: Path) -> tuple[VectorSpace, list[str]]:
-    told = json.loads((path / _SPACE).read_text())
-    return VectorSpace(**told["space"]), told["indices"]
+def _read(path: Path) -> tuple[VectorSpace, list[str]] | None:
+    """Return the space and the indices noted; None where nothing is that one could go on with.
+
+    Raises StoreUnwritable: what cannot be read now may hold hours of work.
+    """
+    with disk_errors(path, "The table is as it was. Run the same command again", doing="read"):
+        try:
+            told = json.loads((path / _SPACE).read_text())
+            return VectorSpace(**told["space"]), told["indices"]
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
 
 
 def _write_space(path: Path, space: VectorSpace, indices: Sequence[str]) -> None:
     temporary = path / f"{_SPACE}.tmp"
-    temporary.write_text(json.dumps({"space": asdict(space), "indices": list(indices)}))
-    sync_path(temporary)
-    os.replace(temporary, path / _SPACE)
+    with disk_errors(path / _SPACE, _AS_IT_WAS):
+        try:
+            told = {"space": asdict(space), "indices": list(indices)}
+            temporary.write_text(json.dumps(told))
+            sync_path(temporary)
+            os.replace(temporary, path / _SPACE)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def _whole_rows(path: Path, dim: int) -> int:

@@ -44,7 +44,7 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
-from memworker.store.schema import bad_vectors, is_durable, read_field_metadata, vectors_of
+from memworker.store.schema import bad_vectors, is_durable, vectors_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,8 +85,6 @@ class Writes:
     def __init__(self, handle: LanceTable, db: Path, locked: Locked | None = None) -> None:
         self.handle = handle
         self._db, self._name = db, str(handle.name)
-        space, _ = read_field_metadata(handle.schema, self._name)
-        self._dim = space.dim
         self.durable = is_durable(handle.schema)
         self._locked = locked or partial(hold, state_dir(db, self._name), "commit")
         self._folder = db / f"{self._name}.lance"
@@ -269,12 +267,14 @@ class Writes:
 
     def _read_back(self, fragments: list[Fragment]) -> None:
         """Read new rows, every column."""
+        # Of the newest version: a commit may have given the table vectors of another size.
+        dim = self.handle.schema.field("vector").type.list_size if fragments else 0
         for fragment in fragments:
             name = fragment.files[0].path
             rows = f"_rowid >= {fragment.id << 32} AND _rowid < {(fragment.id + 1) << 32}"
             try:
                 batches = list(self.handle.search().where(rows).to_batches())
-                bad = [len(bad_vectors(vectors_of(b["vector"], self._dim))) for b in batches]
+                bad = [len(bad_vectors(vectors_of(b["vector"], dim))) for b in batches]
             except Exception as error:
                 why = explain("reading", error)
                 raise _NotWhole(f"{name} cannot be read back: {why}") from error

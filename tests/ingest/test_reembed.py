@@ -91,6 +91,15 @@ def test_the_whole_table_gets_vectors_of_the_other_model(db, one, wider):
     assert not (db / ".memworker/t/reembed").exists()
 
 
+def test_a_durable_table_stays_one(db, one, wider):
+    """Its new rows are read back, by their new size, before the switch is believed."""
+    made(db, one).set_durable(True)
+    assert reembed(db, "t", pool=wider).switched
+    table = Table.open(db, "t")
+    assert table.durable and table.space.dim == 2 * DIM
+    finds_itself(table, wider, "text 0", "text 299")
+
+
 def test_an_empty_table_and_equal_texts(db, one, two):
     table = Table.create(db, "t", VectorSpace.of(one.identity))
     assert reembed(db, "t", pool=two).switched
