@@ -22,6 +22,12 @@ _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 _ERRORS = (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError)
 # What another library's thread dies of, which LanceDB's binding hands on as it is.
 _PANIC = "RustPanic"
+# LanceDB keeps what it has read of every version and of every index, replaced ones too, until its
+# caches are full: by default 1 GiB and 6 GiB of them, to which a process that writes for hours
+# grows. The index of a million rows of 384 dimensions takes some 400 MB; what tells where a
+# version's columns lie, some kilobytes a fragment.
+INDEX_CACHE_BYTES = 512 * 2**20
+METADATA_CACHE_BYTES = 32 * 2**20
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -56,7 +62,8 @@ def connect(db: Path, *, writable: bool) -> LanceDBConnection:
     import lancedb
 
     with lance_errors(f"opening the database {db}"):
-        return lancedb.connect(db, read_consistency_interval=timedelta(0))
+        caches = lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
+        return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
 
 
 def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable:

@@ -17,7 +17,7 @@ from memworker.errors import (
     TableNotFound,
     UsageError,
 )
-from memworker.store import RowStatus, Table, VectorSpace, records, table_names
+from memworker.store import RowStatus, Table, VectorSpace, lance, records, table_names
 from tests.store.helpers import DIM, SPACE, batch, numbered, texts_by_id, vector_of
 
 
@@ -403,3 +403,16 @@ def test_the_first_row_superseded_while_a_search_begins_is_hidden(table, way):
     else:
         hits = table.search_many(vector_of("words")[None])[0]
     assert [hit.id for hit in hits] == ["second"]
+
+
+def test_what_is_kept_in_memory_of_versions_is_bounded(tmp_path, monkeypatch):
+    """A process that writes for hours makes many, and LanceDB keeps what it read of each."""
+    made, session = [], lancedb.Session
+    monkeypatch.setattr(lancedb, "Session", lambda *sizes: made.append(session(*sizes)) or made[-1])
+    monkeypatch.setattr(lance, "METADATA_CACHE_BYTES", 1 << 16)
+    table = Table.create(tmp_path, "t", SPACE)
+    for start in range(0, 60, 3):
+        table.append(numbered(start, start + 3))
+        assert table.rows({"id": f"id-{start}"}).num_rows == 1
+    # Twenty versions are 0.8 MB otherwise.
+    assert 0 < sum(each.size_bytes for each in made) < 1 << 17
