@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +52,9 @@ def optimize(
     table: TableName,
     keep_minutes: Annotated[
         float,
-        typer.Option(min=0, max=1e6, help="Keep versions as young as this; 0: the newest alone."),
+        typer.Option(
+            min=0, max=1e6, help="Keep versions superseded so shortly ago; 0: the newest alone."
+        ),
     ] = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -66,15 +67,13 @@ def optimize(
     opened = Table.open(db, table)
     before = opened.info()
     built = opened.ensure_index()
-    with warnings.catch_warnings():
-        # LanceDB warns of 0, which nobody gives by accident.
-        warnings.simplefilter("ignore", UserWarning)
-        opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
+    cleaned = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
     after = opened.info()
     line = (
         f"{after.rows} rows: {before.fragments} fragments became {after.fragments}, "
         f"{size(before.bytes_on_disk)} became {size(after.bytes_on_disk)}"
         + (", index built" if built else "")
+        + (f"; {cleaned.kept} older versions are kept" if cleaned.kept else "")
     )
     result = {
         "table": table,
@@ -85,8 +84,13 @@ def optimize(
         "bytes_before": before.bytes_on_disk,
         "bytes_on_disk": after.bytes_on_disk,
         "index_built": built,
+        "versions_deleted": cleaned.versions,
+        "versions_kept": cleaned.kept,
+        "note": cleaned.note,
     }
     print_result(line, result, as_json=as_json)
+    if cleaned.note:
+        print(f"memworker: {cleaned.note}", file=sys.stderr)
 
 
 @app.command()

@@ -84,7 +84,7 @@ def _agreed(folder: str, inode: int) -> Kind:
     kind = _probe(Path(folder))
     draft = Path(folder, f".locking-{secrets.token_hex(8)}")
     try:
-        draft.write_text(kind.value)
+        _write(draft, kind)
         return _note(draft, note, kind)
     except OSError:
         # No links here, or a full disk: each finds out by itself, and all find the same.
@@ -99,6 +99,11 @@ def _noted(note: Path) -> Kind | None:
         return Kind(note.read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _write(draft: Path, kind: Kind) -> None:
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(kind.value)
 
 
 def _note(draft: Path, note: Path, kind: Kind) -> Kind:

@@ -1,6 +1,7 @@
 """The LanceDB table of records: what is written once, found again, and never twice."""
 
 from memworker.store.change import Change
+from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.filters import parse_where
 from memworker.store.index import IndexInfo
@@ -18,6 +19,7 @@ __all__ = [
     "MAX_LIMIT",
     "Appended",
     "Change",
+    "Cleaned",
     "Hit",
     "IndexInfo",
     "OnConflict",

@@ -28,7 +28,7 @@ _JOB_PATIENCE_S = 0.2
 _DOING = {
     "job": "is ingesting into table {0!r}, or re-embedding it",
     "tend": "is optimising table {0!r} or building an index of it",
-    "read": "is reading table {0!r}, or deleting old versions of it",
+    "read": "is deleting old versions of table {0!r}",
 }
 
 

@@ -66,13 +66,17 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One version of a table; `path` and `transaction` are files below the table's folder."""
+    """One version of a table; `path` and `transaction` are files below the table's folder.
+
+    `features` are the bits of what a program must know to read it or write the next.
+    """
 
     version: int
     path: str
     fragments: tuple[Fragment, ...]
     indices: tuple[Index, ...]
     transaction: str | None
+    features: int = 0
 
     @property
     def files(self) -> dict[str, int]:
@@ -132,6 +136,7 @@ def _parsed(raw: bytes, path: Path) -> Manifest:
         fragments=tuple(map(_fragment, message.fragments)),
         indices=indices,
         transaction=f"{TRANSACTIONS}/{transaction}" if transaction else None,
+        features=message.reader_features | message.writer_features,
     )
 
 
@@ -195,6 +200,8 @@ _FIELDS: dict[str, dict[int, tuple[str, str, bool]]] = {
         2: ("fragments", "DataFragment", True),
         3: ("version", "uint64", False),
         6: ("index_section", "uint64", False),
+        9: ("reader_features", "uint64", False),
+        10: ("writer_features", "uint64", False),
         12: ("transaction_file", "string", False),
     },
     "DataFragment": {

@@ -31,6 +31,7 @@ from memworker.failpoints import reach
 from memworker.store import index, lock
 from memworker.store import text as words
 from memworker.store.lance import connect, lance_errors, open_table
+from memworker.store.readers import Readers
 from memworker.store.schema import (
     bad_vectors,
     is_durable,
@@ -75,6 +76,7 @@ class Reembedding:
         self._before = read_field_metadata(self._handle.schema, name)
         self._writes = Writes(self._handle, db)
         self._seen = -1
+        self._readers = Readers(db, name)
 
     def missing(self) -> Iterator[Missing]:
         """Look at every row, chunk by chunk, and give the texts whose vectors are not staged.
@@ -96,13 +98,17 @@ class Reembedding:
     def locked(self) -> Iterator[None]:
         """Keep everyone else from writing, upkeep too. Raises TableLocked, StoreError."""
         folder = lock.state_dir(self._db, self._name)
-        with lock.hold(folder, "tend"), lock.hold(folder, "commit"):
+        with lock.hold(folder, "tend"), lock.hold(folder, "commit") as held:
+            self._writes.held = held
             if read_field_metadata(self._handle.schema, self._name) != self._before:
                 raise StoreError(
                     f"table {self._name!r} was dropped and made again while it was re-embedded;"
                     " run the same command again"
                 )
-            yield
+            try:
+                yield
+            finally:
+                self._writes.held = None
 
     def switch(self) -> int | None:
         """Give every row its new vector in one commit; return the version, with the lock held.
@@ -137,11 +143,14 @@ class Reembedding:
         return Landed(int(self._handle.version), 0) if space == self._staged.space else None
 
     def _rows_after(self, address: int) -> pa.Table:
-        with lance_errors(f"reading table {self._name!r}"):
+        def read() -> pa.Table:
             query = self._handle.search().select(["id", "text"]).with_row_id(True)
             if address >= 0:
                 query = query.where(f"_rowid > {address}")
             return query.limit(CHUNK_ROWS).to_arrow()
+
+        with lance_errors(f"reading table {self._name!r}"):
+            return self._readers.ask(read)
 
     def _indices(self) -> list[str]:
         return sorted({name for each in self._handle.list_indices() for name in each.columns})
@@ -164,15 +173,16 @@ def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
     writes = Writes(open_table(connect(db, writable=True), db, name), db)
     writes.force()
     unknown = []
-    for column in staged.indices:
-        if column == "vector":
-            index.build(writes, staged.space.distance)
-        elif column == "text":
-            words.build(writes)
-        elif column in SCALAR_COLUMNS:
-            build_scalar(writes, column)
-        else:
-            unknown.append(column)
+    with lock.hold(lock.state_dir(db, name), "tend"):
+        for column in staged.indices:
+            if column == "vector":
+                index.build(writes, staged.space.distance)
+            elif column == "text":
+                words.build(writes)
+            elif column in SCALAR_COLUMNS:
+                build_scalar(writes, column)
+            else:
+                unknown.append(column)
     return unknown
 
 

@@ -19,10 +19,10 @@ def scan(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows that meet a filter, in the order of their commits, superseded ones too.
 
-    They are those of the version at the first step, whatever is written meanwhile.
-    Raises StoreError; also when the scan takes so long that upkeep has deleted the version.
+    They are those of the version at the first step, whatever is written meanwhile, and no
+    clean-up deletes that until the last step. Raises StoreError, TableLocked.
     """
-    with lance_errors(f"reading table {table.name!r}"):
+    with table.keeping_versions(), lance_errors(f"reading table {table.name!r}"):
         query = table._handle.search().select(list(columns))
         if where:
             query = query.where(to_sql(where))

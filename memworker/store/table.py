@@ -19,6 +19,7 @@ from memworker.store import fuse, index, lock, read, search, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
+from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
@@ -31,6 +32,7 @@ from memworker.store.lance import (
     table_name,
 )
 from memworker.store.lock import ensure_writable
+from memworker.store.readers import Readers
 from memworker.store.schema import (
     Vectors,
     VectorSpace,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KEEP_VERSIONS = timedelta(hours=1)
-"""Old versions this young may still be read by a search that is under way elsewhere."""
+"""A version that was superseded so shortly ago may still be read by another program."""
 
 
 class Table:
@@ -71,7 +73,8 @@ class Table:
         self._appender = Appender(self._writes)
         self._mortals = (-1, False)
         self._same_vectors_at = -1
-        self._keeper = Keeper(self._writes, self.space.distance, commits)
+        self._keeper = Keeper(self._writes, db, self.space.distance, commits)
+        self._readers = Readers(db, name)
         self._mutex = threading.RLock()
         self._writing_now = False
         self._text_indexed = False
@@ -166,7 +169,8 @@ class Table:
         """
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
         with self._mutex, lance_errors(f"reading the ids of table {self.name!r}"):
-            statuses = self._appender.classify(ids, string_array(dedup_keys))
+            classify = partial(self._appender.classify, ids, string_array(dedup_keys))
+            statuses = self._readers.ask(classify)
         self._must_have_the_same_vectors()
         return statuses
 
@@ -277,7 +281,8 @@ class Table:
             self._text_indexed = True
             return False
         ensure_writable(self.db, self.name)
-        words.build(self._writes)
+        with self.tending():
+            words.build(self._writes)
         return True
 
     def rows(
@@ -293,20 +298,16 @@ class Table:
 
         Superseded and expired rows too, unless `live_only`.
         """
+        wanted: dict[str, Any] = {"columns": columns, "limit": limit, "offset": offset}
+        rows = partial(read.rows, self._handle, where, live_only=live_only, **wanted)
         with lance_errors(f"reading table {self.name!r}"):
-            return read.rows(
-                self._handle,
-                where,
-                columns=columns,
-                limit=limit,
-                offset=offset,
-                live_only=live_only,
-            )
+            return self._readers.ask(rows)
 
     def count(self, where: Mapping[str, Any] | None = None, *, live_only: bool = False) -> int:
         """Return how many rows meet a filter; those that searches hide too, unless `live_only`."""
         with lance_errors(f"counting the rows of table {self.name!r}"):
-            return read.count(self._handle, where, live_only=live_only)
+            count = partial(read.count, self._handle, where, live_only=live_only)
+            return self._readers.ask(count)
 
     @contextmanager
     def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
@@ -340,22 +341,40 @@ class Table:
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
         with lance_errors(f"reading table {self.name!r}"):
-            return describe(self._handle, self.db, self.name)
+            return self._readers.ask(partial(describe, self._handle, self.db, self.name))
 
-    def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> None:
+    def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> Cleaned:
         """Compact small fragments, bring the index up to date, delete older versions.
 
-        Takes no lock: appends of other processes go on meanwhile. Only where
-        updates come in between again and again, it makes them wait.
+        A version goes when it was superseded longer than `keep_versions` ago, and nobody
+        reads the table for long (`keeping_versions`). Appends of other processes go on
+        meanwhile; only where updates come in between again and again, it makes them wait.
+        Raises TableLocked while another process tends the table; StoreError, also where
+        this process's clock is days ahead of the file system's.
         """
-        with lance_errors(f"optimising table {self.name!r}"):
-            upkeep.fold(self._writes, keep_versions, self._any_commit)
+        with self.tending(), lance_errors(f"optimising table {self.name!r}"):
+            return upkeep.fold(self._writes, self.db, keep_versions, self._any_commit)
+
+    @contextmanager
+    def tending(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
+        """Let nobody else compact, index or clean up meanwhile. Raises TableLocked."""
+        folder = lock.state_dir(self.db, self.name)
+        with lock.hold(folder, "tend", timeout_s=timeout_s):
+            yield
+
+    def keeping_versions(self) -> AbstractContextManager[None]:
+        """Let no version be deleted meanwhile: for who reads one version in many steps."""
+        return self._readers.keep()
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
         if self.count() < min_rows or index.has_vector_index(self._handle):
             return False
-        index.build(self._writes, self.space.distance)
+        with self.tending():
+            # Whoever had the lock before may have built it.
+            if index.has_vector_index(self._handle):
+                return False
+            index.build(self._writes, self.space.distance)
         return True
 
     def ensure_scope_indices(self) -> tuple[str, ...]:
@@ -363,19 +382,21 @@ class Table:
         with lance_errors(f"reading table {self.name!r}"):
             there = {name for each in self._handle.list_indices() for name in each.columns}
         missing = tuple(name for name in upkeep.SCALAR_COLUMNS if name not in there)
-        for column in missing:
-            upkeep.build_scalar(self._writes, column)
+        if missing:
+            with self.tending():
+                for column in missing:
+                    upkeep.build_scalar(self._writes, column)
         return missing
 
     def upkeep(self) -> Upkeep:
         """Return what the table needs for searches and commits to stay fast; under 1 ms."""
         with lance_errors(f"reading table {self.name!r}"):
-            return self._keeper.look()
+            return self._readers.ask(self._keeper.look)
 
     def tending_due(self) -> bool:
         """Tell whether to call `tend` now: something is due, and the last call is rested from."""
         with lance_errors(f"reading table {self.name!r}"):
-            return self._keeper.due()
+            return self._readers.ask(self._keeper.due)
 
     def tend(self) -> Tended:
         """Do one step of upkeep, if one is due: see upkeep.py. For a background thread.
@@ -384,7 +405,7 @@ class Table:
         which small fragments are gathered. Does nothing while another process tends.
         """
         try:
-            with lock.hold(lock.state_dir(self.db, self.name), "tend", timeout_s=0):
+            with self.tending(timeout_s=0):
                 return self._keeper.tend()
         except TableLocked:
             return Tended(None, 0.0)
@@ -400,14 +421,14 @@ class Table:
         with self._mutex:
             if self._writing_now:
                 raise UsageError("a change of this table is open; write through it, or after it")
-            with lock.hold(folder, "commit", timeout_s=timeout_s):
+            with lock.hold(folder, "commit", timeout_s=timeout_s) as self._writes.held:
                 self._writing_now = True
                 try:
                     with lance_errors(f"reading table {self.name!r}"):
                         self._must_be_the_same_table()
                     yield
                 finally:
-                    self._writing_now = False
+                    self._writing_now, self._writes.held = False, None
 
     def _any_commit(self) -> AbstractContextManager[None]:
         return self._locked(lock.COMMIT_TIMEOUT_S)
@@ -442,13 +463,13 @@ class Table:
     ) -> T:
         """Ask, leaving expired and superseded rows out unless they are wanted."""
         if include_expired:
-            return ask(options)
+            return self._readers.ask(partial(ask, options))
         alive_only = self._has_mortals()
-        found = ask(replace(options, alive_only=alive_only))
+        found = self._readers.ask(partial(ask, replace(options, alive_only=alive_only)))
         if alive_only or not self._has_mortals():
             return found
         # The first such row of this table came while it was searched, and may be among the found.
-        return ask(replace(options, alive_only=True))
+        return self._readers.ask(partial(ask, replace(options, alive_only=True)))
 
     def _has_mortals(self) -> bool:
         """Tell whether any row expires or is superseded, asking once a version until one does.

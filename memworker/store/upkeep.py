@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from memworker.store import index, text
+from memworker.store import clock, index, lock, text
+from memworker.store.cleanup import Cleaned, clean
 from memworker.store.lance import lance_errors
 from memworker.store.writes import CameFirst, Landed, Writes
 
@@ -40,7 +42,7 @@ SEGMENTS_MAX = 8
 UNINDEXED_MIN = 1_000
 _UNINDEXED_SHARE = 0.01
 
-# A search or a scan elsewhere may still read a version of this age.
+# Another program may still read a version that was superseded so long ago.
 KEEP_VERSIONS = timedelta(minutes=5)
 # Upkeep rests so many times as long as it worked, so that it never takes over the machine.
 _REST = 9
@@ -58,6 +60,7 @@ class Step(StrEnum):
     REBUILD = "rebuild"
     FOLD = "fold"
     GATHER = "gather"
+    CLEAN = "clean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Upkeep:
     """How much a table needs upkeep. Cheap to ask for: under 1 ms.
 
     `missing` are the columns that are worth an index and have none.
-    `segments` are the parts of the vector index.
+    `segments` are the parts of the vector index. `leftover`: of the table or an
+    index there is a former copy, which nobody can be reading any more.
     """
 
     rows: int
@@ -73,6 +77,7 @@ class Upkeep:
     unindexed_rows: int
     segments: int
     missing: tuple[str, ...]
+    leftover: bool = False
 
     @property
     def step(self) -> Step | None:
@@ -83,7 +88,9 @@ class Upkeep:
             return Step.REBUILD
         if self.unindexed_rows >= max(UNINDEXED_MIN, _UNINDEXED_SHARE * self.rows):
             return Step.FOLD
-        return Step.GATHER if self.small_fragments >= FRAGMENTS_MAX else None
+        if self.small_fragments >= FRAGMENTS_MAX:
+            return Step.GATHER
+        return Step.CLEAN if self.leftover else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +104,12 @@ class Tended:
 class Keeper:
     """Does the upkeep of one table, a step at a time."""
 
-    def __init__(self, writes: Writes, distance: str, writing: Lock) -> None:
-        self._writes, self._handle = writes, writes.handle
+    def __init__(self, writes: Writes, db: Path, distance: str, writing: Lock) -> None:
+        self._writes, self._handle, self._db = writes, writes.handle, db
         self._distance, self._writing = distance, writing
         self._rested_at = 0.0
+        # When what was written anew has been superseded for long enough.
+        self._clean_at: float | None = None
 
     def look(self) -> Upkeep:
         """Return what the table needs."""
@@ -115,6 +124,7 @@ class Keeper:
             unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
             segments=max(vector, default=0),
             missing=tuple(name for name in _worth_an_index(rows) if name not in covered),
+            leftover=self._clean_at is not None and time.monotonic() >= self._clean_at,
         )
 
     def due(self) -> bool:
@@ -128,6 +138,8 @@ class Keeper:
         if upkeep.step is not None:
             self._do(upkeep, upkeep.step)
         took = time.monotonic() - began
+        if upkeep.step in (Step.REBUILD, Step.FOLD, Step.GATHER):
+            self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
         self._rested_at = began + took * (1 + _REST)
         return Tended(upkeep.step, took)
 
@@ -135,10 +147,13 @@ class Keeper:
         with lance_errors(f"upkeep ({step}) of table {self._handle.name!r}"):
             if step is Step.INDEX:
                 self._build(upkeep.missing[0])
+            elif step is Step.CLEAN:
+                self._clean_at = None
+                clean(self._writes, self._db, KEEP_VERSIONS, self._writing)
             elif step is Step.REBUILD:
                 self._build("vector")
             elif step is Step.FOLD or not self._gather(upkeep.unindexed_rows):
-                fold(self._writes, KEEP_VERSIONS, self._writing)
+                fold(self._writes, self._db, KEEP_VERSIONS, self._writing)
 
     def _build(self, column: str) -> None:
         if column == "vector":
@@ -185,23 +200,35 @@ class Keeper:
         self._writes.commit(doing, write, came, seen=int(self._handle.version))
 
 
-def fold(writes: Writes, keep_versions: timedelta, writing: Lock) -> None:
+def fold(writes: Writes, db: Path, keep_versions: timedelta, writing: Lock) -> Cleaned:
     """Compact fragments, bring the indices up to date, delete older versions.
 
-    The long part without a lock. Only when updates of compacted rows have come first a few
-    times, with the commit lock held, for as long as that takes: seconds at 200,000 rows.
-    What was compacted is looked at, and in a durable table on the disk, before the
-    files that it came from are deleted.
+    With the lock ``tend`` held. What was compacted is looked at, and in a durable table on
+    the disk, before the files that it came from are deleted.
     """
-    doing = f"compacting table {writes.handle.name!r}"
-    compact = partial(writes.handle.optimize, cleanup_older_than=_FOR_EVER)
-    with suppress(CameFirst):
-        writes.build(doing, compact)
+    compact(writes, db, writing)
+    return clean(writes, db, keep_versions, writing)
+
+
+def compact(writes: Writes, db: Path, writing: Lock) -> None:
+    """Write small fragments again as large ones, and bring the indices up to date.
+
+    Without the commit lock, for it takes seconds at 200,000 rows. Only when updates of
+    compacted rows have come first a few times, with it held. Raises StoreError, also when
+    our clock is days ahead (see clock.py).
+    """
+    name = str(writes.handle.name)
+    doing = f"compacting table {name!r}"
+    # LanceDB also removes what it takes for leftovers of writers, by its age.
+    clock.must_agree(lock.state_dir(db, name), doing)
     with writing():
-        # LanceDB compacts before it deletes: let there be nothing left that nobody has looked at.
-        writes.build(doing, compact)
-        # LanceDB warns of 0, for readers and writers of older versions.
-        writes.handle.optimize(cleanup_older_than=max(keep_versions, timedelta(milliseconds=1)))
+        pass  # Whoever was in the middle of a commit, stopped for days even, has ended it.
+    run = partial(writes.handle.optimize, cleanup_older_than=_FOR_EVER)
+    try:
+        writes.build(doing, run)
+    except CameFirst:
+        with writing():
+            writes.build(doing, run)
 
 
 def build_scalar(writes: Writes, column: str) -> None:

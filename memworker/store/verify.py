@@ -7,8 +7,8 @@
                                                      ▼
           journal, indices, orphans ◄── vectors, keys against texts, metadata, times, ids
 
-Nothing is locked and nothing changed: the version that is newest at the beginning is read,
-whatever others write meanwhile. Memory stays bounded: some megabytes of rows at a time,
+Nothing is changed, and nobody waits but who would delete old versions: the version that is
+newest at the beginning is read, whatever others write meanwhile. Memory stays bounded: some megabytes of rows at a time,
 and about 16 bytes a row for the ids.
 """
 
@@ -38,8 +38,8 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
+from memworker.store.readers import Readers
 
-# A version is cleaned away at the earliest minutes after the next commit.
 _TRIES = 3
 
 
@@ -95,16 +95,18 @@ def verify(db: str | Path, name: str, *, observer: Observer | None = None) -> Ve
     """
     path, name = database_path(db), table_name(name)
     folder = path / f"{name}.lance"
+    if not versions(folder):
+        there = ", ".join(table_names(path)) or "none"
+        raise TableNotFound(f"there is no table {name!r} in {path}; tables there: {there}")
+    # Another program may clean up too, and knows nothing of who reads.
     for _ in range(_TRIES):
-        # First, for it is written after each version.
-        hinted = _hinted(folder)
-        newest = max(versions(folder), default=None)
-        if newest is None:
-            there = ", ".join(table_names(path)) or "none"
-            raise TableNotFound(f"there is no table {name!r} in {path}; tables there: {there}")
-        found = _verified(path, name, newest, hinted, observer or _unobserved)
-        if found.healthy or manifest_path(folder, newest).exists():
-            return found
+        with Readers(path, name).keep():
+            # First, for it is written after each version.
+            hinted = _hinted(folder)
+            newest = max(versions(folder))
+            found = _verified(path, name, newest, hinted, observer or _unobserved)
+            if found.healthy or manifest_path(folder, newest).exists():
+                return found
     raise StoreError(
         f"table {name!r} could not be verified: versions were cleaned away while they were read;"
         " run it again when fewer processes write"

@@ -33,7 +33,7 @@ from memworker.errors import MemworkerError, StoreError
 from memworker.store import whole
 from memworker.store.durable import Disk, NotForced
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
-from memworker.store.lock import hold, state_dir
+from memworker.store.lock import Held, hold, state_dir
 from memworker.store.manifest import (
     HINT,
     VERSIONS,
@@ -91,6 +91,8 @@ class Writes:
         self._disk = Disk(self._folder)
         self._last: tuple[int, frozenset[str]] = (-1, frozenset())
         self._mutex = threading.Lock()
+        self.held: Held | None = None
+        """The commit lock, as whoever holds it has it; made sure of before each commit."""
 
     def commit(
         self, doing: str, write: Write, came: Came, *, seen: int, run: Run | None = None
@@ -137,6 +139,25 @@ class Writes:
                         f"{doing} failed: {flaw}. That was taken back; the rows are as they were"
                     ) from flaw
 
+    def vouch(self) -> Manifest:
+        """Return what the newest version is made of, known to be whole, and forced where promised.
+
+        Before anything is deleted that the newest version stands for. Raises StoreError.
+        """
+        doing = f"looking at table {self._name!r}"
+        with self._mutex:
+            manifest = read_manifest(self._folder, self._newest(doing))
+            for flaw in whole.flaws(self._folder, manifest):
+                raise StoreError(f"the newest version of table {self._name!r} is damaged: {flaw}")
+            if self.durable:
+                try:
+                    self._disk.force(manifest)
+                except NotForced as error:
+                    raise StoreError(
+                        f"{error.filename} could not be forced to the disk: {error.strerror}"
+                    ) from error
+            return manifest
+
     def gone(self, where: str, seen: int) -> Landed | None:
         """Tell of a deletion that raised whether it was committed."""
         if self.handle.count_rows(where):
@@ -179,6 +200,8 @@ class Writes:
 
     def _written(self, doing: str, write: Write, came: Came, seen: int) -> Landed:
         for left in reversed(range(_ATTEMPTS)):
+            if self.held is not None:
+                self.held.confirm()
             try:
                 return write()
             except MemworkerError:

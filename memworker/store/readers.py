@@ -1,0 +1,71 @@
+"""Reads beside clean-ups: a short one is asked again, a long one keeps clean-ups away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from memworker.errors import StoreUnwritable
+from memworker.store import lock
+
+T = TypeVar("T")
+
+# A clean-up deletes files for a second or two, however large the table.
+_WAIT_S = 60.0
+_ATTEMPTS = 3
+
+
+class Readers:
+    """The reading of one table."""
+
+    def __init__(self, db: Path, name: str) -> None:
+        self._db, self._name = db, name
+
+    def ask(self, read: Callable[[], T]) -> T:
+        """Read, and again on the newest version if the one that was read has gone meanwhile.
+
+        The first time at no cost; then with clean-ups kept away, so that it comes to an end.
+        """
+        try:
+            return read()
+        except Exception as error:
+            if not is_gone(error):
+                raise
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._kept(read)
+            except Exception as error:
+                # Another program may clean up too, and takes no lock.
+                if not is_gone(error):
+                    raise
+        return self._kept(read)
+
+    @contextmanager
+    def keep(self) -> Iterator[None]:
+        """Let no version be deleted meanwhile: for whoever reads one in many steps.
+
+        Where no lock can be made, since nothing can be written, there is none; and
+        whoever cleans up from elsewhere does not know. Raises TableLocked.
+        """
+        with ExitStack() as held:
+            with suppress(StoreUnwritable):
+                folder = lock.state_dir(self._db, self._name)
+                held.enter_context(lock.hold(folder, "read", timeout_s=_WAIT_S, shared=True))
+            yield
+
+    def _kept(self, read: Callable[[], T]) -> T:
+        with self.keep():
+            return read()
+
+
+def is_gone(error: BaseException) -> bool:
+    """Tell whether a read failed since a file of its version is not there any more."""
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found).lower()
+        if "not found" in text and ".lance" in text or "no such file" in text:
+            return True
+        found = found.__cause__
+    return False
