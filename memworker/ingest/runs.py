@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,19 @@ def runs(db: str | Path, table: str | None = None) -> list[Run]:
     if not Path(db).is_dir():
         raise TableNotFound(f"there is no database directory {db}; name the one given to --db")
     names = [table_name(table)] if table is not None else sorted(p.name for p in folder.glob("*/"))
-    found = [run for name in names for run in _of_table(folder / name)]
-    return sorted(found, key=lambda run: run.started)
+    found = [dated for name in names for dated in _in_order(_of_table(folder / name))]
+    return [run for _, run in sorted(found, key=lambda dated: dated[0])]
+
+
+def _in_order(found: list[Run]) -> Iterator[tuple[str, Run]]:
+    """Give each run of a table with a time that keeps it behind those before it.
+
+    A journal's order is true, and the clock may have gone back.
+    """
+    latest = ""
+    for run in found:
+        latest = max(latest, run.started)
+        yield latest, run
 
 
 def _of_table(folder: Path) -> list[Run]:
@@ -55,16 +67,17 @@ def _of_table(folder: Path) -> list[Run]:
     started = [record for record in records if isinstance(record, Started)]
     commits = {r.run: r for r in records if isinstance(r, Committed)}
     ends = {r.run: r for r in records if isinstance(r, Ended)}
+    # An earlier run may have had the same pid, as in a container.
+    alive = started[-1] if started and started[-1].pid == at_work else None
     return [
-        _run(folder.name, start, commits.get(start.run), ends.get(start.run), at_work)
+        _run(folder.name, start, commits.get(start.run), ends.get(start.run), start is alive)
         for start in started
     ]
 
 
 def _run(
-    table: str, start: Started, commit: Committed | None, end: Ended | None, at_work: int | None
+    table: str, start: Started, commit: Committed | None, end: Ended | None, alive: bool
 ) -> Run:
-    alive = at_work is not None and start.pid == at_work
     return Run(
         table=table,
         identity=commit.table if commit else start.table,

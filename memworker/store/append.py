@@ -99,13 +99,19 @@ class Appender:
         updates = _take(rows, plan.update)
         if not updates.num_rows:
             return updates
-        found = read.find(
-            self._handle, "id", updates["id"].to_pylist(), columns=["id", "created_at"]
-        )
+        names = ["id", "created_at", "updated_at"]
+        found = read.find(self._handle, "id", updates["id"].to_pylist(), columns=names)
         at = pc.index_in(updates["id"], string_array(found["id"]))
-        created = pc.coalesce(found["created_at"].take(at), updates["created_at"])
-        place = updates.schema.get_field_index("created_at")
-        return updates.set_column(place, updates.schema.field(place), created)
+        before = {name: found[name].take(at) for name in names}
+        created = pc.coalesce(before["created_at"], updates["created_at"])
+        # Where the clock has gone back meanwhile, the row's times do not.
+        former = pc.coalesce(before["updated_at"], updates["updated_at"])
+        later = pc.less(updates["updated_at"], former)
+        updated = pc.if_else(later, former, updates["updated_at"])
+        for name, column in {"created_at": created, "updated_at": updated}.items():
+            place = updates.schema.get_field_index(name)
+            updates = updates.set_column(place, updates.schema.field(place), column)
+        return updates
 
     def _drop_doubles(self, ids: pa.ChunkedArray) -> int:
         """Delete our copies of ids that an outside writer committed at the same moment."""

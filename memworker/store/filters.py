@@ -87,11 +87,18 @@ def key_in(column: str, values: Iterable[str]) -> str:
 
 
 def assignments(values: Mapping[str, datetime | None]) -> dict[str, str]:
-    """Return the SQL of new values, a column each. Raises FilterError but for times."""
+    """Return the SQL of new values, a column each. Raises FilterError but for times.
+
+    A row is superseded after it was updated, whatever the clock has done meanwhile.
+    """
     other = [name for name in values if name not in TIME_COLUMNS]
     if other or not values:
         raise FilterError(f"cannot set {other}; what can be set is {', '.join(TIME_COLUMNS)}")
-    return {name: "NULL" if v is None else _time(name, v) for name, v in values.items()}
+    set_to = {name: "NULL" if v is None else _time(name, v) for name, v in values.items()}
+    if values.get("superseded_at") is not None:
+        after = "updated_at + interval '1 microsecond'"
+        set_to["superseded_at"] = f"greatest({set_to['superseded_at']}, {after})"
+    return set_to
 
 
 def _mapping(where: Any, depth: int) -> str:
