@@ -8,8 +8,8 @@
           journal, indices, orphans ◄── vectors, keys against texts, metadata, times, ids
 
 Nothing is changed, and nobody waits but who would delete old versions: the version that is
-newest at the beginning is read, whatever others write meanwhile. Memory stays bounded: some megabytes of rows at a time,
-and about 16 bytes a row for the ids.
+newest at the beginning is read, whatever others write meanwhile. Memory stays bounded: some
+megabytes of rows at a time, and about 16 bytes a row for the ids.
 """
 
 from __future__ import annotations
