@@ -14,8 +14,9 @@
     │   ├── PoolClosed                 used after close()
     │   ├── PoolForked                 used in a child made by os.fork()
     │   ├── PoolBusy                   too much is waiting already; carries a hint when to retry
-    │   ├── WorkerStartFailed          a worker could not start: its own words
-    │   ├── WorkerCrashed              workers kept dying; names worker, pid, signal, shard
+    │   ├── PoolUnavailable            no worker can be had now; carries a hint when to retry
+    │   ├── WorkerStartFailed          the pool's first workers could not start: their own words
+    │   ├── WorkerCrashed              the pool's own thread failed
     │   ├── SharedMemoryExhausted      not enough shared memory; carries both sizes
     │   ├── TextTooLarge               a text over the size cap
     │   └── TextFailed                 one text could not be embedded; carries its index
@@ -98,12 +99,20 @@ class PoolBusy(PoolError):
         self.retry_after_s = retry_after_s
 
 
+class PoolUnavailable(PoolError):
+    """Workers keep ending before they have done anything; the pool lives and goes on trying."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class WorkerStartFailed(PoolError):
-    """A worker process could not start; the message carries its own words."""
+    """A pool's first workers could not start; the message carries their own words."""
 
 
 class WorkerCrashed(PoolError):
-    """Worker processes kept dying on the same work."""
+    """The thread that cares for the workers failed, which is a fault of memworker's."""
 
 
 class SharedMemoryExhausted(PoolError):

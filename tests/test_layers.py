@@ -60,7 +60,12 @@ POOL = {
     "incoming": {"messages", "arena"},
     "handle": {"worker", "arena", "messages", "incoming", "outside"},
     "blame": {"handle"},
-    "supervisor": {"handle", "blame", "worker", "arena", "messages", "incoming", "outside"},
+    "restarts": set(),
+    "pace": set(),
+    "supervisor": {
+        *("handle", "blame", "restarts", "worker", "arena", "messages", "incoming", "outside"),
+        "pace",
+    },
     "rows": {"arena"},
     "requests": {"plan", "arena", "rows", "incoming"},
     "scheduler": {

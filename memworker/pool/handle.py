@@ -17,7 +17,7 @@ from memworker.pool.arena import Form, Region, Slot
 from memworker.pool.incoming import Incoming, Nonsense, Result, checked
 from memworker.pool.outside import Child, Outside
 
-BOOT_PATIENCE_S = 120.0
+_BOOT_PATIENCE_S = 120.0
 _HALF_MESSAGE_S = 2.0
 _READ_BYTES = 1 << 16
 _END_S = 2.0
@@ -84,6 +84,7 @@ class WorkerHandle:
         self.exit_code: int | None = None
         self.ended_by = ""
         self.last_sign = outside.monotonic()
+        self._ready_at: float | None = None
         self._incoming = incoming
         self._outside = outside
         self._generation = 0
@@ -205,7 +206,7 @@ class WorkerHandle:
 
     def _work_deadline(self, stall_s: float, tokens_per_s: float) -> float | None:
         if self.state is WorkerState.STARTING:
-            return self.last_sign + BOOT_PATIENCE_S
+            return self.last_sign + _BOOT_PATIENCE_S
         if not self.slots:
             return None
         longest = max(given.shard.cost for given in self.slots.values())
@@ -237,14 +238,28 @@ class WorkerHandle:
             self._baseline_bytes = resident
         return resident > self._baseline_bytes + allowed_bytes
 
+    def welcome(self) -> None:
+        """Note that it is ready for work."""
+        self.state = WorkerState.READY
+        self._ready_at = self._outside.monotonic()
+
+    def lasted(self, seconds: float) -> bool:
+        """Tell whether it was ready for so long."""
+        return self._ready_at is not None and self._outside.monotonic() - self._ready_at >= seconds
+
     # ── death ──
 
-    def end(self) -> None:
-        """Kill the process if it lives, and release what the system holds of it."""
+    def end(self) -> bool:
+        """Kill the process if it lives, and release what the system holds of it.
+
+        False where it does not die, and so nothing could be released.
+        """
         self.child.kill()
-        self.child.ended(_END_S)
+        if not self.child.ended(_END_S):
+            return False
         self.exit_code = self.child.exit_code
         self.child.close()
+        return True
 
     def in_hand(self) -> list[int]:
         """Give the slots that the worker can have been at: the first given of each kind.

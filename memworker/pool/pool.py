@@ -59,7 +59,9 @@ class EmbeddingPool:
     `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
     windows): beyond that, callers wait their turn. A worker that gives no
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
-    `memory_growth_bytes` more than at its beginning, is replaced. Use the pool as a
+    `memory_growth_bytes` more than at its beginning, is replaced. While no worker can
+    be had at all, the pool goes on trying, and what has waited for `stall_timeout_s`
+    gets PoolUnavailable, with `retry_after_s`. Use the pool as a
     context manager, or call `close`; a forgotten pool is cleaned up.
 
     Raises UsageError for bad arguments, ModelError when the model cannot be
@@ -227,6 +229,11 @@ class EmbeddingPool:
     def busy_workers(self) -> int:
         """How many workers have something to do at this moment."""
         return self._scheduler.busy_workers()
+
+    @property
+    def ready_workers(self) -> int:
+        """How many workers are ready for work or at it; 0 while none can be had."""
+        return self._scheduler.ready_workers()
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""

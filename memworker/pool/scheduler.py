@@ -29,7 +29,7 @@ from memworker.pool.meter import Meter, Work
 from memworker.pool.outside import Alarm, Outside, System
 from memworker.pool.requests import LOOK_AHEAD, Embedded, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
-from memworker.pool.supervisor import Care, Outcomes, Supervisor
+from memworker.pool.supervisor import Care, Outcomes, Supervisor, said
 
 _SHORTEST_RETRY_S = 0.05
 _CLOSED = "the pool is closed; make a new EmbeddingPool"
@@ -187,6 +187,10 @@ class Scheduler:
         """Count workers that hold a shard."""
         return sum(bool(handle.slots) for handle in self._supervisor.workers)
 
+    def ready_workers(self) -> int:
+        """Count workers that are ready for work or at it."""
+        return self._supervisor.working
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, in order of their numbers."""
         return [handle.pid for handle in self._supervisor.workers]
@@ -222,8 +226,8 @@ class Scheduler:
             detached(error)
         except OSError as error:
             self._failure = WorkerStartFailed(
-                f"a worker could not be started: {error.strerror or error}. {self.workers} workers"
-                " need about 4 open files and 1 process each; see ulimit -n and ulimit -u, or run"
+                f"a worker could not be started: {said(error)}. {self.workers} workers"
+                " need about 5 open files and 1 process each; see ulimit -n and ulimit -u, or run"
                 " with fewer workers."
             )
         except Exception as error:
@@ -236,6 +240,9 @@ class Scheduler:
         if self._supervisor.ready:
             self._started.set()
         self._admit()
+        outage = self._supervisor.outage()
+        if outage is not None:
+            self._fail_all(outage)
         self._dispatch()
         self._finish()
 
@@ -262,7 +269,15 @@ class Scheduler:
     def _forget(self, future: Future[Embedded]) -> None:
         self._requests.pop(future, None)
 
+    def _fail_all(self, error: PoolError) -> None:
+        for request in list(self._requests.values()):
+            request.fail(error)
+
     def _dispatch(self) -> None:
+        if self._supervisor.in_doubt:
+            # Texts and nothing but texts that end their workers: see whether others go.
+            self._dispatch_from(self._urgent, self._urgent_limits)
+            self._dispatch_from(self._bulk, self._limits)
         while self._supervisor.offer_returned():
             pass
         # Questions have slots of their own: work that a dead worker left does not hold them up.
@@ -337,8 +352,7 @@ class Scheduler:
             self._closing = True
             self._requests.update((request.future, request) for request, _ in self._inbox)
         self._close_admission(error)
-        for request in list(self._requests.values()):
-            request.fail(error)
+        self._fail_all(error)
         # A pool that is closed may be kept for long; what was asked of it may be large.
         for queue in (self._inbox, self._urgent, self._bulk, self._touched):
             queue.clear()

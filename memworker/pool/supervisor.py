@@ -4,12 +4,15 @@
 
     STARTING ──Ready──► READY ──memory has grown──► RETIRING ──last answer──► (replaced)
        │                  │                            │
-    BootFailed          dies, or is killed: it gave no sign of life within its deadline,
-       │                  │                 or said what cannot be
-     fatal                ├──► its shards go back: the one it was working on is blamed and tried
-                          │    alone; twice and it is split; a lone text that ended three fails
-                          └──► a fresh worker takes its place and its slots; where workers
-                               die without having done anything, later and later
+       │                  dies, or is killed: it gave no sign of life within its deadline,
+       │                  │                   or said what cannot be
+       │                  ├──► its shards go back: the one it was working on is blamed and tried
+       │                  │    alone; twice and it is split; a lone text that ended three fails
+       └──dies, fails──► a fresh worker takes its place and its memory; where they end
+                          before they have done anything, later and later
+
+A worker that fails at the pool's first start by its own account ends the pool, and so do
+several that die then. Later nothing does: callers are told, and the pool goes on trying.
 
 Everything here runs on one thread, the scheduler's; one selector watches all
 pipes, all process sentinels and the wake-up.
@@ -23,22 +26,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from memworker.errors import WorkerCrashed, WorkerStartFailed
+from memworker.errors import MemworkerError, PoolUnavailable, WorkerStartFailed
 from memworker.pool import blame, messages, worker
 from memworker.pool.arena import Region, SlotShape
 from memworker.pool.blame import Verdict
-from memworker.pool.handle import BOOT_PATIENCE_S, Shard, WorkerHandle, WorkerState
+from memworker.pool.handle import Shard, WorkerHandle, WorkerState
 from memworker.pool.incoming import Incoming, Nonsense, Result, longest_message
 from memworker.pool.outside import Outside
+from memworker.pool.pace import Pace
+from memworker.pool.restarts import LASTS_S, Restarts
 
-_BOOT_DEATHS_ALLOWED = 3
-_IDLE_DEATHS_AT_ONCE = 2
-_IDLE_DEATHS_ALLOWED = 10
 _STOP_PATIENCE_S = 2.0
 _OVERSLEPT_S = 0.2
-# Before anything is measured: slower than any model on any processor in use.
-_SLOWEST_TOKENS_PER_S = 50.0
-_TELLING_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,9 @@ class Care:
     """How workers are looked after.
 
     `stall_s`: seconds without a sign of life, beyond the estimated work, after
-    which a worker is taken for hung. `growth_bytes`: a worker whose resident
-    memory has grown by this much since its first shards is replaced.
+    which a worker is taken for hung; and without any worker, after which callers are
+    told so. `growth_bytes`: a worker whose resident memory has grown by this much
+    since its first shards is replaced.
     """
 
     stall_s: float
@@ -79,14 +79,14 @@ class Supervisor:
         self._shapes = shapes
         self._outcomes = outcomes
         self._care = care
-        self._count = workers
         self._outside = outside
         self._longest_message = longest_message(shapes)
         self._selector = outside.selector()
-        self._boot_deaths = 0
-        self._idle_deaths = 0
-        self._tokens_per_s = _SLOWEST_TOKENS_PER_S
-        self._to_start: list[tuple[float, int, Region]] = []
+        self._pace = Pace()
+        self._count = workers
+        self._restarts = Restarts(workers, care.stall_s)
+        self._regions: dict[int, Region] = {}
+        self._undead: list[WorkerHandle] = []
         self._mute: set[int] = set()
         self._reserved: WorkerHandle | None = None
         self.workers: list[WorkerHandle] = []
@@ -98,12 +98,7 @@ class Supervisor:
     def start(self) -> None:
         """Start all workers; they report ready later, through `poll`."""
         for number in range(self._count):
-            region = Region(self._shapes)
-            try:
-                self.workers.append(self._start_worker(number, region))
-            except OSError:
-                region.close()
-                raise
+            self.workers.append(self._start_worker(number))
 
     @property
     def ready(self) -> bool:
@@ -129,6 +124,10 @@ class Supervisor:
             self._bury(handle)
         for handle in self.workers:
             handle.slots.clear()
+        for region in self._regions.values():
+            region.close()
+        for handle in self._undead:
+            handle.end()
             handle.region.close()
         self.returned.clear()
         self._selector.close()
@@ -215,15 +214,16 @@ class Supervisor:
             handle.forgive()
 
     def _patience(self) -> float | None:
-        deadlines = [self._deadline(handle) for handle in self.workers]
-        times = [due for due in deadlines if due is not None]
-        times += [due for due, _, _ in self._to_start]
-        return max(0.0, min(times) - self._outside.monotonic()) if times else None
+        now = self._outside.monotonic()
+        times = [due for handle in self.workers if (due := self._deadline(handle)) is not None]
+        if not self._restarts.quiet:
+            times += self._restarts.times(now, self.working)
+        return max(0.0, min(times) - now) if times else None
 
     def _deadline(self, handle: WorkerHandle) -> float | None:
         if handle.gone:
             return None
-        return handle.deadline(self._care.stall_s, self._tokens_per_s)
+        return handle.deadline(self._care.stall_s, self._pace.tokens_per_s)
 
     # ── news from workers ──
 
@@ -244,25 +244,31 @@ class Supervisor:
         starting = handle.state is WorkerState.STARTING
         match message:
             case messages.Ready() if starting:
-                if message.dim != self._loader.dim:
-                    raise Nonsense(
-                        f"gives {message.dim} dimensions where {self._loader.dim} were said"
-                    )
-                handle.state = WorkerState.READY
-                self._boot_deaths = 0
+                self._welcome(handle, message)
             case messages.BootFailed() if starting:
-                raise WorkerStartFailed(
-                    f"worker {handle.number} (pid {handle.pid}) could not start: {message.error}"
-                )
+                handle.ended_by = f"could not start: {message.error}"
+                if not self._restarts.was_ready:
+                    raise WorkerStartFailed(handle.epitaph())
+                self._replace(handle)
             case messages.Done():
                 self._finish(handle, message)
             case _:
                 raise Nonsense(f"sent {type(message).__name__} out of turn")
 
+    def _welcome(self, handle: WorkerHandle, ready: messages.Ready) -> None:
+        if ready.dim != self._loader.dim:
+            said = f"gives {ready.dim} dimensions where its loader says {self._loader.dim}"
+            if not self._restarts.was_ready:
+                raise WorkerStartFailed(f"worker {handle.number} (pid {handle.pid}) {said}")
+            raise Nonsense(said)
+        handle.welcome()
+        if self.ready:
+            self._restarts.all_ready()
+
     def _finish(self, handle: WorkerHandle, done: messages.Done) -> None:
         given, result = handle.answered(done)
-        self._idle_deaths = 0
-        self._learn_speed(given.shard, handle)
+        self._restarts.answered(handle.number)
+        self._pace.learn(given.shard.cost, self._outside.monotonic() - handle.last_sign)
         self._outcomes.done(given.shard, result)
         handle.release(done.slot)
         if handle.state is WorkerState.READY and handle.has_grown(self._care.growth_bytes):
@@ -270,15 +276,6 @@ class Supervisor:
         if handle.state is WorkerState.RETIRING and not handle.slots:
             handle.ended_by = "was replaced, for its memory had grown"
             self._replace(handle)
-
-    def _learn_speed(self, shard: Shard, handle: WorkerHandle) -> None:
-        # The slowest shard seen sets the deadline, so that a slow machine is no fault.
-        if shard.cost < _TELLING_TOKENS:
-            return  # all latency
-        speed = shard.cost / max(self._outside.monotonic() - handle.last_sign, 1e-3)
-        speed = max(speed, _SLOWEST_TOKENS_PER_S)
-        first = self._tokens_per_s == _SLOWEST_TOKENS_PER_S
-        self._tokens_per_s = speed if first else min(self._tokens_per_s, speed)
 
     # ── death ──
 
@@ -294,7 +291,7 @@ class Supervisor:
     def _dismiss(self, handle: WorkerHandle, nonsense: Nonsense) -> None:
         """End a worker that is not to be believed, and forget how fast it made itself out."""
         handle.ended_by = f"was ended, for it {nonsense}"
-        self._tokens_per_s = _SLOWEST_TOKENS_PER_S
+        self._pace.forget()
         self._replace(handle)
 
     def _cut_off(self, handle: WorkerHandle) -> None:
@@ -305,53 +302,53 @@ class Supervisor:
             handle.cut_off()
 
     def _replace(self, handle: WorkerHandle) -> None:
-        """Bury a worker, take its shards back, start another in its place."""
-        was_starting = handle.state is WorkerState.STARTING
+        """Bury a worker, take its shards back, see to it that another takes its place."""
+        did_nothing = not handle.shards_done and not handle.lasted(LASTS_S)
         self._bury(handle)
-        at_work = bool(handle.begun())
-        if was_starting:
-            self._count_boot_death(handle)
-        elif not handle.shards_done and not at_work:
-            self._count_idle_death(handle)
+        now = self._outside.monotonic()
+        if did_nothing and not handle.begun():
+            self._restarts.failed(handle.number, now, handle.epitaph())
         slots = blame.blamed(handle)
         for index, given in sorted(handle.slots.items(), reverse=True):
             self._take_back(given.shard, handle, blamed=index in slots)
         handle.slots.clear()
         self.restarts += 1
-        due = self._outside.monotonic() + self._back_off_s()
-        self._to_start.append((due, handle.number, handle.region))
-        self._restart_due()
-
-    def _count_boot_death(self, handle: WorkerHandle) -> None:
-        self._boot_deaths += 1
-        if self._boot_deaths >= _BOOT_DEATHS_ALLOWED:
-            raise WorkerStartFailed(
-                f"{self._boot_deaths} workers in a row ended while starting (within"
-                f" {BOOT_PATIENCE_S:.0f} s); the last, {handle.epitaph()}. Check the memory limit,"
-                " or run with fewer workers."
-            )
-
-    def _count_idle_death(self, handle: WorkerHandle) -> None:
-        self._idle_deaths += 1
-        if self._idle_deaths >= _IDLE_DEATHS_ALLOWED:
-            raise WorkerCrashed(
-                f"{self._idle_deaths} workers ended one after the other without having done"
-                f" anything; the last, {handle.epitaph()}. Something on this machine ends them:"
-                " look at its memory and its log."
-            )
-
-    def _back_off_s(self) -> float:
-        beyond = self._idle_deaths - _IDLE_DEATHS_AT_ONCE
-        return 0.0 if beyond < 0 else min(0.05 * 2.0**beyond, 5.0)
+        self._restarts.schedule(handle.number, now)
 
     def _restart_due(self) -> None:
         now = self._outside.monotonic()
-        waiting, self._to_start = self._to_start, []
-        for due, number, region in waiting:
-            if due > now:
-                self._to_start.append((due, number, region))
-            else:
-                self.workers[number] = self._start_worker(number, region)
+        for number in self._restarts.take_due(now):
+            try:
+                self.workers[number] = self._start_worker(number)
+            except (OSError, MemworkerError) as error:
+                how = f"worker {number} could not be started: {said(error)}"
+                self._restarts.failed(number, now, how)
+                self._restarts.schedule(number, now)
+
+    # ── without workers ──
+
+    @property
+    def working(self) -> int:
+        """How many workers can answer."""
+        able = (WorkerState.READY, WorkerState.RETIRING)
+        return sum(handle.state in able for handle in self.workers)
+
+    def outage(self) -> PoolUnavailable | None:
+        """Say why whoever waits, waits in vain; None as long as they do not."""
+        if self._restarts.quiet:
+            return None
+        return self._restarts.outage(
+            self._outside.monotonic(),
+            working=self.working,
+            at_work=any(handle.slots for handle in self.workers),
+        )
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether texts were set aside and nothing has been answered since."""
+        return self._restarts.in_doubt
+
+    # ── what becomes of the work ──
 
     def _take_back(self, shard: Shard, handle: WorkerHandle, *, blamed: bool) -> None:
         if shard.abandoned:
@@ -363,6 +360,7 @@ class Supervisor:
             case Verdict.SPLIT:
                 self.returned.extendleft(reversed(shard.split()))
             case Verdict.QUARANTINE:
+                self._restarts.set_aside(handle.epitaph())
                 reason = f"the text ended {shard.blames} workers; the last, {handle.epitaph()}"
                 self._outcomes.failed(shard, reason)
 
@@ -374,15 +372,26 @@ class Supervisor:
             self._selector.unregister(handle.child.channel)
         self._mute.discard(handle.number)
         self._selector.unregister(handle.child.sentinel)
-        handle.end()
+        if not handle.end():
+            # It cannot die yet, as in the midst of a disk's failing: what it may still write to
+            # is nobody else's from now on.
+            self._undead.append(handle)
+            del self._regions[handle.number]
 
-    def _start_worker(self, number: int, region: Region) -> WorkerHandle:
+    def _start_worker(self, number: int) -> WorkerHandle:
+        region = self._regions.get(number) or Region(self._shapes)
+        self._regions[number] = region
         child = self._outside.start_worker(number, region, self._loader)
         incoming = Incoming(self._longest_message)
         handle = WorkerHandle(number, region, child, incoming, self._outside)
         self._selector.register(child.channel, selectors.EVENT_READ, _News(self, handle))
         self._selector.register(child.sentinel, selectors.EVENT_READ, _Death(self, handle))
         return handle
+
+
+def said(error: Exception) -> str:
+    """Give an error's own words; of the system's, without the number."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _outstanding(handle: WorkerHandle) -> float:

@@ -83,6 +83,7 @@ class _PoolTotals(Collector):
         work = pool.work
         yield _gauge("queue_tokens", "Tokens (estimated) taken and not done.", pool.pending_tokens)
         yield _gauge("workers", "Worker processes.", pool.workers)
+        yield _gauge("workers_ready", "Workers that can take work.", pool.ready_workers)
         yield _gauge("workers_busy", "Workers that have something to do.", pool.busy_workers)
         yield _counter("worker_restarts", "Workers that were replaced.", work.restarts)
         yield _counter("texts", "Texts embedded.", work.texts)

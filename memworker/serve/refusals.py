@@ -12,6 +12,7 @@ from memworker.errors import (
     MemworkerError,
     PoolBusy,
     PoolClosed,
+    PoolUnavailable,
     TextFailed,
     TextTooLarge,
     UsageError,
@@ -87,6 +88,16 @@ def draining() -> Refusal:
     )
 
 
+def no_worker(retry_after_s: float) -> Refusal:
+    """Refuse because no worker process can be had at the moment."""
+    return Refusal(
+        503,
+        "No worker process can be had at the moment; the server's log says why. Try again later.",
+        code="no_worker",
+        headers=retry_after(retry_after_s),
+    )
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn the pool's errors into refusals."""
@@ -101,6 +112,8 @@ def translated() -> Iterator[None]:
         ) from error
     except (TextTooLarge, TextFailed, UsageError) as error:
         raise Refusal(400, str(error), param="input", code="invalid_input") from error
+    except PoolUnavailable as error:
+        raise no_worker(error.retry_after_s) from error
     except PoolClosed as error:
         raise draining() from error
     except MemworkerError as error:

@@ -104,10 +104,13 @@ async def healthz(service: Service, scope: Scope, receive: Receive) -> bytes:
 
 
 async def readyz(service: Service, scope: Scope, receive: Receive) -> bytes:
-    """Answer `GET /readyz`: requests are taken, or 503."""
-    if service.state is State.READY:
+    """Answer `GET /readyz`: requests are taken and there are workers for them, or 503."""
+    condition = service.condition
+    if condition == State.READY.value:
         return b'{"status":"ready"}'
-    raise Refusal(503, f"The server is {service.state.value}.", code=service.state.value)
+    if condition == "no_worker":
+        raise Refusal(503, "No worker process is ready.", code=condition)
+    raise Refusal(503, f"The server is {condition}.", code=condition)
 
 
 async def metrics_page(service: Service, scope: Scope, receive: Receive) -> bytes:

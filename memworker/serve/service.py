@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,14 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from memworker.errors import PoolBusy, PoolClosed, PoolError, TextFailed, TextTooLarge
+from memworker.errors import (
+    PoolBusy,
+    PoolClosed,
+    PoolError,
+    PoolUnavailable,
+    TextFailed,
+    TextTooLarge,
+)
 from memworker.pool import Embedded, EmbeddingPool, limit, machine
 from memworker.pool.encoder import OnnxLoader
 from memworker.serve import refusals
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 
 # A request that is answered sooner is not watched: most are, and watching costs a task.
 _WATCH_AFTER_S = 0.25
+_log = logging.getLogger("memworker.serve")
 
 
 class State(Enum):
@@ -61,6 +70,7 @@ class Service:
         self._pool: EmbeddingPool | None = None
         self._bridge: Bridge | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._told_outage = False
 
     def open(self, pool: EmbeddingPool, *, names: tuple[str, ...] = ()) -> None:
         """Begin to serve a pool, under `names` where the options give none."""
@@ -80,6 +90,13 @@ class Service:
         if self._pool is None:
             raise refusals.starting()
         return self._pool
+
+    @property
+    def condition(self) -> str:
+        """The state in a word; `no_worker` where a ready server has none at the moment."""
+        if self.state is State.READY and self._pool is not None and not self._pool.ready_workers:
+            return "no_worker"
+        return self.state.value
 
     @property
     def in_flight(self) -> int:
@@ -138,6 +155,7 @@ class Service:
         inputs.refuse_failures(embedded)
         if not inputs.truncate:
             inputs.refuse_truncated(embedded, self._max_tokens())
+        self._told_outage = False
         self.metrics.embedded(len(embedded.tokens), int(embedded.tokens.sum()))
         return embedded
 
@@ -151,7 +169,7 @@ class Service:
         most = limit.recall(machine.usable_cores())
         flops = pool.identity.flops_per_token
         return LiveReply(
-            state=self.state.value,
+            state=self.condition,
             uptime_s=live.uptime_s,
             names=list(self.names),
             precision=pool.identity.precision,
@@ -205,9 +223,17 @@ class Service:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Notice that the pool is no more: it says so to everybody who asks it."""
+        """Notice that the pool is no more: it says so to everybody who asks it.
+
+        One that has no workers for a while lives, and says so to the log once.
+        """
         try:
             yield
+        except PoolUnavailable as error:
+            if not self._told_outage:
+                self._told_outage = True
+                _log.error("requests are refused: %s", error)
+            raise
         except (PoolBusy, PoolClosed, TextTooLarge, TextFailed):
             raise
         except PoolError as error:

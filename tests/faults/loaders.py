@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +82,36 @@ class ChoosyEncoder:
             if next(raw) == BAD.encode():
                 raise ValueError("one of the texts is bad")
         yield from self.echo.encode(texts, rows)
+
+
+@dataclass(frozen=True)
+class Mortal:
+    """An echo encoder whose process kills itself at its start while a file `marker` is there."""
+
+    marker: str
+    dim: int = 8
+
+    def __call__(self):
+        if Path(self.marker).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return EchoEncoder(self.dim)
+
+
+@dataclass(frozen=True)
+class OnlyOne:
+    """An echo encoder that, while `gate` is there, starts in one process at a time.
+
+    As where there is memory for one; the others leave.
+    """
+
+    gate: str
+    dim: int = 8
+
+    def __call__(self):
+        if Path(self.gate).exists():
+            try:
+                # Held open, and so locked, until the process ends.
+                fcntl.flock(os.open(self.gate, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os._exit(3)
+        return EchoEncoder(self.dim)

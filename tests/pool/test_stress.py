@@ -154,7 +154,7 @@ def kill_workers(pool: EmbeddingPool, rng: random.Random, over: threading.Event)
     """Kill a worker after every so many texts, until all is over; return how many."""
     for kills in range(KILLS):
         goal = pool.work.texts + TEXTS_BETWEEN_KILLS
-        # Three that die while they start would end the pool, as they should.
+        # Who dies while it starts had no work that could be lost.
         while pool.work.texts < goal or not pool._scheduler._supervisor.ready:
             if over.wait(0.005):
                 return kills

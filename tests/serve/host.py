@@ -10,9 +10,14 @@ from memworker.pool import EmbeddingPool
 from memworker.serve import server
 from memworker.serve.options import ServeOptions
 from tests.faults.saboteur import Saboteur
-from tests.serve.loaders import Gated, LoadsOnce, SlowStart, wait_for
+from tests.serve.loaders import Gated, LoadsUnless, SlowStart, wait_for
 
-LOADERS = {"gated": Gated, "slow_start": SlowStart, "loads_once": LoadsOnce, "saboteur": Saboteur}
+LOADERS = {
+    "gated": Gated,
+    "slow_start": SlowStart,
+    "loads_unless": LoadsUnless,
+    "saboteur": Saboteur,
+}
 
 
 def say(address):

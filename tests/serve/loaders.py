@@ -38,16 +38,15 @@ class GatedEncoder:
 
 
 @dataclass(frozen=True)
-class LoadsOnce:
-    """Loads the first time only."""
+class LoadsUnless:
+    """Loads while there is no file `marker`."""
 
-    loaded: str
+    marker: str
     dim: int = 8
 
     def __call__(self):
-        if Path(self.loaded).exists():
+        if Path(self.marker).exists():
             raise MemoryError("there is no more")
-        Path(self.loaded).touch()
         return EchoEncoder(self.dim)
 
 

@@ -247,21 +247,29 @@ def test_a_missing_package_is_said_with_the_command_that_gets_it():
     assert "uvicorn" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_pool_that_cannot_go_on_ends_the_server(tmp_path):
-    with hosting("loads_once", loader={"loaded": str(tmp_path / "loaded")}) as served:
+def test_a_server_without_workers_says_so_and_recovers(tmp_path):
+    marker, patience = tmp_path / "marker", {"stall_timeout_s": 0.5}
+    with hosting("loads_unless", loader={"marker": str(marker)}, pool=patience) as served:
         assert served.embed().status_code == 200
+        assert "memworker_workers_ready 1.0" in served.http.get("/metrics").text
+        marker.touch()
         (worker,) = served.http.get("/live").json()["workers"]
         psutil.Process(worker["pid"]).kill()
-        # Whoever asks from now on is told, and one of them is the last.
-        served.until(lambda: _gone_or_failed(served))
-        assert served.wait() == 1 and "there is no more" in served.stderr
-
-
-def _gone_or_failed(served):
-    try:
-        return served.embed().status_code in (500, 503)
-    except httpx.TransportError:
-        return True
+        # It waits for a worker in vain first, and is told so in the end.
+        refused = served.embed()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_worker")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert served.http.get("/healthz").status_code == 200
+        assert served.http.get("/readyz").json()["error"]["code"] == "no_worker"
+        assert served.http.get("/live").json()["state"] == "no_worker"
+        assert "memworker_workers_ready 0.0" in served.http.get("/metrics").text
+        assert served.http.post("/embed", json={"inputs": "tea"}).status_code == 503
+        marker.unlink()
+        served.until(lambda: served.embed().status_code == 200)
+        assert served.http.get("/readyz").status_code == 200
+        assert served.stop() == 143
+        assert served.stderr.count("requests are refused") == 1
+        assert "could not start: MemoryError: there is no more" in served.stderr
 
 
 def test_a_second_signal_is_heard_while_the_pool_closes(tmp_path):
