@@ -15,12 +15,12 @@ from memworker.cli.options import Db, Json, TableName, print_result, size
 if TYPE_CHECKING:
     from memworker.ingest import ReembedReport
     from memworker.store import TableInfo
-    from memworker.store.repair import Repair
 
 app = typer.Typer(
     help="Show, count, optimise, verify, repair and re-embed tables.", no_args_is_help=True
 )
 app.command()(table_care.verify)
+app.command()(table_care.repair)
 
 Where = Annotated[
     list[str] | None,
@@ -115,15 +115,6 @@ def durable(
 
 
 @app.command()
-def repair(db: Db, table: TableName, as_json: Json = False) -> None:
-    """Go back to the newest version that can be read, if the newest was torn by a power loss."""
-    from memworker.store.repair import repair as run
-
-    done = run(db, table)
-    print_result(_told(done), {**asdict(done), "lost": done.lost}, as_json=as_json)
-
-
-@app.command()
 def reembed(
     db: Db,
     table: TableName,
@@ -200,22 +191,6 @@ def _left_to_do(report: ReembedReport) -> str:
     if report.interrupted:
         return "interrupted; the table is as it was. Run the same command again to go on."
     return "interrupted, but all was done already."
-
-
-def _told(done: Repair) -> str:
-    if not done.damaged:
-        return f"table {done.table!r} is healthy: version {done.version}, {done.rows:,} rows"
-    gone = ", ".join(map(str, done.damaged))
-    line = (
-        f"version {gone} of table {done.table!r} was damaged and is set aside in {done.moved_to};"
-        f" the table is at version {done.version} again, with {done.rows:,} rows."
-    )
-    if done.lost:
-        line += (
-            f" The journal knew version {done.journalled}: run the ingests since then again"
-            " (`memworker jobs` lists them)."
-        )
-    return line
 
 
 def _readable(facts: TableInfo) -> str:

@@ -1,4 +1,4 @@
-"""``memworker table verify``: whether a table is what it was written as."""
+"""``memworker table verify`` and ``repair``: what is damaged, and putting it right."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import typer
 from memworker.cli.options import Db, Json, TableName, print_result, printable, size
 
 if TYPE_CHECKING:
+    from memworker.store.repair import Repair
     from memworker.store.verify import Verified
 
 _REFRESH_S = 0.25
+_SHOWN_IDS = 10
 
 
 def verify(db: Db, table: TableName, as_json: Json = False) -> None:
@@ -31,6 +33,74 @@ def verify(db: Db, table: TableName, as_json: Json = False) -> None:
     print_result(_findings(found), found.to_dict(), as_json=as_json)
     if not found.healthy:
         raise typer.Exit(1)
+
+
+def repair(db: Db, table: TableName, as_json: Json = False) -> None:
+    """Verify a table and put right what is damaged: rows, files, indices, a torn version.
+
+    Damaged rows leave the table; the next ingest of their input writes them again.
+    Exit status 1 if something stays damaged.
+    """
+    from memworker.store.repair import repair as run
+
+    with _panics_unseen(), _progress() as observer:
+        done = run(db, table, observer=observer)
+    print_result(_told(done), done.to_dict(), as_json=as_json)
+    if not done.healthy:
+        raise typer.Exit(1)
+
+
+def _told(done: Repair) -> str:
+    if done.before.healthy:
+        return f"table {done.table!r} is healthy: version {done.version}, {done.rows:,} rows"
+    lines = [
+        f"table {done.table!r} was damaged:",
+        *(f"  {printable(str(damage))}" for damage in done.before.damages),
+        *_deeds(done),
+        f"it is {'healthy' if done.healthy else 'STILL DAMAGED'} now: version {done.version},"
+        f" {done.rows:,} rows",
+        *(f"  {printable(str(damage))}" for damage in done.after.damages),
+        *_to_do(done),
+        *(f"note: {printable(note)}" for note in (*done.notes, *done.after.notes)),
+    ]
+    return "\n".join(lines)
+
+
+def _deeds(done: Repair) -> Iterator[str]:
+    if done.copied is not None:
+        yield f"the copy of version {done.copied} that the last verification kept was put back"
+    if done.damaged:
+        gone = ", ".join(map(str, done.damaged))
+        yield f"version {gone} was damaged and is set aside in {done.moved_to}"
+    if done.deletions:
+        yield f"which rows are deleted is known again: {', '.join(done.deletions)}"
+    if done.rewritten:
+        yield f"{done.rewritten:,} rows were sound and are written into another file"
+    if done.removed:
+        yield f"{done.removed:,} damaged rows are not in the table any more"
+    if done.indices:
+        yield f"indices built anew: {', '.join(done.indices)}"
+
+
+def _to_do(done: Repair) -> Iterator[str]:
+    if done.lost:
+        yield f"Rows that were reported as written, up to version {done.journalled}, are gone"
+    if done.lost or done.removed:
+        yield (
+            "Run the ingests of this table again (`memworker jobs` lists them): what is not in the"
+            " table is written"
+        )
+    if done.ids:
+        shown = ", ".join(repr(one) for one in done.ids[:_SHOWN_IDS])
+        more = f" and {len(done.ids) - _SHOWN_IDS:,} more (--json has all)"
+        yield f"Missing now: {shown}{more if len(done.ids) > _SHOWN_IDS else ''}"
+    for path in done.sound:
+        yield (
+            f"Rows whose text is sound are kept in {path}; `memworker memory import` brings"
+            " memories back from it"
+        )
+    for path in done.unsure:
+        yield f"What could be read of the others is kept in {path}"
 
 
 def _findings(found: Verified) -> str:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from memworker.store.manifest import VERSIONS
 from memworker.store.salvage import ADDRESS, Addresses, Part, view
 from memworker.store.schema import SCOPES
 
@@ -60,6 +61,13 @@ class FileSum(msgspec.Struct, frozen=True, array_like=True):
     def same_bytes(self, other: FileSum) -> bool:
         """Tell whether both are of the same content."""
         return (self.size, self.digest) == (other.size, other.digest)
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """A manifest: its path below the table's folder, and its bytes."""
+
+    path: str
+    content: bytes
 
 
 class _Rows(msgspec.Struct, frozen=True, array_like=True):
@@ -102,9 +110,12 @@ class Checksums:
         known = self._last.files.get(path)
         return known is not None and known.mtime_ns == now.mtime_ns and not known.same_bytes(now)
 
-    def manifest_of(self, version: int) -> bytes | None:
-        """Return the bytes of a version's manifest, if it was that which was verified last."""
-        return self._last.manifest if version == self._last.version else None
+    def manifest_of(self, version: int) -> Copy | None:
+        """Return the copy of a version's manifest, if it was that which was verified last."""
+        paths = [path for path in self._last.files if path.startswith(f"{VERSIONS}/")]
+        if version != self._last.version or len(paths) != 1:
+            return None
+        return Copy(paths[0], self._last.manifest)
 
     def rows(self, path: str) -> RowSums | None:
         """Return those of the rows of a data file, by position; 0 is unknown."""
@@ -115,6 +126,14 @@ class Checksums:
         if len(raw) != 8 * where.rows or xxh3_64_intdigest(raw.data) != where.digest:
             return None
         return raw.view(np.uint64)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Forget files that were written again under their names. Raises OSError."""
+        gone = set(paths)
+        files = {path: noted for path, noted in self.files.items() if path not in gone}
+        rows = ((path, self.rows(path)) for path in self._index.rows)
+        kept = ((path, sums) for path, sums in rows if sums is not None)
+        self.replace(self._index.version, self._index.manifest, files, kept)
 
     def replace(
         self,

@@ -112,8 +112,8 @@ class IndexCheck:
     def _asked(self, column: str) -> str | None:
         ask = {"vector": self._by_vector, "text": self._by_words}
         ask |= {key: self._by_key for key in _KEYS} | {scope: self._by_scope for scope in SCOPES}
-        if column not in ask:
-            return None  # not of our making
+        if column not in ask or not self._taken:
+            return None  # not of our making, or of no row
         rows = pa.concat_tables(self._taken)
         try:
             missed = ask[column](column, rows)

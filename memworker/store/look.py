@@ -173,6 +173,9 @@ class Look:
             why = _CHANGED
         try:
             live = salvage.live_addresses(self._handle, fragment)
+            counted = fragment.physical_rows - fragment.deleted_rows
+            if path is not None and len(live) != counted and fragment.deleted_rows:
+                why = why or f"it leaves {len(live):,} rows, and the version counts {counted:,}"
         except Unlisted as error:
             why = why or str(error)
         if why is None:
@@ -239,10 +242,17 @@ class Look:
         self.damages += self._indices.damages(changed, searching=searching)
 
     def _remember(self, manifest: Manifest) -> None:
-        if any(damage.kind is Kind.VERSION for damage in self.damages):
+        # A newer version may still come back from what is noted.
+        if any(damage.kind in (Kind.VERSION, Kind.JOURNAL) for damage in self.damages):
             return
+        # What has changed, or cannot be read, is remembered as it was.
         files = {path: self._known.files.get(path, now) for path, now in self._sums.items()}
+        files |= {p: self._known.files[p] for p in manifest.files if p in self._known.files}
         files[manifest.path] = self._sums[manifest.path]
+        for path in manifest.files:
+            sums = None if path in self._row_sums else self._known.rows(path)
+            if sums is not None:
+                self._row_sums[path] = sums.copy()
         for damage in self.damages:
             for run in damage.rows if not damage.readable else ():
                 self._forget(run)

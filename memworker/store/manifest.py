@@ -49,6 +49,7 @@ class Fragment:
     files: tuple[DataFile, ...]
     deletions: str | None
     physical_rows: int
+    deleted_rows: int = 0
 
     @property
     def parts(self) -> list[str]:
@@ -108,17 +109,21 @@ def versions(table: Path) -> dict[int, Path]:
 
 def read_manifest(table: Path, version: int) -> Manifest:
     """Read what a version is made of. Raises TornManifest, and FileNotFoundError."""
-    from google.protobuf import message
-
     path = manifest_path(table, version)
-    raw = path.read_bytes()
-    try:
-        found = _parsed(raw, path)
-    except (message.DecodeError, ValueError) as error:
-        raise TornManifest(f"{path} holds bytes that are no manifest: {error}") from error
+    found = parsed(path.read_bytes(), path)
     if found.version != version:
         raise TornManifest(f"{path} says that it is version {found.version}, not {version}")
     return found
+
+
+def parsed(raw: bytes, path: Path) -> Manifest:
+    """Read a manifest's bytes; `path` is where it belongs. Raises TornManifest."""
+    from google.protobuf import message
+
+    try:
+        return _parsed(raw, path)
+    except (message.DecodeError, ValueError) as error:
+        raise TornManifest(f"{path} holds bytes that are no manifest: {error}") from error
 
 
 def _parsed(raw: bytes, path: Path) -> Manifest:
@@ -141,13 +146,14 @@ def _parsed(raw: bytes, path: Path) -> Manifest:
 
 
 def _fragment(message: Any) -> Fragment:
-    deletions = None
+    deletions, deleted = None, 0
     if message.HasField("deletion_file"):
         gone = message.deletion_file
+        deleted = gone.num_deleted_rows
         kind = "bin" if gone.file_type == _ROARING else "arrow"
         deletions = f"{DELETIONS}/{message.id}-{gone.read_version}-{gone.id}.{kind}"
     files = tuple(DataFile(f"{DATA}/{file.path}", file.file_size_bytes) for file in message.files)
-    return Fragment(message.id, files, deletions, message.physical_rows)
+    return Fragment(message.id, files, deletions, message.physical_rows, deleted)
 
 
 def _message(raw: bytes, path: Path) -> bytes:
@@ -218,6 +224,7 @@ _FIELDS: dict[str, dict[int, tuple[str, str, bool]]] = {
         1: ("file_type", "uint64", False),
         2: ("read_version", "uint64", False),
         3: ("id", "uint64", False),
+        4: ("num_deleted_rows", "uint64", False),
     },
     "IndexSection": {1: ("indices", "Index", True)},
     "Index": {1: ("uuid", "Uuid", False), 3: ("name", "string", False)},

@@ -1,126 +1,287 @@
-"""Bringing a table back whose newest version was torn, as a power loss leaves it.
+"""Bringing a damaged table back: what is damaged leaves it, what is sound stays.
 
-A LanceDB version is one manifest file; writers never change those there are.
-So a table whose newest manifest is empty or cut off is whole again, as of the
-version before, as soon as that file is out of the way. It is moved, not
-deleted, to ``DB/.memworker/TABLE/damaged/``.
+::
+
+    verify ─► newest version torn      ─► its copy, or the version before
+           ─► which rows are deleted?  ─► told again, from what is certain
+           ─► index                    ─► dropped, built anew
+           ─► rows                     ─► kept aside as far as readable, deleted in one commit
+           ─► file, rows sound         ─► its rows written into another
+           ─► verify again
+
+A deleted row's id is not known any more, so the next ingest of the same input writes it.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError, TableNotFound
-from memworker.store import journal, lock
+from memworker.failpoints import reach
+from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage
+from memworker.store.damage import Damage, Kind, runs_of
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
+from memworker.store.look import Observer
+from memworker.store.manifest import DELETIONS, VERSIONS, Fragment, read_manifest, versions
 from memworker.store.schema import read_field_metadata
+from memworker.store.verify import Verified, hinted, verify
+from memworker.store.writes import Writes
 
-_MANIFEST = ".manifest"
-# Lance names version v by 2^64 - 1 - v in twenty digits, so that the newest sorts first.
-_LAST = 2**64 - 1
-_NAME_DIGITS = 20
-_HINT = "latest_version_hint.json"
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+# Setting one thing right lets the next be seen: version, deletions, rows, files.
+_ROUNDS = 5
+_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a repair did: `damaged` versions were moved away, `version` is the newest now.
+    """What a repair did.
 
-    `journalled` is the newest version that the journal vouches for, if any.
+    `damaged` versions were moved away, to `moved_to`; of version `copied` the copy was put
+    back. `journalled` is the newest version that the journal vouched for, if any; `lost` says
+    that it is gone. `removed` rows were damaged and are not in the table any more; `ids` are
+    those of them that could be read. What could be read of these rows is in the files
+    `sound` (the text is what it was) and `unsure`.
     """
 
     table: str
-    damaged: tuple[int, ...]
-    version: int
-    rows: int
-    journalled: int | None
-    moved_to: str | None
+    before: Verified
+    after: Verified
+    damaged: tuple[int, ...] = ()
+    copied: int | None = None
+    moved_to: str | None = None
+    journalled: int | None = None
+    lost: bool = False
+    removed: int = 0
+    ids: tuple[str, ...] = ()
+    sound: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+    deletions: tuple[str, ...] = ()
+    rewritten: int = 0
+    indices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def lost(self) -> bool:
-        """Whether rows that were reported as committed went with a damaged version."""
-        return self.journalled is not None and self.version < self.journalled
+    def version(self) -> int:
+        """The newest version now."""
+        return self.after.version
+
+    @property
+    def rows(self) -> int:
+        """How many rows the table has now."""
+        return self.after.rows
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong any more."""
+        return self.after.healthy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        told = {name: getattr(self, name) for name in _TOLD}
+        return told | {"before": self.before.to_dict(), "after": self.after.to_dict()}
 
 
-def repair(db: str | Path, name: str) -> Repair:
-    """Go back to the newest version that can be read; a healthy table is left alone.
+_TOLD = (
+    *("table", "healthy", "version", "rows", "damaged", "copied", "moved_to", "journalled"),
+    *("lost", "removed", "ids", "sound", "unsure", "deletions", "rewritten", "indices", "notes"),
+)
+
+
+def repair(db: str | Path, name: str, *, observer: Observer | None = None) -> Repair:
+    """Put right what a verification finds damaged; a healthy table is left alone.
 
     Raises TableNotFound, TableLocked while an ingest works on the table, and
     StoreError when no version can be read.
     """
     path, name = database_path(db), table_name(name)
-    versions = path / f"{name}.lance" / "_versions"
-    if not versions.is_dir():
+    if not (path / f"{name}.lance" / VERSIONS).is_dir():
         raise TableNotFound(
             f"there is no table {name!r} in {path}; tables there: {', '.join(table_names(path))}"
         )
-    folder = lock.state_dir(path, name)
-    with lock.hold_job(folder), lock.hold(folder, "commit"):
-        return _repair(path, name, versions, folder)
+    state = lock.state_dir(path, name)
+    with lock.hold_job(state), lock.hold(state, "tend"), lock.hold(state, "commit"):
+        return _Mender(path, name, state, observer).run()
 
 
-def _repair(db: Path, name: str, versions: Path, folder: Path) -> Repair:
-    journalled = journal.last_version(journal.read(folder))
-    damaged: list[int] = []
-    manifests = sorted(_manifests(versions).items(), reverse=True)
-    if not manifests:
-        raise StoreError(f"table {name!r} of {db} has no version at all; ingest into it again")
-    aside = folder / "damaged"
-    for version, manifest in manifests:
-        try:
-            identity, rows = _read(db, name)
-        except StoreError as error:
-            if version == manifests[-1][0]:
-                _put_back(aside, versions, damaged)
-                raise StoreError(
-                    f"no version of table {name!r} can be read, so none was changed; the oldest"
-                    f" says: {error}. Drop the table and ingest again"
-                ) from error
-            _move(manifest, aside)
-            damaged.append(version)
-            continue
-        if damaged:
-            with Journal(folder, identity) as kept:
-                kept.append(Repaired(journal.now(), identity, tuple(damaged), version))
-        moved_to = str(aside) if damaged else None
-        return Repair(name, tuple(damaged), version, rows, journalled, moved_to)
-    raise AssertionError("the oldest version was read or raised")
+class _Mender:
+    """One repair, in rounds; whoever runs it holds the locks."""
+
+    def __init__(self, db: Path, name: str, state: Path, observer: Observer | None) -> None:
+        self._db, self._name, self._state, self._observer = db, name, state, observer
+        self._done: dict[str, Any] = {}
+        self._indices: dict[str, str] = {}
+
+    def run(self) -> Repair:
+        """Verify and mend until nothing is wrong, or nothing more can be done."""
+        before = after = self._verified()
+        for _ in range(_ROUNDS):
+            if after.healthy or not self._mend(after):
+                break
+            after = self._verified()
+        if self._indices and after.healthy and self._build_indices():
+            after = self._verified()
+        if self._done.get("ids") and after.healthy:
+            self._done["ids"] = self._missing(self._done["ids"])
+        return Repair(self._name, before, after, **self._done)
+
+    def _verified(self) -> Verified:
+        if not versions(self._table):
+            raise StoreError(
+                f"table {self._name!r} of {self._db} has no version at all; ingest into it again"
+            )
+        return verify(self._db, self._name, observer=self._observer)
+
+    def _mend(self, found: Verified) -> bool:
+        """Put right what can be at once; tell whether anything was changed."""
+        kinds: dict[Kind, list[Damage]] = {}
+        for damage in found.damages:
+            kinds.setdefault(damage.kind, []).append(damage)
+        if (Kind.VERSION in kinds or Kind.JOURNAL in kinds) and self._roll_back(found):
+            return True
+        changed = Kind.JOURNAL in kinds and self._note(lost=True)
+        if untold := [damage for damage in found.damages if _is_of_deletions(damage)]:
+            self._tell_deletions(untold, found.version)
+            return True
+        if Kind.INDEX in kinds:
+            changed = self._drop_indices(kinds[Kind.INDEX], found.version)
+        if rows := [damage for damage in found.damages if damage.rows and not damage.readable]:
+            return self._remove(rows, found.version)
+        torn = {damage.rows[0][0] >> 32 for damage in found.damages if damage.rows}
+        for fragment in self._fragments(found.version, torn):
+            size = salvage.part_rows(fragment, self._table)
+            self._count("rewritten", mend.write_again(self._writes(), fragment, size))
+            changed = True
+        return changed
+
+    # ── versions ──
+
+    def _roll_back(self, found: Verified) -> bool:
+        journalled = journal.last_version(journal.read(self._state)) or 0
+        suspects = [found.version, hinted(self._table), journalled]
+        back = rollback.roll_back(self._db, self._name, self._state, suspects)
+        if back.damaged:
+            self._done["moved_to"] = str(self._state / aside.FOLDER)
+        self._done["copied"] = back.copied
+        self._done["damaged"] = (*self._done.get("damaged", ()), *back.damaged)
+        if not back.damaged and back.copied is None:
+            # A hint at a version that is gone has been forgotten.
+            return suspects[1] > found.version
+        self._note()
+        return True
+
+    def _note(self, *, lost: bool = False) -> bool:
+        """Let the journal vouch for the newest version there is."""
+        handle = self._opened()
+        _, identity = read_field_metadata(handle.schema, self._name)
+        known = journal.last_version(journal.read(self._state), identity)
+        self._done["journalled"] = known
+        self._done["lost"] = lost or (known is not None and known > int(handle.version))
+        damaged = tuple(self._done.get("damaged", ()))
+        with Journal(self._state, identity) as kept:
+            kept.append(Repaired(journal.now(), identity, damaged, int(handle.version)))
+        return True
+
+    # ── rows ──
+
+    def _tell_deletions(self, untold: list[Damage], version: int) -> None:
+        ids = {damage.rows[0][0] >> 32 for damage in untold}
+        there = self._fragments(version, ids)
+        unsure = deletions.rebuild(self._db, self._name, there, self._state)
+        told = [str(each.deletions) for each in there if each not in unsure]
+        self._done["deletions"] = (*self._done.get("deletions", ()), *told)
+        handle = self._opened()
+        gone = [
+            Damage(
+                Kind.ROWS,
+                "it cannot be told whether it was deleted",
+                rows=tuple(runs_of(salvage.live_addresses(handle, each).tolist())),
+            )
+            for each in unsure
+        ]
+        if gone:
+            self._remove(gone, version)
+
+    def _remove(self, damages: list[Damage], version: int) -> bool:
+        writes = self._writes()
+        kept = aside.keep(writes.handle, damages, self._state, version)
+        reach("repair_kept_aside")
+        addresses = {row for damage in damages for run in damage.rows for row in run}
+        removed = mend.delete_rows(writes, list(runs_of(sorted(addresses))))
+        self._count("removed", removed)
+        self._done["ids"] = (*self._done.get("ids", ()), *kept.ids)
+        for name, path in (("sound", kept.sound), ("unsure", kept.unsure)):
+            if path is not None:
+                self._done[name] = (*self._done.get(name, ()), str(path))
+        return removed > 0
+
+    # ── indices ──
+
+    def _drop_indices(self, damages: list[Damage], version: int) -> bool:
+        folders = {damage.path: damage.column for damage in damages}
+        named: dict[str, str | None] = {}
+        for each in read_manifest(self._table, version).indices:
+            for path, column in folders.items():
+                if each.folder in (path or "").split(", "):
+                    named[each.name] = column
+        mend.drop_indices(self._writes(), list(named))
+        reach("repair_index_dropped")
+        # Ours are called after their column, should LanceDB not be able to tell.
+        self._indices |= {
+            name: column or name.removesuffix("_idx") for name, column in named.items()
+        }
+        return bool(named)
+
+    def _build_indices(self) -> bool:
+        writes = self._writes()
+        space, _ = read_field_metadata(writes.handle.schema, self._name)
+        built, notes = [], []
+        for name, column in self._indices.items():
+            try:
+                if mend.build_index(writes, column, space.distance):
+                    built.append(column)
+                else:
+                    notes.append(f"index {name}, not of memworker's making, is gone")
+            except StoreError as error:
+                notes.append(f"{error}. `memworker table optimize` tries again")
+        self._done["indices"], self._done["notes"] = tuple(built), tuple(notes)
+        return bool(built)
+
+    # ── what all need ──
+
+    @property
+    def _table(self) -> Path:
+        return self._db / f"{self._name}.lance"
+
+    def _opened(self) -> LanceTable:
+        # Each time anew, for LanceDB remembers what it has read of a file.
+        return open_table(connect(self._db, writable=True), self._db, self._name)
+
+    def _writes(self) -> Writes:
+        return Writes(self._opened(), self._db, nullcontext)
+
+    def _fragments(self, version: int, ids: set[int]) -> list[Fragment]:
+        return [each for each in read_manifest(self._table, version).fragments if each.id in ids]
+
+    def _count(self, name: str, rows: int) -> None:
+        self._done[name] = self._done.get(name, 0) + rows
+
+    def _missing(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the ids that no row of the table has now."""
+        there: set[str] = set()
+        handle = self._opened()
+        for start in range(0, len(ids), _AT_ONCE):
+            found = read.find(handle, "id", ids[start : start + _AT_ONCE], columns=["id"])
+            there.update(found["id"].to_pylist())
+        return tuple(one for one in dict.fromkeys(ids) if one not in there)
 
 
-def _manifests(versions: Path) -> dict[int, Path]:
-    found = {}
-    for path in versions.glob(f"*{_MANIFEST}"):
-        if path.stem.isdecimal():
-            number = int(path.stem)
-            found[_LAST - number if len(path.stem) == _NAME_DIGITS else number] = path
-    return found
-
-
-def _read(db: Path, name: str) -> tuple[str, int]:
-    """Return identity and row count of the newest version, having read every id."""
-    table = open_table(connect(db, writable=False), db, name)
-    _, identity = read_field_metadata(table.schema, name)
-    try:
-        rows = sum(
-            batch.num_rows for batch in table.search().select(["id", "dedup_key"]).to_batches()
-        )
-        return identity, rows
-    except (RuntimeError, ValueError, OSError) as error:
-        raise StoreError(f"{type(error).__name__}: {error}"[:400]) from error
-
-
-def _move(manifest: Path, aside: Path) -> None:
-    aside.mkdir(mode=0o700, exist_ok=True)
-    os.replace(manifest, aside / manifest.name)
-    # It names the version that has just gone; Lance makes a new one.
-    (manifest.parent / _HINT).unlink(missing_ok=True)
-
-
-def _put_back(aside: Path, versions: Path, damaged: list[int]) -> None:
-    for version in damaged:
-        for name in (f"{_LAST - version:020}{_MANIFEST}", f"{version}{_MANIFEST}"):
-            if (aside / name).exists():
-                os.replace(aside / name, versions / name)
+def _is_of_deletions(damage: Damage) -> bool:
+    return damage.kind is Kind.FILE and (damage.path or "").startswith(f"{DELETIONS}/")

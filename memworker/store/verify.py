@@ -102,9 +102,9 @@ def verify(db: str | Path, name: str, *, observer: Observer | None = None) -> Ve
     for _ in range(_TRIES):
         with Readers(path, name).keep():
             # First, for it is written after each version.
-            hinted = _hinted(folder)
+            noted = hinted(folder)
             newest = max(versions(folder))
-            found = _verified(path, name, newest, hinted, observer or _unobserved)
+            found = _verified(path, name, newest, noted, observer or _unobserved)
             if found.healthy or manifest_path(folder, newest).exists():
                 return found
     raise StoreError(
@@ -113,11 +113,11 @@ def verify(db: str | Path, name: str, *, observer: Observer | None = None) -> Ve
     )
 
 
-def _verified(db: Path, name: str, version: int, hinted: int, observer: Observer) -> Verified:
+def _verified(db: Path, name: str, version: int, noted: int, observer: Observer) -> Verified:
     began = time.monotonic()
     look = Look(db, name, version, observer)
-    if hinted > version:
-        why = f"version {hinted} was written, and is gone; the newest is {version}"
+    if noted > version:
+        why = f"version {noted} was written, and is gone; the newest is {version}"
         look.damages.append(Damage(Kind.VERSION, why, VERSIONS))
     look.run()
     return Verified(
@@ -133,7 +133,7 @@ def _verified(db: Path, name: str, version: int, hinted: int, observer: Observer
     )
 
 
-def _hinted(table: Path) -> int:
+def hinted(table: Path) -> int:
     """Return the version that LanceDB noted last, 0 if it has noted none."""
     try:
         return int(json.loads((table / VERSIONS / HINT).read_bytes())["version"])

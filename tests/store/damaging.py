@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,12 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
     raw = bytearray(path.read_bytes())
     raw[at] ^= 1 << bit
     path.write_bytes(raw)
+
+
+def flip_padding(path: Path) -> None:
+    """Change a byte between two pages, which no row shows."""
+    gaps = re.finditer(rb"H{8,}", path.read_bytes())
+    flip(path, next(gap.start() + 4 for gap in gaps if gap.end() % 64 == 0))
 
 
 def cut(path: Path, keep: float = 0.5) -> None:
