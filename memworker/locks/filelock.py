@@ -76,7 +76,9 @@ class FileLock:
             self._lease.release()
             self._lease = None
         if self._fd >= 0:
-            unlock(self._fd, self._kind)
+            # If it fails, closing frees the lock all the same.
+            with contextlib.suppress(OSError):
+                unlock(self._fd, self._kind)
             self._close()
 
     def __enter__(self) -> Self:
@@ -151,7 +153,9 @@ class FileLock:
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        # A descriptor is gone after close(2), whatever that says; and nothing of worth was written.
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
     def forget(self) -> None:
         """Let go without freeing: for a child of fork(), whose parent still holds it."""

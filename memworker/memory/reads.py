@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from memworker.errors import UsageError
 from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
@@ -17,6 +19,7 @@ Mode = Literal["vector", "text", "hybrid"]
 MODES = ("vector", "text", "hybrid")
 # Up to here the newest are found by their times first and then read by id.
 _BY_ID = 1000
+_LOOKS = 3
 _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
@@ -44,16 +47,30 @@ def get(table: Table, memory_id: str) -> Record | None:
 def get_all(
     table: Table, filters: Mapping[str, Any] | None, limit: int | None
 ) -> dict[str, list[Record]]:
-    """Return memories that meet the filters, newest first."""
+    """Return memories that meet the filters, newest first, as they stood at one moment."""
     where = scoped(filters)
     if limit is not None:
         _checked_limit(limit)
-    if limit is not None and limit <= _BY_ID:
-        found = table.rows(where, columns=("id", "created_at"), live_only=True)
-        newest = found.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
-        where = {"id": {"in": newest}}
-    found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST)
+    found = _newest(table, where, limit) if limit is not None and limit <= _BY_ID else None
+    if found is None:
+        found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST)
     return results([record(row) for row in rows.read(found.slice(0, limit))])
+
+
+def _newest(table: Table, where: Mapping[str, Any], limit: int) -> pa.Table | None:
+    """Find the newest by their times, then read those; None where others keep writing meanwhile.
+
+    Of two versions the answer could be one that never was: without a memory that was
+    deleted, and without one that had been added before that.
+    """
+    for _ in range(_LOOKS):
+        version = table.version
+        times = table.rows(where, columns=("id", "created_at"), live_only=True)
+        newest = times.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
+        found = table.rows({"id": {"in": newest}}, columns=NARROW, live_only=True)
+        if table.version == version:
+            return found.sort_by(_NEWEST)
+    return None
 
 
 def count(table: Table, filters: Mapping[str, Any] | None) -> int:

@@ -16,6 +16,7 @@ from memworker.errors import (
     TextTooLarge,
     UsageError,
 )
+from memworker.memory import reads
 from memworker.store import MAX_LIMIT
 from tests.memory.helpers import ALICE, Picky, all_rows, all_texts, one, texts
 
@@ -344,6 +345,31 @@ def test_an_expired_memory_shows_nowhere(memory, expiry):
 def test_a_bad_expiry_is_refused(memory, expiry):
     with pytest.raises(UsageError, match="expires_at"):
         memory.add("x", **ALICE, expires_at=expiry)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_get_all_is_of_one_moment(memory, times):
+    """While it is read, a memory is added and then the other one deleted: one is always there."""
+
+    class Busy:
+        """The table, with other callers at work between a read and the next."""
+
+        left = times
+        last = memory.add("0", **ALICE)["results"][0]["id"]
+
+        def rows(self, *args, **options):
+            found = memory._core.table.rows(*args, **options)
+            if self.left:
+                self.left -= 1
+                added = memory.add(str(self.left + 1), **ALICE)["results"][0]["id"]
+                memory.delete(self.last)
+                self.last = added
+            return found
+
+        def __getattr__(self, name):
+            return getattr(memory._core.table, name)
+
+    assert len(reads.get_all(Busy(), ALICE, 10)["results"]) == 1
 
 
 def test_get_all_gives_the_newest_first(memory):

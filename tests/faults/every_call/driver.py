@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.every_call import shim
 from tests.faults.every_call.cases import Case
-from tests.faults.every_call.scenario import KILLED, Bench, Outcome, watched
+from tests.faults.every_call.scenario import KILLED, Bench, Outcome, healthy, watched
 from tests.faults.every_call.scenarios import SCENARIOS
 from tests.faults.every_call.shim import Called, Control, Fault
 from tests.faults.every_call.zygote import Ended, Order, Zygote
@@ -78,15 +78,18 @@ class Driver:
         scenario = SCENARIOS[case.scenario]
         ended = self._child(case.scenario, folder, case.fault)
         texts = [(folder / name).read_text(errors="replace") for name in ("out", "err")]
-        outcome = Outcome(ended.status, *texts, messy=case.messy, ongoing=case.ongoing)
+        failed = tuple(_failed(self._control.calls(), folder))
+        paths = tuple(path for _, path in failed)
+        outcome = Outcome(ended.status, *texts, case.messy, case.ongoing, paths)
         violations = list(_ended_well(ended, outcome))
         violations += _said(scenario.check(folder, outcome, self._bench), "check")
+        violations += _said(healthy(folder), "verify")
         # The table as a crash left it must also be one that the job can go on with.
         violations += _said(scenario.finish(folder, self._bench), "again")
         return Result(
             case,
             self._control.acted,
-            next(_sites(self._control.calls(), folder), ""),
+            " ".join(failed[0]) if failed else "",
             ended.status,
             ended.seconds,
             tuple(violations),
@@ -141,8 +144,9 @@ def _said(flaws: Iterator[str], when: str) -> Iterator[str]:
         yield f"{when}: {type(error).__name__}: {error}"
 
 
-def _sites(calls: Iterator[Called], folder: Path) -> Iterator[str]:
+def _failed(calls: Iterator[Called], folder: Path) -> Iterator[tuple[str, str]]:
+    """Give kind and path of each call that was failed."""
     prefix = f"{watched(folder)}/"
     for call in calls:
         if call.injected:
-            yield f"{call.kind.name.lower()} {call.path.removeprefix(prefix)}"
+            yield call.kind.name.lower(), call.path.removeprefix(prefix)

@@ -16,6 +16,8 @@ import pyarrow as pa
 from memworker import EmbeddingPool
 from memworker.errors import MemworkerError, TableNotFound
 from memworker.store import Table
+from memworker.store.lance import table_names
+from memworker.store.verify import verify
 
 Arm = Callable[[], None]
 
@@ -31,7 +33,8 @@ UNKNOWN = "cannot be told"
 class Outcome:
     """How a run ended, and what it said.
 
-    `messy` where files may have been left behind, `ongoing` where more than one call failed.
+    `messy` where files may have been left behind, `ongoing` where more than one call failed;
+    `failed` are the paths whose calls did, in `folder/watched`.
     """
 
     status: int
@@ -39,6 +42,7 @@ class Outcome:
     err: str
     messy: bool = False
     ongoing: bool = False
+    failed: tuple[str, ...] = ()
 
     @property
     def killed(self) -> bool:
@@ -127,13 +131,15 @@ def seemly(outcome: Outcome, allowed: tuple[int, ...]) -> Iterator[str]:
 
 
 def tidy(folder: Path, outcome: Outcome) -> Iterator[str]:
-    """Check that no temporary file is left, where none may be."""
+    """Check that no temporary file is left, but for one that failed itself."""
     if outcome.killed or outcome.messy:
         return
-    stray = list((watched(folder) / "tmp").iterdir())
-    stray += [p for p in watched(folder).rglob("*") if p.suffix in (".tmp", ".part")]
-    if stray:
-        yield f"files left behind: {[str(path.relative_to(folder)) for path in stray]}"
+    inside = watched(folder)
+    stray = list((inside / "tmp").iterdir())
+    stray += [path for path in inside.rglob("*") if path.suffix in (".tmp", ".part")]
+    left = {str(path.relative_to(inside)) for path in stray} - set(outcome.failed)
+    if left:
+        yield f"files left behind: {sorted(left)}"
 
 
 def all_rows(db: Path, table: str) -> Iterator[str | pa.Table]:
@@ -147,6 +153,16 @@ def all_rows(db: Path, table: str) -> Iterator[str | pa.Table]:
     except Exception as error:
         yield f"the table cannot be read: {type(error).__name__}: {str(error)[:400]}"
         return None
+
+
+def healthy(folder: Path) -> Iterator[str]:
+    """Check every table in the database as `memworker table verify` does."""
+    for name in table_names(database(folder)):
+        try:
+            damages = verify(database(folder), name).damages
+        except TableNotFound:
+            continue
+        yield from (f"table {name} is damaged: {damage}" for damage in damages)
 
 
 def right(db: Path, oracle: Mapping[str, str], table: str = "t") -> Iterator[str]:
