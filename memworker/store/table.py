@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakMethod
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from memworker.store.append import Appender
 from memworker.store.change import Change
 from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
+from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
 from memworker.store.known import Statuses
@@ -67,7 +68,8 @@ class Table:
     def __init__(self, db: Path, name: str, handle: LanceTable) -> None:
         self.db, self.name = db, name
         self.space, self.identity = read_field_metadata(handle.schema, name)
-        self._handle = handle
+        again = partial(_opened, db, name)
+        handle = self._handle = cast("LanceTable", Handle(handle, again))
         commits = _weakly(self._any_commit)
         self._writes = Writes(handle, db, commits)
         self._appender = Appender(self._writes)
@@ -100,7 +102,7 @@ class Table:
     def open(cls, db: str | Path, name: str) -> Table:
         """Open a table. Raises TableNotFound, naming the tables there are."""
         path, name = database_path(db), table_name(name)
-        return cls(path, name, open_table(connect(path, writable=False), path, name))
+        return cls(path, name, _opened(path, name))
 
     @classmethod
     def open_or_create(
@@ -494,6 +496,10 @@ def _policy(on_conflict: str) -> OnConflict:
         raise UsageError(
             f"unknown conflict policy {on_conflict!r}; use reject, skip or update"
         ) from None
+
+
+def _opened(db: Path, name: str) -> LanceTable:
+    return open_table(connect(db, writable=False), db, name)
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

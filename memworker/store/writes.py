@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from memworker.errors import MemworkerError, StoreError
 from memworker.store import whole
 from memworker.store.durable import Disk, NotForced
+from memworker.store.handle import renew
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
 from memworker.store.lock import Held, hold, state_dir
 from memworker.store.manifest import (
@@ -130,6 +131,8 @@ class Writes:
             self._built(doing, write)
             try:
                 self._look_at(self._newest(doing), before=seen)
+                # The indices there were before are nobody's now.
+                renew(self.handle)
                 return
             except _NotWhole as flaw:
                 with self._locked():

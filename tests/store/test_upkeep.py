@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from memworker.errors import StoreError
 from memworker.store import Step, Table, VectorSpace, lock, records
 from memworker.store.upkeep import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
 from tests.store.helpers import SPACE, batch, numbered, texts_by_id, vector_of
@@ -139,3 +145,33 @@ def test_a_large_table_gets_its_vector_index_and_has_it_rebuilt(tmp_path):
         newest = many(size - UNINDEXED_MIN, size)["vector"][7].values.to_numpy()
         assert table.search(newest, limit=1)[0].id == f"id-{size - UNINDEXED_MIN + 7}"
     assert table.upkeep().segments == 1 and table.count() == size
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_indices_that_were_replaced_are_not_held_open(table):
+    """A process that lives for days folds thousands of times, and has 1,024 descriptors."""
+    table.append(numbered(0, 100))
+    table.ensure_text_index()
+    for start in range(100, 124, 3):
+        table.append(numbered(start, start + 3))
+        table.optimize(keep_versions=timedelta(0))
+        assert len(table.search_text("text", limit=5)) == 5
+    assert not [name for name in open_files() if str(table.db) in name and "(deleted)" in name]
+
+
+def open_files():
+    for descriptor in Path("/proc/self/fd").iterdir():
+        # Some thread may have closed it meanwhile.
+        with suppress(OSError):
+            yield os.readlink(descriptor)
+
+
+def test_a_handle_that_cannot_be_renewed_goes_on(table, monkeypatch, caplog):
+    def refuse():
+        raise StoreError("on purpose")
+
+    table.append(numbered(0, 50))
+    monkeypatch.setattr(table._handle, "_open_again", refuse)
+    table.optimize()
+    assert "on purpose" in caplog.text
+    assert table.append(numbered(0, 60)).written == 10 and table.count() == 60
