@@ -16,7 +16,7 @@ PACKAGE = ROOT / "memworker"
 ROOMS = {
     "locks": set(),
     "models": {"locks"},
-    "pool": {"models"},
+    "pool": {"locks", "models"},
     "store": {"locks"},
     "ingest": {"locks", "pool", "store"},
     "memory": {"pool", "store"},

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memworker.errors import StoreUnwritable, UsageError
+from memworker.locks import draft_of
 
 Floats = npt.NDArray[np.float32]
 _NPY_HEADER_BYTES = 128
@@ -40,32 +38,20 @@ def vectors_file(path: Path, dim: int) -> Iterator[VectorsFile]:
 
     What a killed run left under such a name is removed.
     """
-    _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     kind = _NpyFile if path.suffix == ".npy" else _ParquetFile
-    try:
-        file: VectorsFile = kind(temporary, dim)
-    except OSError as error:
-        raise StoreUnwritable(
-            f"cannot write {path}: {error.strerror or error}; name a file in a directory that is"
-            " there and that you may write to"
-        ) from error
-    try:
-        yield file
-        file.close()
-        os.replace(temporary, path)
-    finally:
+    with ExitStack() as stack:
         try:
-            file.close()
+            temporary = stack.enter_context(draft_of(path, mode=0o666))
+            file: VectorsFile = kind(temporary, dim)
+        except OSError as error:
+            raise StoreUnwritable(
+                f"cannot write {path}: {error.strerror or error}; name a file in a directory that"
+                " is there and that you may write to"
+            ) from error
+        try:
+            yield file
         finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _remove_leftovers(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = left.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            left.unlink(missing_ok=True)
+            file.close()
 
 
 class _NpyFile:

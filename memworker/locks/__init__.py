@@ -1,7 +1,20 @@
 """Locks between processes and machines, none of which outlives its holder in effect."""
 
+from memworker.locks.drafts import draft_of
 from memworker.locks.filelock import Busy, FileLock, Lost, holder_of
 from memworker.locks.kinds import Kind, Unsupported
 from memworker.locks.process import Process
+from memworker.locks.scratch import Scratch, sweep
 
-__all__ = ["Busy", "FileLock", "Kind", "Lost", "Process", "Unsupported", "holder_of"]
+__all__ = [
+    "Busy",
+    "FileLock",
+    "Kind",
+    "Lost",
+    "Process",
+    "Scratch",
+    "Unsupported",
+    "draft_of",
+    "holder_of",
+    "sweep",
+]

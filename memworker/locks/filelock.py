@@ -50,15 +50,15 @@ class FileLock:
         self._fd = -1
         self._lease: Lease | None = None
 
-    def acquire(self, timeout_s: float = 0.0) -> None:
-        """Take the lock, waiting for at most `timeout_s`, and longer for a silent machine.
+    def acquire(self, timeout_s: float = 0.0, *, patient: bool = True) -> None:
+        """Take the lock; wait for `timeout_s`, and if `patient`, longer for a silent machine.
 
         Raises Busy; OSError where lock files cannot be made, Unsupported where this
         process cannot lock as the others do.
         """
         self._kind = kind_in(self.path.parent)
         if self._kind is Kind.LEASE:
-            self._acquire_lease(timeout_s)
+            self._acquire_lease(timeout_s, patient)
         else:
             self._acquire_file(timeout_s)
 
@@ -131,13 +131,14 @@ class FileLock:
             return False
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
-    def _acquire_lease(self, timeout_s: float) -> None:
+    def _acquire_lease(self, timeout_s: float, patient: bool) -> None:
         deadline = time.monotonic() + timeout_s
         held().add(self)
         lease = Lease(self.path, shared=self._shared, lease_s=self._lease_s)
         while (answer := lease.attempt()) is not Answer.GOT:
             # Who cannot be asked is waited for until it counts on, or is known to be silent.
-            if answer is Answer.BUSY and time.monotonic() >= deadline:
+            unsure = patient and answer is Answer.UNSURE
+            if not unsure and time.monotonic() >= deadline:
                 raise Busy(self.path, lease.holder)
             time.sleep(_LEASE_POLL_S)
         self._lease = lease
@@ -186,7 +187,7 @@ def holder_of(path: Path) -> Process | None:
         return None
     lock = FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(patient=False)
     except Busy as busy:
         return busy.holder or Process(0)
     lock.release()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.errors import ModelUnavailable
-from memworker.locks import Busy, FileLock
+from memworker.locks import Busy, FileLock, Scratch, sweep
 from memworker.models.records import HashBook, make_private
 
 MANIFEST = "manifest.json"
 _LOCK_TIMEOUT_S = 1800.0
+_DRAFTS = "drafts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +79,24 @@ class ModelCache:
     def publish(self, room: str, key: str, fill: Callable[[Path], None]) -> Path:
         """Let `fill` write a new folder, record its hashes, then rename it to room/key.
 
-        The caller holds the lock of `key`: a folder that an earlier, killed
-        process left half-made is removed first.
+        The caller holds the lock of `key`.
         """
         parent = self.folder(room)
-        for leftover in parent.glob(f".{key}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=parent))
+        scratch = Scratch(self.folder(_DRAFTS))
         try:
+            draft = scratch.path / key
+            draft.mkdir(mode=0o700)
             fill(draft)
             _seal(draft)
             shutil.rmtree(parent / key, ignore_errors=True)
             os.replace(draft, parent / key)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            scratch.remove()
         return parent / key
+
+    def clear(self) -> None:
+        """Remove what killed processes have left half made."""
+        sweep(self.root / _DRAFTS)
 
 
 def _user_cache() -> Path:

@@ -52,6 +52,7 @@ def ready_model(
     UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
     """
     cache = ModelCache.locate(cache_dir)
+    cache.clear()
     entry = catalog.find(name, cache)
     _refuse_unsupported(entry)
     chosen = _precision(entry, precision)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from memworker.errors import ModelCorrupt
+from memworker.locks import draft_of
 
 
 def keep(record: Path, text: str) -> None:
@@ -18,17 +17,10 @@ def keep(record: Path, text: str) -> None:
     A cache may be on a read-only mount or a full disk. What a record would have
     spared the next run is then done again.
     """
-    draft = ""
-    try:
+    with suppress(OSError):
         make_private(record.parent)
-        handle, draft = tempfile.mkstemp(prefix=f".{record.name}.", dir=record.parent)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(draft, record)
-    except OSError:
-        with suppress(OSError):
-            if draft:
-                os.unlink(draft)
+        with draft_of(record) as draft:
+            draft.write_text(text)
 
 
 def make_private(folder: Path) -> None:

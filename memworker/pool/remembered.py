@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from memworker.locks import draft_of
 
 
 def recall(name: str) -> Any:
@@ -17,15 +20,11 @@ def recall(name: str) -> Any:
 def keep(name: str, value: Any) -> None:
     """Keep a JSON value under `name` for this processor; a cache that cannot be written is none."""
     file = _file()
-    draft = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known = _read(file) | {_key(name): value}
-        draft.write_text(json.dumps(known, indent=1))
-        draft.chmod(0o600)
-        os.replace(draft, file)
-    except OSError:
-        draft.unlink(missing_ok=True)
+        with draft_of(file) as draft:
+            known = _read(file) | {_key(name): value}
+            draft.write_text(json.dumps(known, indent=1))
 
 
 def _file() -> Path:

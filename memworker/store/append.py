@@ -40,12 +40,14 @@ class Appender:
         if moved:
             plan = self._plan(rows, policy)
             seen = self._handle.version
-        write = self._merge(rows, plan) if moved or len(plan.update) else self._add(rows, plan)
+        merges = moved or len(plan.update) > 0
+        write = self._merge(rows, plan) if merges else self._add(rows, plan)
         doing = f"appending to table {self._handle.name!r}"
-        landed = self._writes.commit(doing, write, partial(self._came, rows, plan), seen=seen)
+        came = partial(self._came, rows, plan)
+        landed = self._writes.commit(doing, write, came, seen=seen, spills=merges)
         reach("after_add")
         version, written = landed.version, landed.rows
-        if not moved and not len(plan.update) and version != seen + 1:
+        if not merges and version != seen + 1:
             written -= self._drop_doubles(_take(rows, plan.write)["id"])
             version = self._handle.version
         chosen = np.concatenate([plan.write, plan.update])

@@ -103,13 +103,14 @@ class Change:
             return None
         rows = widen(pa.concat_tables(told), self._handle.schema)
         reach("before_add")
-        self._commit(partial(self._write, rows), partial(self._came, rows))
+        came = partial(self._came, rows)
+        self._commit(partial(self._write, rows), came, spills=bool(self._replaced))
         reach("after_add")
         return rows
 
-    def _commit(self, write: Write, came: Came) -> Landed:
+    def _commit(self, write: Write, came: Came, *, spills: bool = False) -> Landed:
         doing = f"changing table {self._handle.name!r}"
-        landed = self._writes.commit(doing, write, came, seen=self.version)
+        landed = self._writes.commit(doing, write, came, seen=self.version, spills=spills)
         self.version = landed.version
         return landed
 

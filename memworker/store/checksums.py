@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from memworker.locks import draft_of
 from memworker.store.manifest import VERSIONS
 from memworker.store.salvage import ADDRESS, Addresses, Part, view
 from memworker.store.schema import SCOPES
@@ -143,9 +144,8 @@ class Checksums:
         rows: Iterable[tuple[str, RowSums]],
     ) -> None:
         """Write those of a new verification in the place of these. Raises OSError."""
-        temporary = self._path.with_name(f"{FILE}.tmp")
-        try:
-            with open(temporary, "wb", opener=_private) as file:
+        with draft_of(self._path) as draft:
+            with open(draft, "wb") as file:
                 index = _Index(self._identity, version, manifest, dict(files), {})
                 for path, sums in rows:
                     raw = np.ascontiguousarray(sums).view(np.uint8)
@@ -154,9 +154,6 @@ class Checksums:
                     file.write(raw.data)
                 body = msgspec.json.encode(index)
                 file.write(body + _TAIL.pack(len(body), xxh3_64_intdigest(body), _MAGIC))
-            os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _load(self) -> None:
         raw = np.memmap(self._path, np.uint8, "r")
@@ -229,7 +226,3 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

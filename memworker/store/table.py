@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import pyarrow as pa
 
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, TableNotFound, UsageError
-from memworker.store import fuse, index, lock, read, search, upkeep
+from memworker.store import fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
@@ -77,6 +77,7 @@ class Table:
         self._same_vectors_at = -1
         self._keeper = Keeper(self._writes, db, self.space.distance, commits)
         self._readers = Readers(db, name)
+        spill.clear(db / ".memworker" / name)
         self._mutex = threading.RLock()
         self._writing_now = False
         self._text_indexed = False

@@ -197,7 +197,8 @@ class Keeper:
             return write()
 
         doing = f"gathering rows of table {self._handle.name!r}"
-        self._writes.commit(doing, write, came, seen=int(self._handle.version))
+        seen = int(self._handle.version)
+        self._writes.commit(doing, write, came, seen=seen, spills=True)
 
 
 def fold(writes: Writes, db: Path, keep_versions: timedelta, writing: Lock) -> Cleaned:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from memworker.store.manifest import (
     versions,
 )
 from memworker.store.schema import bad_vectors, is_durable, vectors_of
+from memworker.store.spill import spilling_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,16 +97,25 @@ class Writes:
         """The commit lock, as whoever holds it has it; made sure of before each commit."""
 
     def commit(
-        self, doing: str, write: Write, came: Came, *, seen: int, run: Run | None = None
+        self,
+        doing: str,
+        write: Write,
+        came: Came,
+        *,
+        seen: int,
+        run: Run | None = None,
+        spills: bool = False,
     ) -> Landed:
         """Commit by `write`; return once the commit is known to be whole.
 
         `seen` is the newest version at this moment. `run` takes the place of
-        `uninterrupted` for a write that looks after interrupts itself. Raises StoreError,
-        and says then whether something was committed.
+        `uninterrupted` for a write that looks after interrupts itself. `spills`: LanceDB
+        makes temporary files for it, as it does for a merge. Raises StoreError, and says
+        then whether something was committed.
         """
         for left in reversed(range(_WRITES)):
-            landed = self._written(doing, partial(run or uninterrupted, write), came, seen)
+            with self._spilling() if spills else nullcontext():
+                landed = self._written(doing, partial(run or uninterrupted, write), came, seen)
             if landed.version <= seen:
                 return landed
             try:
@@ -128,7 +138,8 @@ class Writes:
         """
         for left in reversed(range(_WRITES)):
             seen = self._newest(doing)
-            self._built(doing, write)
+            with self._spilling():
+                self._built(doing, write)
             try:
                 self._look_at(self._newest(doing), before=seen)
                 # The indices there were before are nobody's now.
@@ -188,6 +199,9 @@ class Writes:
                     " the table, but a power loss may take it; `memworker table optimize` writes"
                     " the files anew"
                 ) from error
+
+    def _spilling(self) -> AbstractContextManager[None]:
+        return spilling_beside(state_dir(self._db, self._name))
 
     def _built(self, doing: str, write: Callable[[], object]) -> None:
         for left in reversed(range(_ATTEMPTS)):

@@ -64,8 +64,9 @@ def test_rows_left(limit, total, left):
 
 
 def test_an_unfinished_vectors_file_of_a_killed_run_is_removed(tmp_path):
-    (tmp_path / ".v.npy.4194305.tmp").touch()  # beyond the largest pid there can be
-    (tmp_path / ".v.npy.1.tmp").touch()
-    with vectors_file(tmp_path / "v.npy", 2):
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {"v.npy", ".v.npy.1.tmp"}
+    (tmp_path / ".v.npy.0123456789abcdef.tmp").touch()
+    (tmp_path / ".v.npy.mine.tmp").touch()
+    with vectors_file(tmp_path / "v.npy", 2), vectors_file(tmp_path / "v.npy", 2):
+        # That of a run that is not over is locked, and stays.
+        assert len(list(tmp_path.glob(".v.npy.*"))) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"v.npy", ".v.npy.mine.tmp"}

@@ -149,11 +149,12 @@ def test_a_killed_builder_leaves_nothing_in_the_way(tmp_path, cache):
     ready = ready_model(folder, cache_dir=cache)
     shutil.rmtree(ready.graph.parent)
     builder = start(HALF_MADE, cache, ready.graph.parent.name)
-    assert len(list((cache / "built").iterdir())) == 1
+    assert len(list((cache / "drafts").glob("*/*/model.onnx"))) == 1
     builder.kill()
     builder.communicate(timeout=PATIENCE_S)
     assert ready_model(folder, cache_dir=cache) == ready
     assert list((cache / "built").iterdir()) == [ready.graph.parent]
+    assert not list((cache / "drafts").glob("*/"))
 
 
 FETCH = """

@@ -1,0 +1,74 @@
+"""Folders of a process's own for files that nobody else needs: removed by it, or after its death.
+
+::
+
+    HOME/17f3….lock     held for as long as the folder is used
+    HOME/17f3…/         removed by whoever gets the lock, which is when its process is gone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from memworker.locks.filelock import Busy, FileLock
+
+
+class Scratch:
+    """A new folder below `home`, of this process alone until `remove`. Raises OSError."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(mode=0o700, exist_ok=True)
+        sweep(home, patient=True)
+        self.path = home / secrets.token_hex(8)
+        self._lock = FileLock(_lock_of(self.path))
+        self._lock.acquire()
+        try:
+            self.path.mkdir(mode=0o700)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def remove(self) -> None:
+        """Remove the folder, with all that is in it."""
+        with self._lock:
+            _remove(self.path)
+
+
+def sweep(home: Path, *, patient: bool = False) -> None:
+    """Remove the folders below `home` whose processes are gone; what cannot be, stays.
+
+    Only when `patient` is a process on another machine waited for that may be dead.
+    """
+    try:
+        names = {name.removesuffix(_SUFFIX) for name in os.listdir(home) if _is_ours(name)}
+    except OSError:
+        return
+    for name in names:
+        lock = FileLock(_lock_of(home / name))
+        with contextlib.suppress(Busy, OSError), lock:
+            lock.acquire(patient=patient)
+            _remove(home / name)
+
+
+_SUFFIX = ".lock"
+
+
+def _is_ours(name: str) -> bool:
+    stem = name.removesuffix(_SUFFIX)
+    return len(stem) == 16 and all(letter in "0123456789abcdef" for letter in stem)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + _SUFFIX)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        # With the lock held, and the folder first: a lock without a folder is swept as well.
+        for path in folder.parent.glob(f"{folder.name}{_SUFFIX}*"):
+            path.unlink(missing_ok=True)
