@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
 from memworker.store.lock import ensure_writable
+from memworker.store.manifest import versions
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -28,6 +29,8 @@ _PANIC = "RustPanic"
 # version's columns lie, some kilobytes a fragment.
 INDEX_CACHE_BYTES = 512 * 2**20
 METADATA_CACHE_BYTES = 32 * 2**20
+# A table whose versions come and go is found at the second or third look.
+_OPENINGS = 5
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -71,18 +74,33 @@ def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable
     if not (db / f"{name}.lance").is_dir():
         raise TableNotFound(_no_table(db, name))
     with lance_errors(f"opening table {name!r} of {db}"):
-        try:
-            return connection.open_table(name)
-        except ValueError as error:
-            # A create that was killed leaves a folder without a version.
-            if "was not found" not in str(error):
-                raise
-            raise TableNotFound(_no_table(db, name)) from error
+        for left in reversed(range(_OPENINGS)):
+            try:
+                return connection.open_table(name)
+            except (ValueError, RuntimeError) as error:
+                # A create that was killed leaves a folder without a version.
+                if not versions(db / f"{name}.lance"):
+                    raise TableNotFound(_no_table(db, name)) from error
+                # A clean-up may have removed the version just when it was found.
+                if not left or not is_gone(error):
+                    raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def table_names(db: str | Path) -> list[str]:
     """Return the names of the tables in a database directory, sorted."""
     return sorted(path.name.removesuffix(".lance") for path in Path(db).glob("*.lance"))
+
+
+def is_gone(error: BaseException) -> bool:
+    """Tell whether a read failed since a file of its version is not there any more."""
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found).lower()
+        if ("not found" in text and ".lance" in text) or "no such file" in text:
+            return True
+        found = found.__cause__
+    return False
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from memworker.errors import StoreUnwritable
 from memworker.store import lock
+from memworker.store.lance import is_gone
 
 T = TypeVar("T")
 
@@ -58,14 +59,3 @@ class Readers:
     def _kept(self, read: Callable[[], T]) -> T:
         with self.keep():
             return read()
-
-
-def is_gone(error: BaseException) -> bool:
-    """Tell whether a read failed since a file of its version is not there any more."""
-    found: BaseException | None = error
-    while found is not None:
-        text = str(found).lower()
-        if "not found" in text and ".lance" in text or "no such file" in text:
-            return True
-        found = found.__cause__
-    return False

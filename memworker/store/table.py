@@ -130,7 +130,7 @@ class Table:
     def version(self) -> int:
         """The newest version, whoever committed it."""
         with lance_errors(f"reading table {self.name!r}"):
-            return int(self._handle.version)
+            return self._readers.ask(lambda: int(self._handle.version))
 
     @property
     def durable(self) -> bool:
@@ -280,7 +280,7 @@ class Table:
 
     def ensure_text_index(self) -> bool:
         """Build the full-text index when there is none; tell whether."""
-        if self._text_indexed or words.has_index(self._handle):
+        if self._text_indexed or self._readers.ask(partial(words.has_index, self._handle)):
             self._text_indexed = True
             return False
         ensure_writable(self.db, self.name)
@@ -371,11 +371,12 @@ class Table:
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
-        if self.count() < min_rows or index.has_vector_index(self._handle):
+        indexed = partial(index.has_vector_index, self._handle)
+        if self.count() < min_rows or self._readers.ask(indexed):
             return False
         with self.tending():
             # Whoever had the lock before may have built it.
-            if index.has_vector_index(self._handle):
+            if indexed():
                 return False
             index.build(self._writes, self.space.distance)
         return True
@@ -383,7 +384,8 @@ class Table:
     def ensure_scope_indices(self) -> tuple[str, ...]:
         """Build what is missing of the indices on ids, keys and scopes; return their columns."""
         with lance_errors(f"reading table {self.name!r}"):
-            there = {name for each in self._handle.list_indices() for name in each.columns}
+            indices = self._readers.ask(self._handle.list_indices)
+            there = {name for each in indices for name in each.columns}
         missing = tuple(name for name in upkeep.SCALAR_COLUMNS if name not in there)
         if missing:
             with self.tending():
@@ -446,7 +448,8 @@ class Table:
         newest = self.version
         if newest != self._same_vectors_at:
             with lance_errors(f"reading table {self.name!r}"):
-                now, _ = read_field_metadata(self._handle.schema, self.name)
+                schema = self._readers.ask(lambda: self._handle.schema)
+                now, _ = read_field_metadata(schema, self.name)
             self.space.must_still_be(now, self.name)
             self._same_vectors_at = newest
 

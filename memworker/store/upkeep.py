@@ -46,6 +46,8 @@ _UNINDEXED_SHARE = 0.01
 KEEP_VERSIONS = timedelta(minutes=5)
 # Upkeep rests so many times as long as it worked, so that it never takes over the machine.
 _REST = 9
+# What has failed fails again, and says so each time.
+_REST_AFTER_FAILURE_S = 60.0
 _FOR_EVER = timedelta(days=36_500)
 # LanceDB joins the rows of a merge in 300 MB.
 _GATHER_BYTES = 64 * 2**20
@@ -134,6 +136,7 @@ class Keeper:
     def tend(self) -> Tended:
         """Do what is due first, if anything."""
         began = time.monotonic()
+        self._rested_at = began + _REST_AFTER_FAILURE_S
         upkeep = self.look()
         if upkeep.step is not None:
             self._do(upkeep, upkeep.step)

@@ -70,6 +70,7 @@ def read():
         lambda: mine.rows(columns=["id", "text"], limit=50),
         lambda: mine.count(),
         lambda: mine.classify(["id-7"], numbered(7, 8)["dedup_key"]),
+        lambda: Table.open(sys.argv[1], "t").version,
         mine.info,
         mine.upkeep,
     ]
