@@ -25,6 +25,7 @@
     │   ├── TableMismatch              made with another model, dimension or distance
     │   ├── TableLocked                another process holds the lock; carries its pid
     │   ├── LockLost                   the lock went to somebody else before the commit
+    │   ├── NotOptimized               a step of optimising failed; carries what each step did
     │   ├── StoreUnwritable            the directory cannot be written
     │   ├── BadVector                  NaN, infinite or zero
     │   ├── MemoryNotFound             no memory has this id
@@ -42,7 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from traceback import format_tb
-from typing import TypeVar
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
@@ -153,6 +154,14 @@ class TableLocked(StoreError):
 
 class LockLost(StoreError):
     """A lock was lost before the commit, so nothing was written."""
+
+
+class NotOptimized(StoreError):
+    """A step of optimising a table failed; the others were done all the same."""
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class StoreUnwritable(StoreError):

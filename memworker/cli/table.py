@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Show, count, optimise, verify, repair and re-embed tables.", no_args_is_help=True
 )
+app.command()(table_care.optimize)
 app.command()(table_care.verify)
 app.command()(table_care.repair)
 
@@ -44,53 +44,6 @@ def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) 
 
     rows = Table.open(db, table).count(parse_where(where or []))
     print_result(str(rows), {"table": table, "rows": rows}, as_json=as_json)
-
-
-@app.command()
-def optimize(
-    db: Db,
-    table: TableName,
-    keep_minutes: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1e6, help="Keep versions superseded so shortly ago; 0: the newest alone."
-        ),
-    ] = 60.0,
-    as_json: Json = False,
-) -> None:
-    """Compact fragments, build or update the index, delete old versions.
-
-    What was deleted or erased leaves the disk with the last version that holds it.
-    """
-    from memworker.store import Table
-
-    opened = Table.open(db, table)
-    before = opened.info()
-    built = opened.ensure_index()
-    cleaned = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
-    after = opened.info()
-    line = (
-        f"{after.rows} rows: {before.fragments} fragments became {after.fragments}, "
-        f"{size(before.bytes_on_disk)} became {size(after.bytes_on_disk)}"
-        + (", index built" if built else "")
-        + (f"; {cleaned.kept} older versions are kept" if cleaned.kept else "")
-    )
-    result = {
-        "table": table,
-        "rows": after.rows,
-        "version": after.version,
-        "fragments_before": before.fragments,
-        "fragments": after.fragments,
-        "bytes_before": before.bytes_on_disk,
-        "bytes_on_disk": after.bytes_on_disk,
-        "index_built": built,
-        "versions_deleted": cleaned.versions,
-        "versions_kept": cleaned.kept,
-        "note": cleaned.note,
-    }
-    print_result(line, result, as_json=as_json)
-    if cleaned.note:
-        print(f"memworker: {cleaned.note}", file=sys.stderr)
 
 
 @app.command()

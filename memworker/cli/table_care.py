@@ -1,4 +1,4 @@
-"""``memworker table verify`` and ``repair``: what is damaged, and putting it right."""
+"""``memworker table optimize``, ``verify`` and ``repair``: keeping a table quick and sound."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,56 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 0.25
 _SHOWN_IDS = 10
+
+
+def optimize(
+    db: Db,
+    table: TableName,
+    keep_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1e6, help="Keep versions superseded so shortly ago; 0: the newest alone."
+        ),
+    ] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Compact fragments, build and update indices, delete old versions: each step by itself.
+
+    What was deleted or erased leaves the disk with the last version that holds it.
+    Exit status 1 if a step failed; the others are done all the same.
+    """
+    from memworker.errors import NotOptimized
+    from memworker.store import Table
+
+    opened = Table.open(db, table)
+    before = opened.info()
+    try:
+        done = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
+    except NotOptimized as error:
+        done = error.report
+    after = opened.info()
+    result = {
+        "table": table,
+        "rows": after.rows,
+        "version": after.version,
+        "fragments_before": before.fragments,
+        "fragments": after.fragments,
+        "bytes_before": before.bytes_on_disk,
+        "bytes_on_disk": after.bytes_on_disk,
+        "index_built": "vector" in done.indexed,
+        "versions_deleted": done.versions,
+        "versions_kept": done.kept,
+        "note": done.note,
+        "steps": [step.to_dict() for step in done.steps],
+    }
+    lines = [
+        *(printable(str(step)) for step in done.steps),
+        f"{after.rows:,} rows: {before.fragments} fragments became {after.fragments},"
+        f" {size(before.bytes_on_disk)} became {size(after.bytes_on_disk)}",
+    ]
+    print_result("\n".join(lines), result, as_json=as_json)
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def verify(db: Db, table: TableName, as_json: Json = False) -> None:

@@ -179,13 +179,13 @@ class _Import:
         ]
 
     def _tend(self) -> None:
-        """Build what indices the table now deserves; one that fails costs no row."""
-        try:
-            for _ in range(_STEPS_OF_UPKEEP):
+        """Build what indices the table now deserves; one that fails costs no row, and no other."""
+        for _ in range(_STEPS_OF_UPKEEP):
+            try:
                 if self._table.tend().step is None:
                     return
-        except StoreError as error:
-            _log.warning("%s. `memworker table optimize` tries again.", error)
+            except StoreError as error:
+                _log.warning("%s. `memworker table optimize` tries again.", error)
 
     def _refuse(self, number: int, reason: str) -> None:
         self._done.refused += 1

@@ -51,11 +51,12 @@ class Upkeep:
         more = False
         while self._awaited(more):
             try:
-                more = self._tend()
+                if self._table.tending_due():
+                    self._table.tend()
             except Exception as error:
-                # Upkeep is nobody's call; the next one tries again.
-                more = False
+                # Upkeep is nobody's call. What failed rests, so that the next is something else.
                 _log.warning("upkeep of table %r failed: %s", self._table.name, error)
+            more = self._more()
 
     def _awaited(self, more: bool) -> bool:
         with self._wake:
@@ -66,8 +67,9 @@ class Upkeep:
             self._left = float(COMMITS_BETWEEN)
             return not self._closing
 
-    def _tend(self) -> bool:
-        """Do one step if one is due; tell whether there is more to come."""
-        if self._table.tending_due():
-            self._table.tend()
-        return self._table.upkeep().step is not None
+    def _more(self) -> bool:
+        """Tell whether there is a step to come."""
+        try:
+            return self._table.upkeep().step is not None
+        except Exception:
+            return False  # told above; a later commit asks again

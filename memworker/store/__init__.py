@@ -10,6 +10,7 @@ from memworker.store.keys import dedup_keys
 from memworker.store.known import RowStatus
 from memworker.store.lance import table_names
 from memworker.store.lock import ensure_writable
+from memworker.store.optimize import Optimized
 from memworker.store.schema import VectorSpace, bad_vectors, records
 from memworker.store.search import MAX_LIMIT, Hit
 from memworker.store.table import Table
@@ -23,6 +24,7 @@ __all__ = [
     "Hit",
     "IndexInfo",
     "OnConflict",
+    "Optimized",
     "RowStatus",
     "Step",
     "Table",

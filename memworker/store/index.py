@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from memworker.errors import StoreError
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ INDEX_NAME = "vector_idx"
 NPROBES = 64
 # So many times `limit` candidates are compared again by their full vectors.
 REFINE_FACTOR = 4
+_FEWER = re.compile(r"num_partitions to <= (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,25 @@ def has_vector_index(table: LanceTable) -> bool:
     return any("vector" in index.columns for index in table.list_indices())
 
 
-def build(writes: Writes, distance: str) -> None:
-    """Build the vector index, replacing the one there is."""
+def build(writes: Writes, distance: str, partitions: int | None = None) -> None:
+    """Build the vector index, replacing the one there is; LanceDB knows how many partitions.
+
+    Of vectors that are few, however many rows have them, it cannot make so many, and
+    says how many it can.
+    """
+    try:
+        _build(writes, distance, partitions)
+    except StoreError as error:
+        fewer = _FEWER.search(str(error.__cause__))
+        if fewer is None:
+            raise
+        _build(writes, distance, max(1, int(fewer[1])))
+
+
+def _build(writes: Writes, distance: str, partitions: int | None) -> None:
     from lancedb.index import IvfSq
 
-    config = IvfSq(distance_type=distance)
+    config = IvfSq(distance_type=distance, num_partitions=partitions)
     create = partial(writes.handle.create_index, "vector", name=INDEX_NAME, config=config)
     writes.build(f"indexing table {writes.handle.name!r}", partial(create, replace=True))
 

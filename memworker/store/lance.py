@@ -31,6 +31,7 @@ INDEX_CACHE_BYTES = 512 * 2**20
 METADATA_CACHE_BYTES = 32 * 2**20
 # A table whose versions come and go is found at the second or third look.
 _OPENINGS = 5
+_DAMAGE = ("corrupt file", "not appear to be a Lance file", "fill whole buffer", "Not found: ")
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -143,9 +144,19 @@ def explain(doing: str, error: BaseException) -> str:
             f"{doing} failed: its newest version file is empty, as a power loss leaves it; "
             "`memworker table repair` goes back to the version before"
         )
-    damaged = type(error).__name__ == _PANIC or "corrupt file" in text
-    hint = "; `memworker table verify` says what is damaged" if damaged else ""
+    hint = "; `memworker table verify` says what is damaged" if is_damage(error) else ""
     return f"{doing} failed: {brief(error)}{hint}"
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether an error comes of a file that is not what was written."""
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found)
+        if type(found).__name__ == _PANIC or any(sign in text for sign in _DAMAGE):
+            return True
+        found = found.__cause__
+    return False
 
 
 def brief(error: BaseException) -> str:

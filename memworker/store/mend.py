@@ -11,8 +11,7 @@ from functools import partial
 import pyarrow as pa
 
 from memworker.failpoints import reach
-from memworker.store import index, salvage, upkeep
-from memworker.store import text as words
+from memworker.store import salvage
 from memworker.store.lance import lance_errors
 from memworker.store.manifest import Fragment
 from memworker.store.salvage import ADDRESS
@@ -71,19 +70,6 @@ def drop_indices(writes: Writes, names: Sequence[str]) -> None:
     for name in names:
         doing = f"dropping index {name} of table {writes.handle.name!r}"
         writes.build(doing, partial(writes.handle.drop_index, name))
-
-
-def build_index(writes: Writes, column: str, distance: str) -> bool:
-    """Build the index of a column anew; tell whether it is one of ours. Raises StoreError."""
-    if column == "vector":
-        index.build(writes, distance)
-    elif column == "text":
-        words.build(writes)
-    elif column in upkeep.SCALAR_COLUMNS:
-        upkeep.build_scalar(writes, column)
-    else:
-        return False
-    return True
 
 
 def _deleted(writes: Writes, where: str) -> int:

@@ -28,8 +28,7 @@ import pyarrow as pa
 
 from memworker.errors import StoreError
 from memworker.failpoints import reach
-from memworker.store import index, lock
-from memworker.store import text as words
+from memworker.store import lock
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.readers import Readers
 from memworker.store.schema import (
@@ -41,7 +40,7 @@ from memworker.store.schema import (
     vector_array,
 )
 from memworker.store.staged import Digests, Staged, text_digests
-from memworker.store.upkeep import SCALAR_COLUMNS, build_scalar
+from memworker.store.upkeep import build_index
 from memworker.store.writes import Landed, Writes
 
 if TYPE_CHECKING:
@@ -166,23 +165,25 @@ class Reembedding:
 
 
 def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
-    """Build the indices that the table had; return the columns whose index is not of our making.
+    """Build the indices that the table had and has not; return what to tell of the others.
 
-    Before that, what the switch wrote is forced to the disk.
+    Each by itself: one that fails is told, and stops no other. Before that, what the
+    switch wrote is forced to the disk. Raises StoreError that names all that failed.
     """
     writes = Writes(open_table(connect(db, writable=True), db, name), db)
     writes.force()
-    unknown = []
+    unknown, failed = [], []
     with lock.hold(lock.state_dir(db, name), "tend"):
+        with lance_errors(f"reading table {name!r}"):
+            there = {column for each in writes.handle.list_indices() for column in each.columns}
         for column in staged.indices:
-            if column == "vector":
-                index.build(writes, staged.space.distance)
-            elif column == "text":
-                words.build(writes)
-            elif column in SCALAR_COLUMNS:
-                build_scalar(writes, column)
-            else:
-                unknown.append(column)
+            try:
+                if column not in there and not build_index(writes, column, staged.space.distance):
+                    unknown.append(column)
+            except StoreError as error:
+                failed.append(str(error))
+    if failed:
+        raise StoreError("; ".join(failed))
     return unknown
 
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError, TableNotFound
 from memworker.failpoints import reach
-from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage
+from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage, upkeep
 from memworker.store.damage import Damage, Kind, runs_of
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
 from memworker.store.look import Observer
 from memworker.store.manifest import DELETIONS, VERSIONS, Fragment, read_manifest, versions
 from memworker.store.schema import read_field_metadata
-from memworker.store.verify import Verified, hinted, verify
+from memworker.store.verify import Verified, hinted, torn, verify
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -167,15 +167,21 @@ class _Mender:
         journalled = journal.last_version(journal.read(self._state)) or 0
         suspects = [found.version, hinted(self._table), journalled]
         back = rollback.roll_back(self._db, self._name, self._state, suspects)
-        if back.damaged:
+        older = torn(self._table, back.version)
+        gone = (*back.damaged, *(self._put_aside(path) for path in older))
+        if gone:
             self._done["moved_to"] = str(self._state / aside.FOLDER)
         self._done["copied"] = back.copied
-        self._done["damaged"] = (*self._done.get("damaged", ()), *back.damaged)
-        if not back.damaged and back.copied is None:
-            # A hint at a version that is gone has been forgotten.
-            return suspects[1] > found.version
-        self._note()
-        return True
+        self._done["damaged"] = (*self._done.get("damaged", ()), *gone)
+        if back.damaged or back.copied is not None:
+            return self._note()
+        # A hint at a version that is gone has been forgotten.
+        return bool(older) or suspects[1] > found.version
+
+    def _put_aside(self, manifest: Path) -> int:
+        version = next(v for v, path in versions(self._table).items() if path == manifest)
+        rollback.put_aside(manifest, self._state / aside.FOLDER)
+        return version
 
     def _note(self, *, lost: bool = False) -> bool:
         """Let the journal vouch for the newest version there is."""
@@ -245,7 +251,7 @@ class _Mender:
         built, notes = [], []
         for name, column in self._indices.items():
             try:
-                if mend.build_index(writes, column, space.distance):
+                if upkeep.build_index(writes, column, space.distance):
                     built.append(column)
                 else:
                     notes.append(f"index {name}, not of memworker's making, is gone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,12 +14,11 @@ from weakref import WeakMethod
 
 import pyarrow as pa
 
-from memworker.errors import StoreError, StoreUnwritable, TableLocked, TableNotFound, UsageError
+from memworker.errors import StoreError, TableLocked, TableNotFound, UsageError
 from memworker.store import fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
-from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
@@ -32,7 +31,7 @@ from memworker.store.lance import (
     open_table,
     table_name,
 )
-from memworker.store.lock import ensure_writable
+from memworker.store.optimize import Optimized, Optimizing
 from memworker.store.readers import Readers
 from memworker.store.schema import (
     Vectors,
@@ -80,7 +79,7 @@ class Table:
         spill.clear(db / ".memworker" / name)
         self._mutex = threading.RLock()
         self._writing_now = False
-        self._text_indexed = False
+        self._text_index = words.TextIndex(self._writes, db)
 
     @classmethod
     def create(
@@ -253,11 +252,11 @@ class Table:
         """Return the rows that share words with `text`, best first by BM25.
 
         `text` is data, never syntax; one without words finds nothing. The other
-        arguments are those of `search`. Builds the text index when there is none.
+        arguments are those of `search`. Builds the text index when there is none and it
+        can be built; without, the texts are read row by row.
         """
         options = SearchOptions(limit, where, columns=columns)
-        with suppress(StoreUnwritable):
-            self.ensure_text_index()
+        self._text_index.attempt()
         ask = partial(words.search, self._handle, text)
         return search.text_hits(self._asked(ask, options, include_expired))
 
@@ -279,14 +278,8 @@ class Table:
         return fuse.fuse([near, self.search_text(text, **given)], limit)
 
     def ensure_text_index(self) -> bool:
-        """Build the full-text index when there is none; tell whether."""
-        if self._text_indexed or self._readers.ask(partial(words.has_index, self._handle)):
-            self._text_indexed = True
-            return False
-        ensure_writable(self.db, self.name)
-        with self.tending():
-            words.build(self._writes)
-        return True
+        """Build the full-text index when there is none; tell whether. Raises StoreError."""
+        return self._text_index.ensure()
 
     def rows(
         self,
@@ -346,17 +339,20 @@ class Table:
         with lance_errors(f"reading table {self.name!r}"):
             return self._readers.ask(partial(describe, self._handle, self.db, self.name))
 
-    def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> Cleaned:
-        """Compact small fragments, bring the index up to date, delete older versions.
+    def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> Optimized:
+        """Compact small fragments, build what indices are worth it, delete older versions.
 
-        A version goes when it was superseded longer than `keep_versions` ago, and nobody
-        reads the table for long (`keeping_versions`). Appends of other processes go on
-        meanwhile; only where updates come in between again and again, it makes them wait.
-        Raises TableLocked while another process tends the table; StoreError, also where
-        this process's clock is days ahead of the file system's.
+        Each step by itself, as the report tells. A version goes when it was superseded longer
+        than `keep_versions` ago, and nobody reads the table for long (`keeping_versions`).
+        Appends of other processes go on meanwhile; only where updates come in between again
+        and again, it makes them wait. Raises TableLocked while another process tends the
+        table; NotOptimized, with the report, when a step failed.
         """
-        with self.tending(), lance_errors(f"optimising table {self.name!r}"):
-            return upkeep.fold(self._writes, self.db, keep_versions, self._any_commit)
+        with self.tending():
+            steps = Optimizing(
+                self._writes, self.db, self.space.distance, keep_versions, self._any_commit
+            )
+            return steps.run().must_be_done(self.name)
 
     @contextmanager
     def tending(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:

@@ -14,21 +14,24 @@ each of which costs a search 0.7 ms. Hence three steps of different prices.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from memworker.errors import StoreError, TableLocked
 from memworker.store import clock, index, lock, text
-from memworker.store.cleanup import Cleaned, clean
-from memworker.store.lance import lance_errors
+from memworker.store.cleanup import clean
+from memworker.store.lance import brief, is_damage, lance_errors
 from memworker.store.writes import CameFirst, Landed, Writes
 
 # At 200,000 rows a BTREE takes a look-up by id or key from 10 ms to 2, an update from 30 to 8,
@@ -46,13 +49,16 @@ _UNINDEXED_SHARE = 0.01
 KEEP_VERSIONS = timedelta(minutes=5)
 # Upkeep rests so many times as long as it worked, so that it never takes over the machine.
 _REST = 9
-# What has failed fails again, and says so each time.
-_REST_AFTER_FAILURE_S = 60.0
+# What has failed is tried again after so long, twice as long each time.
+_AGAIN_S = 60.0
+_AGAIN_AT_MOST_S = 3600.0
 _FOR_EVER = timedelta(days=36_500)
 # LanceDB joins the rows of a merge in 300 MB.
 _GATHER_BYTES = 64 * 2**20
 
 Lock = Callable[[], AbstractContextManager[None]]
+
+_log = logging.getLogger(__name__)
 
 
 class Step(StrEnum):
@@ -65,11 +71,16 @@ class Step(StrEnum):
     CLEAN = "clean"
 
 
+Due: TypeAlias = tuple[Step, str]
+"""A step, and the column that it is for, if it is for one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Upkeep:
     """How much a table needs upkeep. Cheap to ask for: under 1 ms.
 
-    `missing` are the columns that are worth an index and have none.
+    `missing` are the columns that are worth an index and have none; `failing` is
+    what was tried lately, and failed.
     `segments` are the parts of the vector index. `leftover`: of the table or an
     index there is a former copy, which nobody can be reading any more.
     """
@@ -81,18 +92,28 @@ class Upkeep:
     missing: tuple[str, ...]
     leftover: bool = False
 
+    failing: frozenset[Due] = frozenset()
+
     @property
     def step(self) -> Step | None:
         """What should be done first, if anything."""
-        if self.missing:
-            return Step.INDEX
+        return self.first[0] if self.first else None
+
+    @property
+    def first(self) -> Due | None:
+        """The same with the column that it is for; what has failed lately lets others pass."""
+        return next((due for due in self._due() if due not in self.failing), None)
+
+    def _due(self) -> Iterator[Due]:
+        yield from ((Step.INDEX, column) for column in self.missing)
         if self.segments > SEGMENTS_MAX:
-            return Step.REBUILD
+            yield Step.REBUILD, "vector"
         if self.unindexed_rows >= max(UNINDEXED_MIN, _UNINDEXED_SHARE * self.rows):
-            return Step.FOLD
+            yield Step.FOLD, ""
         if self.small_fragments >= FRAGMENTS_MAX:
-            return Step.GATHER
-        return Step.CLEAN if self.leftover else None
+            yield Step.GATHER, ""
+        if self.leftover:
+            yield Step.CLEAN, ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +131,8 @@ class Keeper:
         self._writes, self._handle, self._db = writes, writes.handle, db
         self._distance, self._writing = distance, writing
         self._rested_at = 0.0
+        # What has failed: how often in a row, and when it is tried again.
+        self._failed: dict[Due, tuple[int, float]] = {}
         # When what was written anew has been superseded for long enough.
         self._clean_at: float | None = None
 
@@ -125,8 +148,11 @@ class Keeper:
             small_fragments=int(stats["fragment_stats"]["num_small_fragments"]),
             unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
             segments=max(vector, default=0),
-            missing=tuple(name for name in _worth_an_index(rows) if name not in covered),
+            missing=tuple(name for name in worth_an_index(rows) if name not in covered),
             leftover=self._clean_at is not None and time.monotonic() >= self._clean_at,
+            failing=frozenset(
+                due for due, (_, again_at) in self._failed.items() if time.monotonic() < again_at
+            ),
         )
 
     def due(self) -> bool:
@@ -134,37 +160,43 @@ class Keeper:
         return time.monotonic() >= self._rested_at and self.look().step is not None
 
     def tend(self) -> Tended:
-        """Do what is due first, if anything."""
-        began = time.monotonic()
-        self._rested_at = began + _REST_AFTER_FAILURE_S
-        upkeep = self.look()
-        if upkeep.step is not None:
-            self._do(upkeep, upkeep.step)
-        took = time.monotonic() - began
-        if upkeep.step in (Step.REBUILD, Step.FOLD, Step.GATHER):
-            self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
-        self._rested_at = began + took * (1 + _REST)
-        return Tended(upkeep.step, took)
+        """Do what is due first, if anything. Raises StoreError; then the next is something else.
 
-    def _do(self, upkeep: Upkeep, step: Step) -> None:
+        What has failed is tried again after a minute, then after two, and so on.
+        """
+        began = time.monotonic()
+        self._rested_at = began + _AGAIN_S
+        due = self.look().first
+        if due is None:
+            self._rested_at = began
+            return Tended(None, 0.0)
+        failures, _ = self._failed.pop(due, (0, 0.0))
+        safe = True
+        try:
+            self._do(*due)
+        except Exception as error:
+            wait_s = min(_AGAIN_S * 2**failures, _AGAIN_AT_MOST_S)
+            self._failed[due] = (failures + 1, time.monotonic() + wait_s)
+            # What is damaged in this version may be whole in an older one.
+            safe = not is_damage(error)
+            raise
+        finally:
+            took = time.monotonic() - began
+            self._rested_at = began + took * (1 + _REST)
+            if due[0] in (Step.REBUILD, Step.FOLD, Step.GATHER) and safe:
+                self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
+        return Tended(due[0], took)
+
+    def _do(self, step: Step, column: str) -> None:
         with lance_errors(f"upkeep ({step}) of table {self._handle.name!r}"):
-            if step is Step.INDEX:
-                self._build(upkeep.missing[0])
+            if step in (Step.INDEX, Step.REBUILD):
+                build_index(self._writes, column, self._distance)
             elif step is Step.CLEAN:
                 self._clean_at = None
                 clean(self._writes, self._db, KEEP_VERSIONS, self._writing)
-            elif step is Step.REBUILD:
-                self._build("vector")
-            elif step is Step.FOLD or not self._gather(upkeep.unindexed_rows):
-                fold(self._writes, self._db, KEEP_VERSIONS, self._writing)
-
-    def _build(self, column: str) -> None:
-        if column == "vector":
-            index.build(self._writes, self._distance)
-        elif column == "text":
-            text.build(self._writes)
-        else:
-            build_scalar(self._writes, column)
+            elif step is Step.FOLD or not self._gather(self.look().unindexed_rows):
+                compact(self._writes, self._db, self._writing)
+                clean(self._writes, self._db, KEEP_VERSIONS, self._writing)
 
     def _gather(self, unindexed_rows: int) -> bool:
         """Write the small fragments at the end again as one; tell whether that was possible.
@@ -204,23 +236,41 @@ class Keeper:
         self._writes.commit(doing, write, came, seen=seen, spills=True)
 
 
-def fold(writes: Writes, db: Path, keep_versions: timedelta, writing: Lock) -> Cleaned:
-    """Compact fragments, bring the indices up to date, delete older versions.
-
-    With the lock ``tend`` held. What was compacted is looked at, and in a durable table on
-    the disk, before the files that it came from are deleted.
-    """
-    compact(writes, db, writing)
-    return clean(writes, db, keep_versions, writing)
-
-
-def compact(writes: Writes, db: Path, writing: Lock) -> None:
+def compact(writes: Writes, db: Path, writing: Lock) -> list[str]:
     """Write small fragments again as large ones, and bring the indices up to date.
 
     Without the commit lock, for it takes seconds at 200,000 rows. Only when updates of
-    compacted rows have come first a few times, with it held. Raises StoreError, also when
-    our clock is days ahead (see clock.py).
+    compacted rows have come first a few times, with it held. An index that cannot be read is
+    dropped, for it would never be brought up to date; returns the columns of those. Raises
+    StoreError, also when our clock is days ahead (see clock.py).
     """
+    before = _unindexed(writes)
+    failed: StoreError | None = None
+    try:
+        _compact(writes, db, writing)
+        # LanceDB passes over an index that it cannot read, and says so nowhere.
+        after = _unindexed(writes)
+        doubtful = [name for name, rows in before.items() if 0 < rows <= after.get(name, 0)]
+    except TableLocked:
+        raise
+    except StoreError as error:
+        failed, doubtful = error, list(before)
+    dropped = _drop_unreadable(writes, doubtful)
+    if dropped:
+        _compact(writes, db, writing)
+    elif failed is not None:
+        raise failed
+    return dropped
+
+
+def _unindexed(writes: Writes) -> dict[str, int]:
+    """Return how many rows each index does not cover."""
+    with lance_errors(f"reading table {writes.handle.name!r}"):
+        indices = writes.handle.list_indices()
+    return {each.name: int(each.num_unindexed_rows or 0) for each in indices}
+
+
+def _compact(writes: Writes, db: Path, writing: Lock) -> None:
     name = str(writes.handle.name)
     doing = f"compacting table {name!r}"
     # LanceDB also removes what it takes for leftovers of writers, by its age.
@@ -235,6 +285,41 @@ def compact(writes: Writes, db: Path, writing: Lock) -> None:
             writes.build(doing, run)
 
 
+def _drop_unreadable(writes: Writes, names: list[str]) -> list[str]:
+    """Drop those of the indices that cannot be read; return their columns."""
+    columns = []
+    for each in [one for one in writes.handle.list_indices() if one.name in names]:
+        try:
+            writes.handle.prewarm_index(each.name)
+        except Exception as error:
+            doing = f"dropping index {each.name} of table {writes.handle.name!r}"
+            writes.build(doing, partial(writes.handle.drop_index, each.name))
+            columns += each.columns
+            _log.warning(
+                "index %s of table %r cannot be read (%s), and was dropped to be built anew",
+                each.name,
+                writes.handle.name,
+                brief(error),
+            )
+    return columns
+
+
+def build_index(writes: Writes, column: str, distance: str) -> bool:
+    """Build the index of a column, replacing it; tell whether it is one of ours.
+
+    Raises StoreError; then searches read what is not indexed row by row.
+    """
+    if column == "vector":
+        index.build(writes, distance)
+    elif column == "text":
+        text.build(writes)
+    elif column in SCALAR_COLUMNS:
+        build_scalar(writes, column)
+    else:
+        return False
+    return True
+
+
 def build_scalar(writes: Writes, column: str) -> None:
     """Build the index by which rows of one id, key or scope are found, replacing it."""
     from lancedb.index import BTree
@@ -244,6 +329,6 @@ def build_scalar(writes: Writes, column: str) -> None:
     writes.build(f"indexing {column} of table {writes.handle.name!r}", create)
 
 
-def _worth_an_index(rows: int) -> list[str]:
+def worth_an_index(rows: int) -> list[str]:
     names = [*SCALAR_COLUMNS, "text"] if rows >= SCALAR_MIN_ROWS else []
     return [*names, "vector"] if rows >= index.INDEX_MIN_ROWS else names

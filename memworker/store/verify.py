@@ -119,6 +119,9 @@ def _verified(db: Path, name: str, version: int, noted: int, observer: Observer)
     if noted > version:
         why = f"version {noted} was written, and is gone; the newest is {version}"
         look.damages.append(Damage(Kind.VERSION, why, VERSIONS))
+    for path in torn(db / f"{name}.lance", version):
+        why = "an older version cannot be read, and no clean-up deletes anything beside it"
+        look.damages.append(Damage(Kind.VERSION, why, f"{VERSIONS}/{path.name}"))
     look.run()
     return Verified(
         table=name,
@@ -131,6 +134,20 @@ def _verified(db: Path, name: str, version: int, noted: int, observer: Observer)
         damages=tuple(look.damages),
         notes=(*look.notes, *_orphans(db / f"{name}.lance")),
     )
+
+
+def torn(table: Path, newest: int) -> list[Path]:
+    """Return the manifests of older versions that cannot be read."""
+    found = []
+    for version, path in sorted(versions(table).items()):
+        try:
+            if version < newest:
+                read_manifest(table, version)
+        except TornManifest:
+            found.append(path)
+        except FileNotFoundError:
+            continue  # cleaned away meanwhile
+    return found
 
 
 def hinted(table: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from memworker import Memory
-from memworker.errors import StoreError, TableLocked, TableNotFound
+from memworker.errors import NotOptimized, StoreError, TableLocked, TableNotFound
 from memworker.memory.transfer import import_lines
 from memworker.store import Table, deletions, journal, lock, mend, records
 from memworker.store.damage import runs_of
@@ -206,6 +207,19 @@ def test_rows_that_went_with_a_version_are_told(db):
     assert done.healthy and done.lost and done.journalled == 3 and done.rows == 30
     # It is told once: the journal vouches for what there is.
     assert not repair(db, "t").lost
+
+
+def test_an_older_torn_version_is_set_aside(db):
+    table = make(db, 30, 30)
+    oldest = sorted((damaging.folder(db) / "_versions").glob("*.manifest"))[-1]
+    cut(oldest)
+    with pytest.raises(NotOptimized, match="table verify"):
+        table.optimize(keep_versions=timedelta(0))
+    (damage,) = verify(db, "t").damages
+    assert damage.path == f"_versions/{oldest.name}"
+    done = repair(db, "t")
+    assert done.healthy and done.damaged == (1,) and done.rows == 60 and not done.lost
+    assert table.optimize(keep_versions=timedelta(0)).kept == 0
 
 
 def test_no_version_can_be_read(db):

@@ -1,0 +1,200 @@
+"""Optimising a table: each step by itself, each told; one that fails stops no other.
+
+::
+
+    compact ─► an index a column, where one is worth it and missing ─► delete old versions
+
+Only where compacting has met a damaged file do older versions stay: they may hold what is
+damaged in this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memworker.errors import NotOptimized, StoreError, TableLocked
+from memworker.store import clock, lock, upkeep
+from memworker.store.cleanup import Cleaned, clean
+from memworker.store.lance import is_damage, lance_errors
+from memworker.store.upkeep import Lock
+from memworker.store.writes import Writes
+
+COMPACT, INDEX, VERSIONS = "compact", "index", "versions"
+
+
+class Outcome(StrEnum):
+    """What became of a step."""
+
+    DONE = "done"
+    NOTHING = "nothing to do"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """One step: what it is, for which column if for one, and what became of it."""
+
+    step: str
+    column: str | None
+    outcome: Outcome
+    what: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return {
+            "step": self.step,
+            "column": self.column,
+            "outcome": self.outcome.value,
+            "what": self.what,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def __str__(self) -> str:
+        names = {COMPACT: "fragments", INDEX: f"index on {self.column}", VERSIONS: "old versions"}
+        failed = "FAILED: " if self.outcome is Outcome.FAILED else ""
+        return f"{names[self.step]}: {failed}{self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What optimising did, step by step, and what it deleted of older versions."""
+
+    steps: tuple[Did, ...]
+    cleaned: Cleaned
+
+    @property
+    def failed(self) -> tuple[Did, ...]:
+        """The steps that failed."""
+        return tuple(did for did in self.steps if did.outcome is Outcome.FAILED)
+
+    @property
+    def indexed(self) -> tuple[str, ...]:
+        """The columns that got an index."""
+        done = (did for did in self.steps if did.step == INDEX and did.outcome is Outcome.DONE)
+        return tuple(str(did.column) for did in done)
+
+    @property
+    def versions(self) -> int:
+        """How many older versions were deleted."""
+        return self.cleaned.versions
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes were deleted with them."""
+        return self.cleaned.bytes
+
+    @property
+    def kept(self) -> int:
+        """How many older versions stay."""
+        return self.cleaned.kept
+
+    @property
+    def note(self) -> str | None:
+        """Why versions stay that are old enough to go, if any do."""
+        return self.cleaned.note
+
+    def must_be_done(self, table: str) -> Optimized:
+        """Raise NotOptimized if a step failed."""
+        if self.failed:
+            told = "; ".join(map(str, self.failed))
+            others = len(self.steps) - len(self.failed)
+            raise NotOptimized(
+                f"optimising table {table!r}: {told}. {others} other steps are done or had"
+                " nothing to do",
+                self,
+            )
+        return self
+
+
+@dataclass(slots=True)
+class Optimizing:
+    """One optimisation; the lock ``tend`` is held."""
+
+    writes: Writes
+    db: Path
+    distance: str
+    keep: timedelta
+    writing: Lock
+    steps: list[Did] = field(default_factory=list)
+    cleaned: Cleaned = Cleaned()
+    safe: bool = True
+
+    def run(self) -> Optimized:
+        """Do each step, whatever became of those before.
+
+        Raises TableLocked, and StoreError where our clock is days ahead (see clock.py).
+        """
+        name = str(self.writes.handle.name)
+        clock.must_agree(lock.state_dir(self.db, name), f"optimising table {name!r}")
+        dropped = self._step(COMPACT, None, self._compact) or []
+        for column in self._wanted(dropped):
+            self._step(INDEX, column, partial(self._index, column))
+        self._step(VERSIONS, None, self._clean)
+        return Optimized(tuple(self.steps), self.cleaned)
+
+    def _step(
+        self, step: str, column: str | None, run: Callable[[], tuple[Outcome, str, Any]]
+    ) -> Any:
+        began = time.monotonic()
+        result = None
+        try:
+            with lance_errors(f"optimising table {self.writes.handle.name!r}"):
+                outcome, what, result = run()
+        except TableLocked:
+            raise  # who holds the lock stands in the way of every step
+        except StoreError as error:
+            outcome, what = Outcome.FAILED, str(error)
+            self.safe = self.safe and not is_damage(error)
+        self.steps.append(Did(step, column, outcome, what, time.monotonic() - began))
+        return result
+
+    def _compact(self) -> tuple[Outcome, str, list[str]]:
+        handle = self.writes.handle
+        version, before = int(handle.version), self._fragments()
+        dropped = upkeep.compact(self.writes, self.db, self.writing)
+        after = self._fragments()
+        if int(handle.version) == version:
+            return Outcome.NOTHING, f"{after} are as large as they should be", dropped
+        gone = f"; the index on {', '.join(dropped)} could not be read" if dropped else ""
+        return Outcome.DONE, f"{before} became {after}, indices cover all rows{gone}", dropped
+
+    def _wanted(self, dropped: list[str]) -> Iterator[str]:
+        """Yield the columns that are worth an index, or had one."""
+        with lance_errors(f"reading table {self.writes.handle.name!r}"):
+            yield from dict.fromkeys(
+                [*upkeep.worth_an_index(int(self.writes.handle.count_rows())), *dropped]
+            )
+
+    def _index(self, column: str) -> tuple[Outcome, str, None]:
+        there = {name for each in self.writes.handle.list_indices() for name in each.columns}
+        if column in there:
+            return Outcome.NOTHING, "is there", None
+        if not upkeep.build_index(self.writes, column, self.distance):
+            return Outcome.FAILED, "is not of memworker's making; build it again", None
+        return Outcome.DONE, "built", None
+
+    def _clean(self) -> tuple[Outcome, str, None]:
+        if not self.safe:
+            return (
+                Outcome.FAILED,
+                "none is deleted, for a file of this version is damaged and an older one may be"
+                " whole; `memworker table verify` says which, `table repair` puts it right",
+                None,
+            )
+        self.cleaned = clean(self.writes, self.db, self.keep, self.writing)
+        kept = f"{self.cleaned.kept} kept"
+        note = f"; {self.cleaned.note}" if self.cleaned.note else ""
+        if not self.cleaned.versions:
+            return Outcome.NOTHING, f"none to delete, {kept}{note}", None
+        return Outcome.DONE, f"{self.cleaned.versions} deleted, {kept}{note}", None
+
+    def _fragments(self) -> int:
+        return int(self.writes.handle.stats()["fragment_stats"]["num_fragments"])
