@@ -9,6 +9,8 @@ wherever they are imported; they are told not to before that.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 
 # Set over whatever the caller's environment says: what SECURITY.md promises is no option.
@@ -35,6 +37,43 @@ def module_command(name: str, *arguments: str) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment with `QUIET` and `more`, for a child."""
     return os.environ | QUIET | more
+
+
+class Failed(Exception):
+    """A process that was started to do some work did not do it; `stderr` is all that it said."""
+
+    def __init__(self, words: str, stderr: str = "") -> None:
+        super().__init__(words)
+        self.stderr = stderr
+
+
+def output(command: list[str], *, timeout_s: float, given: str = "", **settings: str) -> str:
+    """Run a command to its end and return what it printed; `given` is its standard input.
+
+    Raises Failed with its last words; OSError where it cannot be started.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=environment(**settings),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"it took more than {timeout_s:.0f} s") from error
+    if done.returncode != 0:
+        raise Failed(_last_words(done.returncode, done.stderr), done.stderr)
+    return done.stdout
+
+
+def _last_words(code: int, stderr: str) -> str:
+    said = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if code < 0:
+        hint = ", likely out of memory" if code == -signal.SIGKILL else ""
+        said.append(f"it was killed by signal {-code}{hint}")
+    return (said or [f"it ended with exit status {code}"])[-1][:300]
 
 
 def on_our_path() -> str:

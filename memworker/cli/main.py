@@ -1,32 +1,21 @@
-"""The `memworker` command: verbs, errors in one line, exit codes.
+"""The `memworker` command: errors in one line, exit codes.
 
 Exit codes: 0 done, 1 failure, 2 usage, 3 done but some rows were rejected,
 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by a terminal that was closed.
+
+The verbs, and with them most libraries, are imported where their failing can be told.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+import threading
+from typing import NoReturn
 
-import typer
-
-from memworker import __version__, errors
-from memworker.cli import (
-    embed,
-    ingest,
-    jobs,
-    mcp,
-    memory,
-    models,
-    options,
-    search,
-    serve,
-    signals,
-    table,
-    tune,
-)
+from memworker import diagnosis, errors
+from memworker.cli import signals
+from memworker.cli.output import name_standard_output, printable
 
 _USAGE = (
     errors.UsageError,
@@ -36,43 +25,11 @@ _USAGE = (
     errors.FilterError,
 )
 
-app = typer.Typer(
-    name="memworker",
-    help="Turn texts into searchable vectors in LanceDB.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("ingest")(ingest.ingest)
-app.command("embed")(embed.embed)
-app.command("search")(search.search)
-app.command("jobs")(jobs.jobs)
-app.command("tune")(tune.tune)
-app.command("serve")(serve.serve)
-app.command("mcp")(mcp.mcp)
-app.add_typer(models.app, name="models")
-app.add_typer(table.app, name="table")
-app.add_typer(memory.app, name="memory")
-
-
-@app.callback(invoke_without_command=True)
-def main(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
-    ] = False,
-) -> None:
-    """Turn texts into searchable vectors in LanceDB."""
-    if version:
-        print(f"memworker {__version__}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(2)
-
 
 def run() -> NoReturn:
     """Run the command line: the console script's entry."""
     signals.install()
+    name_standard_output()
     # Lance warns on stderr of index partitions that stay empty; set before it is imported.
     os.environ.setdefault("LANCEDB_LOG", "error")
     try:
@@ -81,14 +38,16 @@ def run() -> NoReturn:
         _say(str(error))
         sys.exit(2 if isinstance(error, _USAGE) else 1)
     except signals.Interrupted as interruption:
-        _say("interrupted. Run the same command again to go on.")
-        _leave(interruption.exit_code)
+        refusal = _refused_threads()
+        _say(refusal or "interrupted. Run the same command again to go on.")
+        _leave(1 if refusal else interruption.exit_code)
     except BrokenPipeError:
         _say("standard output was closed before all was printed; the work itself is done")
         _leave(1)
-    except OSError as error:
-        # What the store and the readers meet they say themselves; left are our own prints.
-        _say(f"{error.strerror or error}: {error.filename or 'standard output'}")
+    except Exception as error:
+        if not diagnosis.refused_by_system(error):
+            raise
+        _say(diagnosis.told(error))
         # What a full device did not take is in the buffer still, and would be tried again.
         _leave(1)
     sys.exit(0)
@@ -96,11 +55,24 @@ def run() -> NoReturn:
 
 def _run_app() -> None:
     try:
+        from memworker.cli.app import app
+
         app()
     finally:
         # Now, where an error can be told, and not at the interpreter's end.
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def _refused_threads() -> str:
+    """Say so if it was numpy that interrupted us: so it answers if it may not start its threads."""
+    if "memworker.cli.app" in sys.modules:
+        return ""
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError as error:
+        return diagnosis.told(error)
+    return ""
 
 
 def _leave(exit_code: int) -> NoReturn:
@@ -111,4 +83,4 @@ def _leave(exit_code: int) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    print(f"memworker: {options.printable(message)}", file=sys.stderr)
+    print(f"memworker: {printable(message)}", file=sys.stderr)

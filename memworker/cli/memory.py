@@ -25,6 +25,7 @@ from memworker.cli.memory_options import (
     say,
     scope_of,
 )
+from memworker.cli.output import printable
 from memworker.errors import MemoryNotFound, UnknownModel, UsageError
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def history(
         return
     for event in events:
         now = event["new_memory"] if event["new_memory"] is not None else event["old_memory"]
-        print(f"{event['updated_at']}  {event['event']:<6}  {options.printable(now)}")
+        print(f"{event['updated_at']}  {event['event']:<6}  {printable(now)}")
 
 
 # After the others, as `--help` lists them in this order.
@@ -274,11 +275,9 @@ def _show(records: list[dict[str, Any]], first: str, none: str) -> None:
     for record in records:
         value = record[first]
         shown = f"{value:.3f}" if isinstance(value, float) else value[:19]
-        grid.add_row(
-            *(Text(shown), Text(options.printable(record["id"])), Text(_shortened(record)))
-        )
+        grid.add_row(*(Text(shown), Text(printable(record["id"])), Text(_shortened(record))))
     Console().print(grid if records else none)
 
 
 def _shortened(record: dict[str, Any]) -> str:
-    return options.printable(record["memory"])[:300]
+    return printable(record["memory"])[:300]

@@ -15,6 +15,7 @@ import typer
 
 from memworker.cli import options
 from memworker.cli.memory_options import print_json, say
+from memworker.cli.output import printable
 from memworker.errors import UsageError
 
 # What of a stream is embedded and committed together.
@@ -126,7 +127,7 @@ class Told:
                 say(f"{item.where}: {result['error']}")
                 result = {"error": result["error"], "at": item.where}
             elif not self._as_json:
-                text = options.printable(result["memory"])
+                text = printable(result["memory"])
                 print(f"{result['event']:<6}  {result['id']}  {text}", flush=True)
             if self._as_json:
                 self._results.append(result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from memworker.cli import options
+from memworker.cli.output import printable
 from memworker.errors import ScopeMissing, TableNotFound
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ def print_json(result: dict[str, Any], file: TextIO | None = None) -> None:
 
 def say(message: str) -> None:
     """Print one line to stderr."""
-    print(f"memworker: {options.printable(message)}", file=sys.stderr)
+    print(f"memworker: {printable(message)}", file=sys.stderr)

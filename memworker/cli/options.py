@@ -52,11 +52,6 @@ Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
-def printable(text: str) -> str:
-    """Bring text to one line that cannot steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-
-
 def print_result(text: str, result: dict[str, Any], *, as_json: bool) -> None:
     """Print a verb's outcome, for people or as one JSON object."""
     print(json.dumps(result, ensure_ascii=False) if as_json else text)

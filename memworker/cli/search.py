@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memworker.cli import options
+from memworker.cli.output import printable
 from memworker.errors import UnknownModel
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _show(hits: list[Hit]) -> None:
         grid.add_column(name, justify=justify)  # type: ignore[arg-type]
     for hit in hits:
         owner = f"[{hit.user_id}] " if hit.user_id else ""
-        shown = options.printable(owner + hit.text)
-        grid.add_row(f"{hit.score:.3f}", Text(options.printable(hit.id)[:24]), Text(shown[:300]))
+        shown = printable(owner + hit.text)
+        grid.add_row(f"{hit.score:.3f}", Text(printable(hit.id)[:24]), Text(shown[:300]))
     console = Console()
     console.print(grid if hits else "no hits")

@@ -71,7 +71,7 @@ def serve(
         )
 
     # A directory's path is nobody's business but the user's who named it.
-    names = () if Path(model).expanduser().is_dir() else (model,)
+    names = () if os.path.isdir(os.path.expanduser(model)) else (model,)
     number = server.run(told, make_pool, on_ready=_say_ready, names=names)
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()

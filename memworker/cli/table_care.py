@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memworker.cli.options import Db, Json, TableName, print_result, printable, size
+from memworker.cli.options import Db, Json, TableName, print_result, size
+from memworker.cli.output import printable
 
 if TYPE_CHECKING:
     from memworker.store.repair import Repair

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import platform
-import subprocess
+import shutil
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -161,19 +163,21 @@ def _pack(plain: Path, packed: Path) -> None:
     MiniLM; switched off, 10 to 30 % of the speed on processors with AVX-512.
     It needs onnxruntime, which this process must not load.
     """
-    done = subprocess.run(
-        interpreters.command(_PACK, str(plain), str(packed), WEIGHTS_FILE),
-        capture_output=True,
-        text=True,
-        timeout=_PACK_TIMEOUT_S,
-        env=interpreters.environment(OMP_NUM_THREADS="1"),
-    )
-    if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    command = interpreters.command(_PACK, str(plain), str(packed), WEIGHTS_FILE)
+    try:
+        interpreters.output(command, timeout_s=_PACK_TIMEOUT_S, OMP_NUM_THREADS="1")
+    except interpreters.Failed as failure:
+        _refuse_full_disk(plain.with_name(WEIGHTS_FILE).stat().st_size, packed.parent)
         raise ModelUnsupported(
-            f"onnxruntime {version('onnxruntime')} could not open the graph built from "
-            f"{plain.parent}: {words[:300]}. Another onnxruntime version may."
-        )
+            f"onnxruntime {version('onnxruntime')} could not pack the weights of {plain.parent}:"
+            f" {failure}"
+        ) from failure
+
+
+def _refuse_full_disk(needed: int, folder: Path) -> None:
+    """Raise ENOSPC where there is no room, whatever words onnxruntime has for it."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 _PACK = """

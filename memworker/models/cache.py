@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from memworker.diagnosis import told
 from memworker.errors import ModelUnavailable
 from memworker.locks import Busy, FileLock, Scratch, sweep
 from memworker.models.records import HashBook, make_private
@@ -28,10 +29,8 @@ class ModelCache:
     def locate(cls, root: Path | None = None) -> ModelCache:
         """Use `root`, else MEMWORKER_CACHE/models, else the user's cache folder."""
         if root is None:
-            override = os.environ.get("MEMWORKER_CACHE")
-            root = Path(override) if override else _user_cache()
-            root = root / "models"
-        return cls(Path(os.path.abspath(root.expanduser())))
+            root = cache_home() / "models"
+        return cls(Path(os.path.abspath(os.path.expanduser(root))))
 
     def folder(self, *parts: str) -> Path:
         """Make the folder `parts` under the root, mode 0700.
@@ -90,6 +89,11 @@ class ModelCache:
             _seal(draft)
             shutil.rmtree(parent / key, ignore_errors=True)
             os.replace(draft, parent / key)
+        except OSError as error:
+            raise ModelUnavailable(
+                f"{key} could not be made in the model cache {parent}: {told(error)}. "
+                "MEMWORKER_CACHE can point to another folder."
+            ) from error
         finally:
             scratch.remove()
         return parent / key
@@ -99,10 +103,20 @@ class ModelCache:
         sweep(self.root / _DRAFTS)
 
 
-def _user_cache() -> Path:
+def cache_home() -> Path:
+    """Return MEMWORKER_CACHE, else the user's cache folder; ModelUnavailable if they have none."""
+    if override := os.environ.get("MEMWORKER_CACHE"):
+        return Path(os.path.expanduser(override))
     from platformdirs import user_cache_path
 
-    return user_cache_path("memworker", appauthor=False)
+    with suppress(RuntimeError):
+        folder = user_cache_path("memworker", appauthor=False)
+        if folder.is_absolute():
+            return folder
+    raise ModelUnavailable(
+        "there is no home folder to keep models in: HOME is not set, and this user is not in the"
+        " password file. Point MEMWORKER_CACHE at a folder that you may write to."
+    )
 
 
 def _seal(draft: Path) -> None:

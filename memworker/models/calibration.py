@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import subprocess
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,18 +29,19 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
         "special": spec.add_special_tokens,
     }
     # In a process of its own: this one neither tokenises nor starts tokenizers' threads.
-    done = subprocess.run(
-        interpreters.command(_TOKENISE, str(tokenizer)),
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        env=interpreters.environment(TOKENIZERS_PARALLELISM="false"),
-    )
-    if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ModelUnsupported(f"{tokenizer} cannot be used: {words[:300]}. Fetch it again.")
-    ids: list[list[int]] = json.loads(done.stdout)
+    command = interpreters.command(_TOKENISE, str(tokenizer))
+    try:
+        printed = interpreters.output(
+            command,
+            timeout_s=_TIMEOUT_S,
+            given=json.dumps(job),
+            TOKENIZERS_PARALLELISM="false",
+        )
+    except interpreters.Failed as failure:
+        raise ModelUnsupported(
+            f"{tokenizer} cannot be used: {failure}. If it is damaged, fetch it again."
+        ) from failure
+    ids: list[list[int]] = json.loads(printed)
     return [tokens for tokens in ids if tokens]
 
 

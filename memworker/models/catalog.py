@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,10 @@ def find(name: str | Path, cache: ModelCache) -> ModelEntry:
     Raises UnknownModel with the nearest names there are.
     """
     if isinstance(name, Path):
-        return read_directory(name.expanduser())
+        return read_directory(Path(os.path.expanduser(name)))
     if (entry := _named(name, BUILT_IN)) is not None:
         return entry
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if looks_like_model(folder) or (folder.is_dir() and "/" in name):
         return read_directory(folder)
     everything = entries(cache)

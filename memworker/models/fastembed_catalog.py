@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -43,22 +42,13 @@ def fastembed_entries(cache: ModelCache) -> list[ModelEntry]:
 def _ask_fastembed() -> list[dict[str, Any]]:
     """List the models: importing fastembed loads onnxruntime, which this process must not."""
     try:
-        done = subprocess.run(
-            interpreters.command(_LIST),
-            capture_output=True,
-            text=True,
-            timeout=_READ_TIMEOUT_S,
-            env=interpreters.environment(),
-        )
-        models: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        raise ModelUnavailable(f"fastembed's catalogue cannot be read: {error}") from error
-    if not models:
-        words = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        printed = interpreters.output(interpreters.command(_LIST), timeout_s=_READ_TIMEOUT_S)
+        models: list[dict[str, Any]] = json.loads(printed)
+    except (interpreters.Failed, ValueError) as error:
         raise ModelUnavailable(
-            f"fastembed {version('fastembed')} cannot list its models: {words[:300]}. "
-            "`pip install --force-reinstall fastembed` may mend it."
-        )
+            f"fastembed {version('fastembed')} cannot list its models: {error}. If its "
+            "installation is damaged, `pip install --force-reinstall fastembed` mends it."
+        ) from error
     return models
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -61,25 +60,34 @@ def _ask(endpoint: str) -> str:
 
 def cached_file(hub: HubRepo, path: str) -> Path | None:
     """Find a file that the hub client, or fastembed with it, has downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    for cache_dir in filter(_is_own, (None, _fastembed_cache())):
+    folders = [Path(constants.HF_HUB_CACHE), _fastembed_cache()]
+    for cache_dir in filter(_is_own, folders):
         found = try_to_load_from_cache(hub.repo, path, cache_dir=cache_dir, revision=hub.revision)
         if isinstance(found, str):
             return Path(found)
     return None
 
 
-def _is_own(cache_dir: Path | None) -> bool:
-    """Whether no other user could have put files there: its default is in a shared folder."""
-    if cache_dir is None or not hasattr(os, "getuid"):
+def _is_own(cache_dir: Path) -> bool:
+    """Whether no other user could have put files there: a default is in a shared folder.
+
+    Without a home folder another is "~" in the working directory.
+    """
+    if not cache_dir.is_absolute():
+        return False
+    if not hasattr(os, "getuid"):
         return True
     return cache_dir.is_dir() and cache_dir.stat().st_uid == os.getuid()
 
 
 def _fastembed_cache() -> Path:
-    default = Path(tempfile.gettempdir()) / "fastembed_cache"
-    return Path(os.environ.get("FASTEMBED_CACHE_PATH", default))
+    if named := os.environ.get("FASTEMBED_CACHE_PATH"):
+        return Path(named)
+    # Not `tempfile.gettempdir`, which writes to see where it may, and raises where it may not.
+    folder = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")
+    return Path(folder) / "fastembed_cache"
 
 
 def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:

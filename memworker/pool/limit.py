@@ -25,11 +25,14 @@ def flops_per_second(cores: int, *, again: bool = False) -> float | None:
     """Give the FLOP/s of `cores` cores together; measures for half a second the first time.
 
     `again` measures anew; the higher figure is kept, for a busy machine shows
-    less than it has. None when it cannot be measured.
+    less than it has. None when it cannot be measured, or not be kept.
     """
     known = recall(cores)
     if known is not None and not again:
         return known
+    if remembered.obstacle():
+        # It would cost every start half a second.
+        return None
     measured = _measure(cores)
     if measured is None:
         return known
@@ -52,8 +55,8 @@ def _measure(cores: int) -> float | None:
     """Run one child a core at the same time, for they share caches and clock."""
     children: list[subprocess.Popen[str]] = []
     watchdog = threading.Timer(_PATIENCE_S, _kill_all, (children,))
-    watchdog.start()
     try:
+        watchdog.start()
         # A session of their own: Ctrl-C is for this process to answer.
         children += [_child() for _ in range(cores)]
         # Each waits for a line, so that all begin together and imports do not count.
@@ -66,7 +69,8 @@ def _measure(cores: int) -> float | None:
             child.stdin.flush()
         outputs = [child.communicate()[0] for child in children]
         return sum(float(output) for output in outputs)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
+        # Also where no thread or process is to be had: a job does without the figure.
         return None
     finally:
         watchdog.cancel()

@@ -104,7 +104,9 @@ class System:
         ours, theirs = Pipe(duplex=True)
         try:
             args = (theirs, region, loader)
-            process = spawn.start(worker.main, args, name=f"memworker-{number}")
+            process = spawn.start(
+                worker.main, args, name=f"memworker-{number}", channel=theirs.fileno()
+            )
         except BaseException:
             ours.close()
             raise

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from memworker.locks import draft_of
+from memworker.errors import ModelUnavailable
+from memworker.models import records
+from memworker.models.cache import cache_home
 
 
 def recall(name: str) -> Any:
@@ -20,21 +21,29 @@ def recall(name: str) -> Any:
 def keep(name: str, value: Any) -> None:
     """Keep a JSON value under `name` for this processor; a cache that cannot be written is none."""
     file = _file()
-    with suppress(OSError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with draft_of(file) as draft:
-            known = _read(file) | {_key(name): value}
-            draft.write_text(json.dumps(known, indent=1))
+    if file is not None:
+        records.keep(file, json.dumps(_read(file) | {_key(name): value}, indent=1))
 
 
-def _file() -> Path:
-    from platformdirs import user_cache_path
+def obstacle() -> str:
+    """Say why nothing can be kept here; "" where it can."""
+    file = _file()
+    if file is None:
+        return "there is no home folder; point MEMWORKER_CACHE at one"
+    there = next(folder for folder in file.parents if folder.exists())
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written"
 
-    override = os.environ.get("MEMWORKER_CACHE")
-    return (Path(override) if override else user_cache_path("memworker")) / "machine.json"
+
+def _file() -> Path | None:
+    try:
+        return cache_home() / "machine.json"
+    except ModelUnavailable:
+        return None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):

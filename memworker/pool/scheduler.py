@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
+from memworker.diagnosis import refused_by_system, told
 from memworker.errors import (
     MemworkerError,
     PoolBusy,
@@ -29,7 +30,7 @@ from memworker.pool.meter import Meter, Work
 from memworker.pool.outside import Alarm, Outside, System
 from memworker.pool.requests import LOOK_AHEAD, Embedded, GatheredShard, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
-from memworker.pool.supervisor import Care, Outcomes, Supervisor, said
+from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
 _SHORTEST_RETRY_S = 0.05
 _CLOSED = "the pool is closed; make a new EmbeddingPool"
@@ -226,12 +227,12 @@ class Scheduler:
             detached(error)
         except OSError as error:
             self._failure = WorkerStartFailed(
-                f"a worker could not be started: {said(error)}. {self.workers} workers"
-                " need about 5 open files and 1 process each; see ulimit -n and ulimit -u, or run"
-                " with fewer workers."
+                f"a worker could not be started: {told(error)}. {self.workers} workers need about"
+                " 5 open files and 1 process each."
             )
         except Exception as error:
-            self._failure = WorkerCrashed(f"the pool's thread failed: {error!r}")
+            words = told(error) if refused_by_system(error) else repr(error)
+            self._failure = WorkerCrashed(f"the pool's thread failed: {words}")
         finally:
             self._end()
 

@@ -24,11 +24,36 @@ from multiprocess.process import ORIGINAL_DIR, current_process
 from memworker.interpreters import QUIET, on_our_path, our_path
 
 
-def start(target: Callable[..., None], args: tuple[Any, ...], *, name: str) -> Any:
-    """Start `target(*args)` in a spawned daemon process and return the process object."""
+def start(target: Callable[..., None], args: tuple[Any, ...], *, name: str, channel: int) -> Any:
+    """Start `target(*args)` in a spawned daemon process and return the process object.
+
+    `channel` is the descriptor of the pipe among `args` on which the process
+    says so if it does not come as far as `target`.
+    """
     process = _WorkerProcess(target=target, args=args, name=name, daemon=True)
+    process.channel = channel
     process.start()
     return process
+
+
+# Where memory or threads are short even an import may fail: the message is put together by hand,
+# a `BootFailed` in MessagePack behind its length. Ctrl-C is the parent's to answer.
+_PROGRAM = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.environ |= {settings}
+# One worker, one thread: numpy's would start one a core, and end the process where it may not.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+try:
+    import memworker.pool.worker
+    from multiprocess.spawn import spawn_main
+    spawn_main(**{handles})
+except Exception as error:
+    words = f"{{type(error).__name__}}: {{error}}"[:1000].encode("utf-8", "replace")
+    body = b"\\x92\\xabboot_failed\\xda" + len(words).to_bytes(2, "big") + words
+    os.write({channel}, len(body).to_bytes(4, "big") + body)
+    os._exit(1)
+"""
 
 
 class _WorkerProcess(context.SpawnProcess):  # type: ignore[misc]
@@ -53,7 +78,7 @@ else:
                 self.finalizer = util.Finalize(self, _close_all, (ours,))
                 child_reads, parent_writes = _pipe(ours, child_ends, ours_reads=False)
                 parent_reads, child_writes = _pipe(ours, child_ends, ours_reads=True)
-                command = _command_line(child_reads)
+                command = _command_line(child_reads, process.channel)
                 passed = [*self._fds, child_reads, child_writes]
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
                 self.sentinel = parent_reads
@@ -95,19 +120,15 @@ else:
     def _callers_path() -> list[str]:
         return [entry or ORIGINAL_DIR or "." for entry in sys.path]
 
-    def _command_line(pipe_handle: int) -> list[Any]:
+    def _command_line(pipe_handle: int, channel: int) -> list[Any]:
         # No resource tracker: nothing of ours has a name that one could clean up.
         handles = {"tracker_fd": None, "pipe_handle": pipe_handle}
         if getattr(sys, "frozen", False):
             return list(spawn.get_command_line(**handles))
-        quiet = f"import os; os.environ |= {QUIET}"
-        code = "\n".join([on_our_path(), quiet, _MAIN.format(handles)])
+        program = _PROGRAM.format(settings=QUIET, handles=handles, channel=channel)
+        code = on_our_path() + program
         flags = util._args_from_interpreter_flags()
         return [spawn.get_executable(), *flags, "-P", "-c", code, "--multiprocessing-fork"]
-
-    _MAIN = """import memworker.pool.worker
-from multiprocess.spawn import spawn_main
-spawn_main(**{})"""
 
     def _pipe(ours: list[int], child_ends: ExitStack, *, ours_reads: bool) -> tuple[int, int]:
         """Make a pipe, one end ours and one for the child, each with its closing seen to."""

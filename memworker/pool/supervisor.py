@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from memworker.diagnosis import told
 from memworker.errors import MemworkerError, PoolUnavailable, WorkerStartFailed
 from memworker.pool import blame, messages, worker
 from memworker.pool.arena import Region, SlotShape
@@ -321,7 +322,7 @@ class Supervisor:
             try:
                 self.workers[number] = self._start_worker(number)
             except (OSError, MemworkerError) as error:
-                how = f"worker {number} could not be started: {said(error)}"
+                how = f"worker {number} could not be started: {told(error)}"
                 self._restarts.failed(number, now, how)
                 self._restarts.schedule(number, now)
 
@@ -387,11 +388,6 @@ class Supervisor:
         self._selector.register(child.channel, selectors.EVENT_READ, _News(self, handle))
         self._selector.register(child.sentinel, selectors.EVENT_READ, _Death(self, handle))
         return handle
-
-
-def said(error: Exception) -> str:
-    """Give an error's own words; of the system's, without the number."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _outstanding(handle: WorkerHandle) -> float:

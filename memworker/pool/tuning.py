@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memworker.errors import NoRows, UsageError
 from memworker.models import ReadyModel
-from memworker.pool import limit, machine, sizing
+from memworker.pool import limit, machine, remembered, sizing
 from memworker.pool.budget import parse_bytes
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool, resolve
 
@@ -54,6 +54,8 @@ def tune(
         raise UsageError(f"seconds must be above 0, not {seconds}")
     if not precisions:
         raise UsageError("precisions names none to try; give fp32, int8 or both")
+    if obstacle := remembered.obstacle():
+        raise UsageError(f"what is found would be lost: {obstacle}. See MEMWORKER_CACHE.")
     limit.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:

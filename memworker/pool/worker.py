@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memworker import failpoints
+from memworker.diagnosis import refused_by_system, told
 from memworker.pool import messages
 from memworker.pool.arena import Form, Progress, Region, RowStatus, Slot
 
@@ -122,11 +123,11 @@ class Loader(Protocol):
 
 def main(pipe: Any, region: Region, loader: Callable[[], Encoder]) -> None:
     """Run a worker until it is told to stop or its parent is gone."""
-    _settle_process()
     try:
+        _settle_process()
         encoder = loader()
     except Exception as error:
-        words = _sendable(f"{type(error).__name__}: {error}", messages.ERROR_CHARS)
+        words = _sendable(_words(error), messages.ERROR_CHARS)
         pipe.send_bytes(messages.encode(messages.BootFailed(words)))
         return
     pipe.send_bytes(messages.encode(messages.Ready(dim=int(encoder.dim))))
@@ -134,6 +135,12 @@ def main(pipe: Any, region: Region, loader: Callable[[], Encoder]) -> None:
         _Loop(pipe, region, encoder).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
+
+
+def _words(error: Exception) -> str:
+    if refused_by_system(error):
+        return told(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _settle_process() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING
 
+from memworker.diagnosis import told
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
@@ -32,6 +36,7 @@ METADATA_CACHE_BYTES = 32 * 2**20
 # A table whose versions come and go is found at the second or third look.
 _OPENINGS = 5
 _DAMAGE = ("corrupt file", "not appear to be a Lance file", "fill whole buffer", "Not found: ")
+_MORE_THREADS = 16
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -62,12 +67,35 @@ def connect(db: Path, *, writable: bool) -> LanceDBConnection:
         raise TableNotFound(
             f"there is no database directory {db}; check the path, or add something to it first"
         )
+    _ensure_threads()
     # Lazy: importing lancedb takes up to 5 s, and not every command needs it.
     import lancedb
 
     with lance_errors(f"opening the database {db}"):
         caches = lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
         return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
+
+
+@cache
+def _ensure_threads() -> None:
+    """Raise StoreError unless LanceDB's threads can be had, and a few of ours beside them.
+
+    Where one is refused LanceDB breaks off or waits for ever. It starts one a
+    core and a loop, and later some that read and write files.
+    """
+    enough = threading.Event()
+    count = (os.cpu_count() or 1) + _MORE_THREADS
+    threads = [threading.Thread(target=enough.wait) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        raise StoreError(f"LanceDB needs some {count} threads: {told(error)}") from error
+    finally:
+        enough.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable:
@@ -116,6 +144,12 @@ def lance_errors(doing: str) -> Iterator[None]:
             raise
         forget_frames(error)
         raise StoreError(explain(doing, error)) from error
+    except BaseException as error:
+        # How a panic of LanceDB's Rust arrives; its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        forget_frames(error)
+        raise StoreError(f"{doing} failed: LanceDB broke off: {error}") from error
 
 
 def forget_frames(error: BaseException) -> None:

@@ -171,7 +171,7 @@ def test_what_needs_no_vector_starts_no_worker(filled, tmp_path):
     code = (
         "import sys, json\n"
         "import multiprocess.process as process\n"
-        "from memworker.cli.main import app\n"
+        "from memworker.cli.app import app\n"
         "def refuse(self): raise SystemExit('a worker was started')\n"
         "process.BaseProcess.start = refuse\n"
         "for args in json.loads(sys.argv[1]):\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer.main
 
-from memworker.cli.main import app
+from memworker.cli.app import app
 from tests.serve.test_metrics import samples
 
 ROOT = Path(__file__).parents[2]

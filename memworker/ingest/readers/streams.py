@@ -15,6 +15,7 @@ from typing import IO, cast
 
 import zstandard
 
+from memworker.diagnosis import told
 from memworker.errors import InputError
 from memworker.ingest.readers.paths import STDIN, Source
 
@@ -82,11 +83,25 @@ def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
 @contextmanager
 def spooled(source: Source) -> Iterator[IO[bytes]]:
     """Give the decompressed source as a seekable, unlinked temporary file."""
-    with tempfile.TemporaryFile(prefix="memworker-") as file:
+    try:
+        file = tempfile.TemporaryFile(prefix="memworker-")
+    except OSError as error:
+        raise InputError(_unspooled(source, error)) from error
+    with file:
         for block in byte_blocks(source):
-            file.write(block)
+            try:
+                file.write(block)
+            except OSError as error:
+                raise InputError(_unspooled(source, error)) from error
         file.seek(0)
         yield file
+
+
+def _unspooled(source: Source, error: OSError) -> str:
+    return (
+        f"{source.path} has to be read from a temporary file, which could not be written:"
+        f" {told(error)}; TMPDIR can name a folder for it"
+    )
 
 
 @contextmanager

@@ -33,4 +33,5 @@ def warm_up() -> None:
     import lancedb.index
     import lancedb.query  # noqa: F401
 
+    import memworker.cli.app
     import memworker.cli.main  # noqa: F401
