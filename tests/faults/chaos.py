@@ -3,9 +3,11 @@
 
 A *case* is one input and one fresh database. Its *lives* are runs of one and
 the same command, each with its own plan: failpoints at which workers and the
-parent kill themselves, and kills from outside at random moments. When a life
-ends by itself, or after the last planned one, a run without any kill must
-finish the job. Then the table is held against the oracle.
+parent kill themselves, kills from outside at random moments, workers that are
+stopped for a while or for good. Beside every second case, processes optimise the
+table and build its indices, and are killed at that. When a life ends by itself, or
+after the last planned one, a run without any kill must finish the job. Then the table is
+held against the oracle, and verified.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-import psutil
+import numpy as np
+import pyarrow as pa
 
+from memworker import EmbeddingPool
 from memworker.errors import TableNotFound
 from memworker.store import Table
+from memworker.store.verify import verify
 from tests.faults import harness
+from tests.faults.disturb import Outside, Plan, Tenders
 
 WORKER_POINTS = ("mid_inference", "after_slot_write", "mid_message", "after_message")
 PARENT_POINTS = (
@@ -39,8 +47,8 @@ LIVES = 12
 HUNG_S = 240.0
 GONE_S = 30.0
 PARENTS_A_WORKER_KILL = 0.3
-# From outside, a life: on a machine where a start takes longer than a kill is away, none would end.
-KILLS_A_LIFE = 12
+# So many rows of a case have their vectors compared with the model's own.
+SAMPLED = 32
 
 
 @dataclass
@@ -49,6 +57,9 @@ class Tally:
 
     worker_kills: int = 0
     parent_kills: int = 0
+    worker_stops: int = 0
+    optimiser_kills: int = 0
+    index_kills: int = 0
     cases: int = 0
     lives: int = 0
     rows: int = 0
@@ -72,38 +83,34 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one life is to be disturbed."""
-
-    fail: str
-    worker_kill_every_s: float | None
-    parent_kill_after_s: float | None
-
-
-@dataclass(frozen=True)
 class Settings:
     seed: int
     rows: int
     model: str
+    precision: str
     kills: int
     deadline: float
+    reference: Callable[[list[str]], np.ndarray] | None = None
+    """What the model gives for texts; None for echo, whose vectors tell of themselves."""
 
 
 def main(given: list[str] | None = None) -> int:
     """Run, print, and return 1 if a row was lost or doubled or anything hung or leaked."""
     options = _parser().parse_args(given)
     deadline = time.monotonic() + options.seconds
-    settings = Settings(options.seed, options.rows, options.model, options.kills, deadline)
     tally, began = Tally(), time.monotonic()
-    mutex = threading.Lock()
-    lanes = [
-        threading.Thread(target=_lane, args=(settings, number, tally, mutex))
-        for number in range(options.lanes)
-    ]
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join()
+    with _reference(options) as reference:
+        given = (options.seed, options.rows, options.model, options.precision, options.kills)
+        settings = Settings(*given, deadline, reference)
+        mutex = threading.Lock()
+        lanes = [
+            threading.Thread(target=_lane, args=(settings, number, tally, mutex))
+            for number in range(options.lanes)
+        ]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
     tally.seconds = round(time.monotonic() - began, 1)
     _print(tally, options)
     return 0 if tally.clean else 1
@@ -115,10 +122,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no case after this")
     parser.add_argument("--model", default="echo")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--lanes", type=int, default=min(4, len(os.sched_getaffinity(0))))
     parser.add_argument("--json", action="store_true")
     return parser
+
+
+@contextmanager
+def _reference(
+    options: argparse.Namespace,
+) -> Iterator[Callable[[list[str]], np.ndarray] | None]:
+    if options.model == "echo":
+        yield None
+        return
+    with EmbeddingPool(options.model, precision=options.precision, workers=1) as pool:
+        yield pool.embed
 
 
 def _print(tally: Tally, options: argparse.Namespace) -> None:
@@ -127,8 +146,10 @@ def _print(tally: Tally, options: argparse.Namespace) -> None:
         return
     print(
         f"seed {options.seed}: {tally.worker_kills} worker kills, {tally.parent_kills} parent"
-        f" kills in {tally.lives} lives of {tally.cases} jobs, {tally.rows:,} rows,"
-        f" {tally.seconds:.0f} s; {tally.gave_up} lives gave up and were resumed"
+        f" kills, {tally.worker_stops} workers stopped, {tally.optimiser_kills} optimisers and"
+        f" {tally.index_kills} index builds killed in {tally.lives} lives of {tally.cases} jobs,"
+        f" {tally.rows:,} rows, {tally.seconds:.0f} s; {tally.gave_up} lives gave up and were"
+        " resumed"
     )
     print(
         f"lost {tally.lost}, duplicated {tally.duplicated}, wrong {tally.wrong},"
@@ -176,11 +197,12 @@ class _Case:
             self._scratch.mkdir()
             rows = self._random.randrange(self._settings.rows // 2, self._settings.rows + 1)
             oracle = harness.write_input(self._folder / "in.jsonl", rows)
-            for _ in range(LIVES):
-                if self._live(self._plan()) in (0, 3):
-                    break
-                self._compare(oracle, whole=False)
-            code = self._live(Plan("", None, None))
+            with self._tended():
+                for _ in range(LIVES):
+                    if self._live(self._plan()) in (0, 3):
+                        break
+                    self._compare(oracle, whole=False)
+            code = self._live(Plan())
             if code not in (0, 3):
                 self._complain("failed", 1, f"the run without kills left with {code}")
             self._compare(oracle, whole=True)
@@ -189,6 +211,22 @@ class _Case:
                 self._tally.rows += rows
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def _tended(self) -> Iterator[None]:
+        """Have the table tended meanwhile, in every second case."""
+        if self._random.random() < 0.5:
+            yield
+            return
+        scratch = self._folder / "tenders"
+        scratch.mkdir()
+        with Tenders(self._db, "t", scratch, self._name) as tenders:
+            yield
+        with self._mutex:
+            self._tally.optimiser_kills += tenders.kills.get("optimize", 0)
+            self._tally.index_kills += tenders.kills.get("index", 0)
+        for said in tenders.errors:
+            self._complain("failed", 1, f"a process that tends the table: {said}")
 
     def _plan(self) -> Plan:
         draw = self._random
@@ -207,6 +245,8 @@ class _Case:
             ",".join(points),
             draw.uniform(0.2, 0.8) if draw.random() < 0.5 else None,
             None if within else draw.uniform(0.8, 2.5),
+            draw.uniform(0.3, 1.5) if draw.random() < 0.3 else None,
+            stop_for_good=draw.random() < 0.1,
         )
 
     def _live(self, plan: Plan) -> int:
@@ -214,9 +254,10 @@ class _Case:
         self._log.unlink(missing_ok=True)
         given = harness.arguments(self._folder / "in.jsonl", self._db, model=self._settings.model)
         given[given.index("--workers") + 1] = "2"
+        given += ["--precision", self._settings.precision]
         environment = {"TMPDIR": str(self._scratch), "MEMWORKER_FAIL_LOG": str(self._log)}
         shared = _shared_memory()
-        killed = _Outside(plan, self._random.random())
+        killed = Outside(plan, self._random.random())
         run = harness.start(*given, fail=plan.fail, env=environment)
         try:
             killed.watch(run)
@@ -234,13 +275,14 @@ class _Case:
         self._count(run.pid, killed, code)
         return code
 
-    def _count(self, pid: int, killed: _Outside, code: int) -> None:
+    def _count(self, pid: int, killed: Outside, code: int) -> None:
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         by_parent = sum(line.startswith(f"{pid} ") for line in lines)
         with self._mutex:
             self._tally.lives += 1
             self._tally.worker_kills += len(lines) - by_parent + killed.workers
             self._tally.parent_kills += bool(by_parent or killed.parent)
+            self._tally.worker_stops += killed.stops
             self._tally.gave_up += code == 1
 
     def _leftovers(self, run: harness.Run, shared: set[Path]) -> None:
@@ -270,76 +312,32 @@ class _Case:
         self._complain("duplicated", len(ids) - len(there), "an id is there twice")
         odd = [i for i, text in there.items() if oracle.get(i) != text]
         self._complain("wrong", len(odd), f"not the input's: {odd[:3]}")
-        if self._settings.model == "echo" and ids:
-            second = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)
-            bad = [i for i, n, t in zip(ids, second[:, 1], texts, strict=True) if n != len(t)]
-            self._complain("wrong", len(bad), f"another text's vector: {bad[:3]}")
+        if ids:
+            self._compare_vectors(ids, texts, rows["vector"].combine_chunks())
         if whole:
             missing = [i for i in oracle if i not in there]
             self._complain("lost", len(missing), f"missing: {missing[:3]}")
             stray = list(self._db.glob("**/*.tmp"))
             self._complain("leaked", len(stray), f"files left: {stray[:3]}")
+        damages = verify(self._db, "t").damages if whole else ()
+        self._complain("wrong", len(damages), f"damaged: {damages[:3]}")
+
+    def _compare_vectors(self, ids: list[str], texts: list[str], column: pa.Array) -> None:
+        vectors = column.flatten().to_numpy().reshape(len(ids), -1)
+        if self._settings.reference is None:
+            bad = [i for i, n, t in zip(ids, vectors[:, 1], texts, strict=True) if n != len(t)]
+        else:
+            some = self._random.sample(range(len(ids)), min(SAMPLED, len(ids)))
+            wanted = self._settings.reference([texts[at] for at in some])
+            near = np.abs(vectors[some] - wanted).max(axis=1) < 1e-4
+            bad = [ids[at] for at, good in zip(some, near, strict=True) if not good]
+        self._complain("wrong", len(bad), f"another text's vector: {bad[:3]}")
 
     def _complain(self, what: str, many: int, said: str) -> None:
         if many:
             with self._mutex:
                 setattr(self._tally, what, getattr(self._tally, what) + many)
                 self._tally.complaints.append(f"case {self._name}: {what} {many}: {said}")
-
-
-class _Outside:
-    """Kills from outside, on a thread, until the life has ended."""
-
-    def __init__(self, plan: Plan, seed: float) -> None:
-        self.workers = 0
-        self.parent = False
-        self._plan = plan
-        self._random = random.Random(seed)
-        self._ended = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def watch(self, run: harness.Run) -> None:
-        for wanted, target in (
-            (self._plan.worker_kill_every_s, self._kill_workers),
-            (self._plan.parent_kill_after_s, self._kill_parent),
-        ):
-            if wanted is not None:
-                thread = threading.Thread(target=target, args=(run, wanted), daemon=True)
-                thread.start()
-                self._threads.append(thread)
-
-    def stop(self) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _kill_workers(self, run: harness.Run, mean_s: float) -> None:
-        while not self._ended.wait(self._random.expovariate(1 / mean_s)):
-            if self.workers >= KILLS_A_LIFE:
-                return
-            workers = _children(run.pid)
-            if workers:
-                try:
-                    self._random.choice(workers).kill()
-                    self.workers += 1
-                except psutil.NoSuchProcess:
-                    continue
-
-    def _kill_parent(self, run: harness.Run, after_s: float) -> None:
-        if not self._ended.wait(after_s) and run.process.poll() is None:
-            run.process.kill()
-            self.parent = True
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return [
-            child
-            for child in psutil.Process(pid).children()
-            if "multiprocess.spawn" in " ".join(harness._cmdline(child))
-        ]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _is_probe(file: Path) -> bool:

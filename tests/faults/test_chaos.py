@@ -26,7 +26,7 @@ def test_nothing_lost_nothing_twice_under_random_kills(capsys):
 def test_a_lost_row_and_a_doubled_one_are_found(tmp_path):
     """The oracle itself: a table that was tampered with does not pass."""
     tally = chaos.Tally()
-    settings = SimpleNamespace(rows=10, model="echo")
+    settings = SimpleNamespace(rows=10, model="echo", reference=None)
     case = chaos._Case(settings, "oracle", tally, threading.Lock())
     oracle = write_input(tmp_path / "in.jsonl", 10)
     resume(tmp_path / "in.jsonl", case._db)
