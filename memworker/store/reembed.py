@@ -219,10 +219,18 @@ class _Copy:
             made = connection.create_table(name, reader, mode="overwrite")
             self._version = int(made.version)
         except BaseException as error:  # raised again by run()
-            # LanceDB tells of an error in the batches as one of its own.
             self._why = self._why or error
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            with lance_errors(f"reading table {self._handle.name!r}"):
+                yield from self._rows()
+        except Exception as error:
+            # LanceDB would tell of it in its own words, with a traceback in them.
+            self._why = self._why or error
+            raise
+
+    def _rows(self) -> Iterator[pa.RecordBatch]:
         names = [name for name in self._schema.names if name != "vector"]
         for batch in self._handle.search().select(names).to_batches(CHUNK_ROWS):
             yield self._with_vectors(batch)

@@ -367,15 +367,18 @@ class Table:
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
-        indexed = partial(index.has_vector_index, self._handle)
-        if self.count() < min_rows or self._readers.ask(indexed):
+        if self.count() < min_rows or self._has_vector_index():
             return False
         with self.tending():
             # Whoever had the lock before may have built it.
-            if indexed():
+            if self._has_vector_index():
                 return False
             index.build(self._writes, self.space.distance)
         return True
+
+    def _has_vector_index(self) -> bool:
+        with lance_errors(f"reading table {self.name!r}"):
+            return self._readers.ask(partial(index.has_vector_index, self._handle))
 
     def ensure_scope_indices(self) -> tuple[str, ...]:
         """Build what is missing of the indices on ids, keys and scopes; return their columns."""

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.faults.every_call import shim
@@ -36,7 +36,8 @@ class Driver:
     """One lane: a zygote of its own, and one case at a time."""
 
     def __init__(self, folder: Path, library: Path, bench: Bench) -> None:
-        self._folder, self._bench = folder, bench
+        self.bench = bench
+        self._folder = folder
         self._control = Control(folder / "control")
         self._zygote = Zygote(self._control, library)
         self._number = 0
@@ -56,36 +57,47 @@ class Driver:
         """Run one case in a folder of its own."""
         self._number += 1
         folder = self._folder / f"case-{self._number}"
-        shutil.copytree(self._template(case.scenario), folder)
+        shutil.copytree(self.template(case.scenario), folder)
         try:
             return self._run(case, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def close(self) -> None:
-        self._zygote.close()
-
-    def _template(self, name: str) -> Path:
+    def template(self, name: str) -> Path:
         """Return the folder as it is before a scenario's job, made once."""
         folder = self._folder / f"before-{name}"
         if not folder.exists():
             for inside in ("db", "tmp", "cache"):
                 (watched(folder) / inside).mkdir(parents=True)
-            SCENARIOS[name].prepare(folder, self._bench)
+            SCENARIOS[name].prepare(folder, self.bench)
         return folder
+
+    def child(self, scenario: str, folder: Path, fault: Fault) -> Ended:
+        """Do a scenario's job in a folder, in a process of its own, with its calls failing."""
+        self._control.prepare(fault, (f"{watched(folder)}/", "/memfd:"))
+        try:
+            return self._zygote.run(Order(scenario, str(folder), str(watched(folder)), WATCHDOG_S))
+        finally:
+            self._control.disarm()
+
+    def close(self) -> None:
+        self._zygote.close()
 
     def _run(self, case: Case, folder: Path) -> Result:
         scenario = SCENARIOS[case.scenario]
-        ended = self._child(case.scenario, folder, case.fault)
-        texts = [(folder / name).read_text(errors="replace") for name in ("out", "err")]
+        ended = self.child(case.scenario, folder, case.fault)
         failed = tuple(_failed(self._control.calls(), folder))
-        paths = tuple(path for _, path in failed)
-        outcome = Outcome(ended.status, *texts, case.messy, case.ongoing, paths)
+        outcome = replace(
+            said(folder, ended),
+            messy=case.messy,
+            ongoing=case.ongoing,
+            failed=tuple(path for _, path in failed),
+        )
         violations = list(_ended_well(ended, outcome))
-        violations += _said(scenario.check(folder, outcome, self._bench), "check")
+        violations += _said(scenario.check(folder, outcome, self.bench), "check")
         violations += _said(healthy(folder), "verify")
         # The table as a crash left it must also be one that the job can go on with.
-        violations += _said(scenario.finish(folder, self._bench), "again")
+        violations += _said(scenario.finish(folder, self.bench), "again")
         return Result(
             case,
             self._control.acted,
@@ -96,12 +108,11 @@ class Driver:
             outcome.err[-600:],
         )
 
-    def _child(self, scenario: str, folder: Path, fault: Fault) -> Ended:
-        self._control.prepare(fault, (f"{watched(folder)}/", "/memfd:"))
-        try:
-            return self._zygote.run(Order(scenario, str(folder), str(watched(folder)), WATCHDOG_S))
-        finally:
-            self._control.disarm()
+
+def said(folder: Path, ended: Ended) -> Outcome:
+    """Return how a job ended and what it said."""
+    out, err = ((folder / name).read_text(errors="replace") for name in ("out", "err"))
+    return Outcome(ended.status, out, err)
 
 
 @contextmanager

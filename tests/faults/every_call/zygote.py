@@ -62,7 +62,8 @@ class Zygote:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | control.environment(library),
+            # As the command line sets it, before it imports LanceDB.
+            env=os.environ | {"LANCEDB_LOG": "error"} | control.environment(library),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
