@@ -88,9 +88,10 @@ class TextIndex:
 
     def ensure(self, timeout_s: float = COMMIT_TIMEOUT_S) -> bool:
         """Build the index when there is none; tell whether. Raises StoreError, TableLocked."""
-        if self._there or self._readers.ask(partial(has_index, self._writes.handle)):
-            self._there = True
-            return False
+        with lance_errors(f"reading table {self._name!r}"):
+            if self._there or self._readers.ask(partial(has_index, self._writes.handle)):
+                self._there = True
+                return False
         ensure_writable(self._db, self._name)
         with hold(state_dir(self._db, self._name), "tend", timeout_s=timeout_s):
             build(self._writes)
