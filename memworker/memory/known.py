@@ -8,6 +8,8 @@ two turns in a row.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
@@ -16,9 +18,13 @@ from memworker.store.known import KnownIds
 
 
 class KnownKeys:
-    """The dedup keys that may be in the table; to be asked within a change of it."""
+    """The dedup keys that may be in the table; to be asked within a change of it.
 
-    def __init__(self) -> None:
+    Those of a large table lie in a file without a name in `folder` (see store/hashruns.py).
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._keys = KnownIds()
         self._version = -1
         self._last_own = -1
@@ -43,10 +49,11 @@ class KnownKeys:
             self._keys.add(*self._hashes(keys))
 
     def _load(self, change: Change) -> None:
-        self._keys = KnownIds()
-        self._keys.add(*self._hashes(change.rows({}, columns=["dedup_key"])["dedup_key"]))
+        self._keys = KnownIds(folder=self._folder)
+        for batch in change.scan(["dedup_key"]):
+            self._keys.add(*self._hashes(batch["dedup_key"]))
         self._version = change.version
 
-    def _hashes(self, keys: list[str] | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    def _hashes(self, keys: list[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:
         column = pa.array(keys, pa.string()) if isinstance(keys, list) else keys
         return self._keys.hash(column, column)

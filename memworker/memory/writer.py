@@ -24,6 +24,7 @@ from memworker.memory import group
 from memworker.memory.group import Add, Alone, EraseOne, Operation, Sweep
 from memworker.memory.known import KnownKeys
 from memworker.store import Table
+from memworker.store.lock import state_dir
 
 # Rows of one commit, so that a caller never waits for much more than its own.
 GROUP_ROWS = 4096
@@ -53,7 +54,7 @@ class Writer:
 
     def __init__(self, table: Table, committed: Callable[[int], None]) -> None:
         self._table = table
-        self._known = KnownKeys()
+        self._known = KnownKeys(state_dir(table.db, table.name))
         self._committed = committed
         self._queue: deque[Job] = deque()
         self._wake = threading.Condition()

@@ -1,4 +1,4 @@
-"""What this machine has for us: cores that run side by side, and memory."""
+"""What this machine, or the part of it that is ours, has: cores that run side by side, memory."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ from pathlib import Path
 
 import psutil
 
+from memworker.pool import cgroups
+
 
 def usable_cores() -> int:
-    """Count physical cores within the affinity mask and the cgroup quota; at least 1.
+    """Count physical cores within the affinity mask and the cgroups' quotas; at least 1.
 
     Two hyper-threads of a core share its matrix units, so they count once.
     """
     allowed = _allowed_cpus()
     cores = min(_physical_cores(allowed), len(allowed))
-    quota = _cgroup_quota()
+    quota = cgroups.limits().cores
     return max(1, min(cores, int(quota)) if quota else cores)
 
 
 def memory_bytes() -> int:
-    """Give the machine's memory, or the cgroup's limit where that is lower."""
+    """Give the machine's memory, or the least of the cgroups' limits where that is lower."""
     total = int(psutil.virtual_memory().total)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total
+    limit = cgroups.limits().memory_bytes
+    return total if limit is None else min(total, limit)
+
+
+def free_bytes() -> int:
+    """Give the memory that nobody uses now, within the cgroups' limits.
+
+    What holds pages of files counts as free, for the system takes them back.
+    """
+    available = int(psutil.virtual_memory().available)
+    free = cgroups.limits().free_bytes
+    return available if free is None else min(available, free)
 
 
 def _allowed_cpus() -> set[int]:
@@ -45,19 +53,3 @@ def _physical_cores(allowed: set[int]) -> int:
         except OSError:
             return psutil.cpu_count(logical=False) or len(allowed)
     return len(siblings)
-
-
-def _cgroup_quota() -> float | None:
-    """Read the CPU quota in cores: cgroup v2 first, then v1; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        base = Path("/sys/fs/cgroup/cpu")
-        quota_us = int((base / "cpu.cfs_quota_us").read_text())
-        period_us = int((base / "cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from memworker.errors import UsageError
@@ -11,6 +12,8 @@ from memworker.pool.arena import SlotShape
 from memworker.pool.budget import Budget, Footprint, fit, parse_bytes
 from memworker.pool.encoder import OnnxLoader
 from memworker.pool.worker import Loader
+
+_log = logging.getLogger(__name__)
 
 _SLOT_VECTOR_BYTES = 4 << 20
 _SLOT_ROWS = 1024
@@ -76,6 +79,8 @@ def sizes(resolved: ReadyModel | Loader, wishes: Wishes) -> Sizes:
     footprint = _footprint(resolved, shapes)
     if wishes.memory is not None:
         budget = fit(parse_bytes(wishes.memory), budget, footprint)
+    elif wishes.workers is None:
+        budget = _within_what_there_is(budget, footprint)
     costs = replace(costs, batch_tokens=budget.batch_tokens)
     loader = OnnxLoader(resolved, costs) if isinstance(resolved, ReadyModel) else resolved
     needed = footprint.estimate(budget)
@@ -88,6 +93,25 @@ def sizes(resolved: ReadyModel | Loader, wishes: Wishes) -> Sizes:
 def _window_tokens(costs: plan.Costs, workers: int) -> int:
     """Estimate the tokens of a full window; what a stream has in flight must find room."""
     return plan.SHARDS_PER_WINDOW * workers * min(costs.shard_tokens, _STATIC_SHARD_TOKENS)
+
+
+def _within_what_there_is(wanted: Budget, footprint: Footprint) -> Budget:
+    """Give fewer and smaller workers where the machine, or the cgroup, has no memory for all."""
+    there = machine.memory_bytes()
+    if footprint.estimate(wanted) <= there:
+        return wanted
+    budget = fit(there, wanted, footprint)
+    _log.warning(
+        "%d workers would need about %d MiB of memory, and there are %d MiB: going on with %d of"
+        " them, %d tokens a run and %d windows under way; memory= (--memory) sets another bound",
+        wanted.workers,
+        footprint.estimate(wanted) >> 20,
+        there >> 20,
+        budget.workers,
+        budget.batch_tokens,
+        budget.windows_in_flight,
+    )
+    return budget
 
 
 def _refuse_more_than_there_is(needed: int, workers: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal
@@ -56,6 +56,11 @@ class Change:
         """Return the rows that meet a filter, superseded and expired ones too."""
         with lance_errors(f"reading table {self._handle.name!r}"):
             return read.rows(self._handle, where, columns=columns)
+
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of all rows, superseded and expired ones too, some thousand at a time."""
+        with lance_errors(f"reading table {self._handle.name!r}"):
+            yield from self._handle.search().select(list(columns)).to_batches(read.SCAN_ROWS)
 
     def insert(self, rows: pa.Table) -> None:
         """Tell rows to be added; their ids are known not to be in the table. Raises BadVector."""

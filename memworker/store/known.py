@@ -8,17 +8,20 @@
 Runs grow geometrically, as in a log-structured merge tree: a batch becomes a
 run, and neighbours of like size are merged, so a million rows added by
 batches of 8,192 are at most a handful of runs, each row moved a few times.
+Long runs are kept in files (see hashruns.py), so that memory does not grow with the rows.
 """
 
 from __future__ import annotations
 
 import secrets
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memworker.store.hashruns import Run, merge
 from memworker.store.keys import Hashes, hash_rows
 
 Statuses = npt.NDArray[np.uint8]
@@ -37,12 +40,14 @@ class KnownIds:
 
     A row is called DUPLICATE on 128 equal bits. One that agrees in its id's 64
     bits only may be a collision: `find` calls it CONFLICT, and the caller
-    looks it up. The seed is random, so nobody can prepare ids that collide.
+    looks it up. The seed is random, so nobody can prepare ids that collide. `folder` is
+    where long runs may lie.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, folder: Path | None = None) -> None:
+        self._folder = folder
         self._seed = secrets.randbits(64) if seed is None else seed
-        self._runs: list[tuple[Hashes, Hashes]] = []
+        self._runs: list[Run] = []
 
     def __len__(self) -> int:
         return sum(len(keys) for keys, _ in self._runs)
@@ -75,23 +80,4 @@ class KnownIds:
         self._runs.append((keys[order], records[order]))
         while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
             newer, older = self._runs.pop(), self._runs.pop()
-            self._runs.append(_merge(older, newer))
-
-
-def _merge(older: tuple[Hashes, Hashes], newer: tuple[Hashes, Hashes]) -> tuple[Hashes, Hashes]:
-    # "left" puts a newer row before the older ones of its id, where find looks first.
-    at = np.searchsorted(older[0], newer[0], side="left") + np.arange(len(newer[0]))
-    from_older = np.ones(len(older[0]) + len(newer[0]), bool)
-    from_older[at] = False
-    keys = _interleave(older[0], newer[0], at, from_older)
-    records = _interleave(older[1], newer[1], at, from_older)
-    return keys, records
-
-
-def _interleave(
-    older: Hashes, newer: Hashes, at: npt.NDArray[np.int64], from_older: npt.NDArray[np.bool_]
-) -> Hashes:
-    merged = np.empty(len(from_older), np.uint64)
-    merged[at] = newer
-    merged[from_older] = older
-    return merged
+            self._runs.append(merge(older, newer, self._folder))

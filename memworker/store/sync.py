@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,12 +25,13 @@ class KnownRows:
     (rows deleted, updated, moved) all ids are read again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.forget()
 
     def forget(self) -> None:
         """Read everything again the next time."""
-        self._ids = KnownIds()
+        self._ids = KnownIds(folder=self._folder)
         self._version = -1
         self._loaded_rows = 0
         self._unseen = 0

@@ -90,6 +90,8 @@ class Writes:
         self.durable = is_durable(handle.schema)
         self._locked = locked or partial(hold, state_dir(db, self._name), "commit")
         self._folder = db / f"{self._name}.lance"
+        # Named, not made: a table that is only read may lie where nothing can be written.
+        self.state = db / ".memworker" / self._name
         self._disk = Disk(self._folder)
         self._last: tuple[int, frozenset[str]] = (-1, frozenset())
         self._mutex = threading.Lock()
