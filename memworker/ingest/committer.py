@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from memworker.ingest.history import History
 from memworker.ingest.report import Counts
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
+from memworker.pool.outside import Outside, System
 from memworker.pool.requests import Floats
 from memworker.store import Table, bad_vectors, records
 
@@ -42,7 +42,14 @@ class Committer:
     The table is made at the first commit: a job without a good row makes none.
     """
 
-    def __init__(self, open_table: Callable[[], Table], sieve: Sieve, history: History) -> None:
+    def __init__(
+        self,
+        open_table: Callable[[], Table],
+        sieve: Sieve,
+        history: History,
+        outside: Outside | None = None,
+    ) -> None:
+        self._outside = System() if outside is None else outside
         self._open_table = open_table
         self._table: Table | None = None
         self._sieve = sieve
@@ -52,7 +59,7 @@ class Committer:
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._failed = False
-        self._thread = threading.Thread(target=self._run, name="memworker-commit", daemon=True)
+        self._thread = self._outside.thread(self._run, "memworker-commit")
         self._thread.start()
 
     def put(self, window: Window, outcome: Outcome) -> None:
@@ -86,26 +93,25 @@ class Committer:
                 del error
 
     def _run(self) -> None:
-        while (item := self._next()) is not None:
-            # After an error go on taking windows, or `put` would wait for ever.
-            if not self._failed:
-                self._guard(partial(self._take, *item))
-            # Not held until the next one comes.
-            del item
-        if not self._failed:
-            self._guard(self._commit)
+        while self._turn():
+            pass
 
-    def _next(self) -> _Item:
-        while True:
-            try:
-                return self._items.get(timeout=self._patience())
-            except queue.Empty:
-                self._guard(self._commit)
+    def _turn(self) -> bool:
+        """Take what comes next, or commit what has waited long enough; False at the end."""
+        try:
+            item = self._items.get(timeout=self._patience())
+        except queue.Empty:
+            self._guard(self._commit)
+            return True
+        # After an error go on taking windows, or `put` would wait for ever.
+        if not self._failed:
+            self._guard(self._commit if item is None else partial(self._take, *item))
+        return item is not None
 
     def _patience(self) -> float | None:
         if not self._pending.rows or self._failed:
             return None
-        return max(0.0, self._pending.since + COMMIT_S - time.monotonic())
+        return max(0.0, self._pending.since + COMMIT_S - self._outside.monotonic())
 
     def _guard(self, step: Callable[[], None]) -> None:
         try:
@@ -120,13 +126,13 @@ class Committer:
             reasons.setdefault(int(row), "the model gave a vector of NaN, infinity or all zeros")
         good[list(reasons)] = False
         if not self._pending.rows:
-            self._pending.since = time.monotonic()
+            self._pending.since = self._outside.monotonic()
         self._pending.windows.append(window.keep(good))
         self._pending.vectors.append(vectors[good] if reasons else vectors)
         self._pending.rows += int(good.sum())
         self._pending.position = int(window.batch.ordinals[-1]) + 1
         self._sieve.refuse_rows(window, reasons)
-        due = time.monotonic() - self._pending.since >= COMMIT_S
+        due = self._outside.monotonic() - self._pending.since >= COMMIT_S
         if self._pending.rows >= COMMIT_ROWS or due:
             self._commit()
 

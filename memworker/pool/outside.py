@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class Outside(Protocol):
     def selector(self) -> Selector: ...
     def alarm(self) -> Alarm: ...
     def thread(self, run: Callable[[], None], name: str) -> threading.Thread:
-        """Make a thread, which is not started."""
+        """Make a thread that Ctrl-C is no concern of; it is not started."""
 
     def start_worker(self, number: int, region: Region, loader: worker.Loader) -> Child:
         """Start a worker's process; raises OSError."""
@@ -98,7 +99,7 @@ class System:
         return _WakeUpPipe()
 
     def thread(self, run: Callable[[], None], name: str) -> threading.Thread:
-        return threading.Thread(target=run, name=name, daemon=True)
+        return threading.Thread(target=_undisturbed, args=(run,), name=name, daemon=True)
 
     def start_worker(self, number: int, region: Region, loader: worker.Loader) -> Child:
         ours, theirs = Pipe(duplex=True)
@@ -120,6 +121,12 @@ class System:
                 return int(file.read().split()[1]) * _PAGE_BYTES
         except (OSError, ValueError, IndexError):
             return 0  # no procfs, or gone: then there is no drift to see
+
+
+def _undisturbed(run: Callable[[], None]) -> None:
+    # Processes inherit this mask: a Ctrl-C during a worker's start must not end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    run()
 
 
 class _WakeUpPipe:

@@ -236,7 +236,7 @@ class EmbeddingPool:
         return self._scheduler.ready_workers()
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers."""
+        """Process ids of the workers that live."""
         return self._scheduler.worker_pids()
 
     def close(self) -> None:

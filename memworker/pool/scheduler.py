@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -193,8 +192,8 @@ class Scheduler:
         return self._supervisor.working
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers, in order of their numbers."""
-        return [handle.pid for handle in self._supervisor.workers]
+        """Process ids of the workers that live, in order of their numbers."""
+        return [handle.pid for handle in self._supervisor.workers if not handle.gone]
 
     def _refuse_if_closed(self) -> None:
         if self._failure is not None:
@@ -215,8 +214,6 @@ class Scheduler:
     # ── the pool's thread ──
 
     def _run(self) -> None:
-        # Workers inherit this mask: a Ctrl-C during their start must not end them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._supervisor.watch(self._alarm, self._clear_alarm)
             self._supervisor.start()

@@ -1,0 +1,19 @@
+"""A few hundred simulated schedules; `scripts/simulate` runs as many as there is time for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.schedule import run
+
+
+@pytest.mark.parametrize("first", range(0, 600, 100))
+def test_every_request_ends_once_and_rightly_whatever_workers_do(first):
+    ends = [run(seed).ends for seed in range(first, first + 100)]
+    assert sum(each.get("vectors", 0) for each in ends) > 100
+
+
+def test_a_seed_replays_its_run():
+    first, again = run(7, replay=True), run(7, replay=True)
+    assert first.notes and first.notes == again.notes
+    assert first.ends == again.ends
