@@ -70,6 +70,8 @@ def optimize(
     ]
     print_result("\n".join(lines), result, as_json=as_json)
     if done.failed:
+        failed = "; ".join(printable(str(step)) for step in done.failed)
+        print(f"memworker: {failed}", file=sys.stderr)
         raise typer.Exit(1)
 
 

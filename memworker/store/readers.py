@@ -34,6 +34,7 @@ class Readers:
         except Exception as error:
             if not is_gone(error):
                 raise
+            _let_go(error)
         for _ in range(_ATTEMPTS - 1):
             try:
                 return self._kept(read)
@@ -41,6 +42,7 @@ class Readers:
                 # Another program may clean up too, and takes no lock.
                 if not is_gone(error):
                     raise
+                _let_go(error)
         return self._kept(read)
 
     @contextmanager
@@ -59,3 +61,12 @@ class Readers:
     def _kept(self, read: Callable[[], T]) -> T:
         with self.keep():
             return read()
+
+
+def _let_go(error: BaseException) -> None:
+    """Keep no frame for an error that nobody is told of.
+
+    LanceDB's future holds the error, and a frame of the traceback the future: a cycle
+    with all that the callers have in hand, batches of rows too.
+    """
+    error.__traceback__ = None

@@ -123,6 +123,12 @@ class Writes:
             try:
                 self._look_at(landed.version)
                 return landed
+            except OSError as error:
+                raise StoreError(
+                    f"{doing}: version {landed.version} was committed, but whether it is whole"
+                    f" cannot be told: {error.filename}: {error.strerror}. Look at the disk, then"
+                    " run `memworker table verify`; it is safe to run the same again"
+                ) from error
             except _NotWhole as flaw:
                 self._take_back(doing, landed.version, flaw)
                 seen = self._newest(doing)

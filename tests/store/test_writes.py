@@ -68,7 +68,8 @@ def torn(tmp_path):
 
     def made(kind: str, times: int = 1) -> Table:
         handle = open_table(connect(db, writable=True), db, "t")
-        return Table(db, "t", Tearing(handle, db / "t.lance", kind, times))
+        made.tearing = Tearing(handle, db / "t.lance", kind, times)
+        return Table(db, "t", made.tearing)
 
     return made
 
@@ -144,16 +145,15 @@ def test_a_disk_that_tears_every_file_is_an_error_and_the_rows_stay(torn, write,
 def test_nothing_that_another_program_committed_meanwhile_is_taken_back(torn, monkeypatch):
     table = torn(DATA)
     outside = open_table(connect(table.db, writable=True), table.db, "t")
-    handle = table._handle
-    torn_once = handle._torn
+    torn_once = torn.tearing._torn
 
     def and_then_another(write):
         result = torn_once(write)
         outside.add(batch([("outside", "theirs")]))
-        monkeypatch.setattr(handle, "_torn", torn_once)
+        monkeypatch.setattr(torn.tearing, "_torn", torn_once)
         return result
 
-    monkeypatch.setattr(handle, "_torn", and_then_another)
+    monkeypatch.setattr(torn.tearing, "_torn", and_then_another)
     assert table.append(batch([("new", "a new text")])).written == 1
     assert texts_by_id(Table.open(table.db, "t")) == TEXTS | {
         "new": "a new text",
@@ -180,7 +180,7 @@ def test_a_torn_compaction_loses_no_row(torn):
     table = torn(DATA, times=0)
     for i in range(300, 305):
         table.append(numbered(i, i + 1))
-    table._handle.times = 1
+    torn.tearing.times = 1
     table.optimize(keep_versions=timedelta(0))
     assert texts_by_id(Table.open(table.db, "t")) == {f"id-{i}": f"text {i}" for i in range(305)}
 
