@@ -49,7 +49,8 @@ POOL = {
     "remembered": set(),
     "budget": set(),
     "limit": {"remembered"},
-    "sizing": {"machine", "plan", "remembered", "arena", "budget", "encoder", "worker"},
+    "engine": {"plan", "budget", "echo", "encoder", "worker"},
+    "sizing": {"machine", "plan", "remembered", "arena", "budget", "engine", "worker"},
     "spawn": set(),
     "pickling": set(),
     "admission": set(),
@@ -73,11 +74,11 @@ POOL = {
         *("supervisor", "handle", "plan", "requests", "meter", "arena", "sizing"),
         *("admission", "incoming", "outside"),
     },
-    "tuning": {"pool", "limit", "machine", "remembered", "sizing", "budget"},
+    "tuning": {"pool", "limit", "machine", "remembered", "sizing", "budget", "engine"},
     "aio": {"admission", "pool", "requests", "scheduler"},
     "pool": {
         *("admission", "arena"),
-        *("scheduler", "plan", "requests", "meter", "echo", "worker", "supervisor", "sizing"),
+        *("scheduler", "plan", "requests", "meter", "engine", "supervisor", "sizing"),
         "rows",
     },
 }

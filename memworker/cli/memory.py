@@ -224,7 +224,8 @@ app.command("import")(memory_files.import_)
 
 
 def _query_vector(table: Table, query: str, model: str | None) -> Any:
-    from memworker.pool.pool import EmbeddingPool, resolve
+    from memworker.pool.engine import resolve
+    from memworker.pool.pool import EmbeddingPool
     from memworker.store import VectorSpace
 
     space = table.space

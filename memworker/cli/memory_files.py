@@ -89,7 +89,8 @@ def import_(
     Running the same command again goes on where it was interrupted.
     """
     from memworker.memory.transfer import bounded_lines, import_lines
-    from memworker.pool.pool import EmbeddingPool, identity, resolve
+    from memworker.pool.engine import resolve
+    from memworker.pool.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace
 
     flaws: list[dict[str, Any]] = []
@@ -105,7 +106,7 @@ def import_(
             made["model"], precision=made["precision"], max_tokens=made["max_tokens"]
         )
         # Before any worker starts: a table of another model is refused here.
-        space = VectorSpace.of(identity(resolved), "cosine")
+        space = VectorSpace.of(resolved.identity, "cosine")
         opened = Table.open_or_create(db, table, space, durable=durable)
         with EmbeddingPool(resolved, workers=workers) as pool:
             done = import_lines(opened, pool, bounded_lines(stream), refused)

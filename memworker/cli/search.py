@@ -34,7 +34,8 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
-    from memworker.pool.pool import EmbeddingPool, resolve
+    from memworker.pool.engine import resolve
+    from memworker.pool.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace, parse_where
 
     opened = Table.open(db, table)

@@ -21,7 +21,8 @@ from memworker.ingest.report import Counts, IngestReport, Setting, report
 from memworker.ingest.reuse import Outcome, Reuse, Shared
 from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
-from memworker.pool.pool import DEFAULT_MODEL, identity, resolve
+from memworker.pool.engine import resolve
+from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import dedup_keys
 
 
@@ -61,7 +62,7 @@ def embed_to_file(
     )
     started = time.perf_counter()
     resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-    kind = identity(resolved)
+    kind = resolved.identity
     counts = Counts()
     refused = RejectFile(Path(rejects) if rejects else path.with_name(path.name + ".rejects.jsonl"))
     with (
@@ -87,7 +88,7 @@ def embed_to_file(
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
-            **gemm_facts(identity(resolved)),
+            **gemm_facts(resolved.identity),
         )
         return report(counts, pool.work, setting)
 

@@ -26,15 +26,12 @@ from memworker.ingest.reuse import Reuse, Shared
 from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.ingest.windows import Sieve, Window
 from memworker.pool import limit, machine
+from memworker.pool.engine import Engine, Identity, resolve
 from memworker.pool.meter import Work
 from memworker.pool.pool import (
     DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL,
     EmbeddingPool,
-    Identity,
-    Resolved,
-    identity,
-    resolve,
 )
 from memworker.pool.sizing import Wishes
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
@@ -112,7 +109,7 @@ def ingest(
     opens: Callable[[], AbstractContextManager[EmbeddingPool]]
     if pool is None:
         resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        made_with = identity(resolved)
+        made_with = resolved.identity
         opens = partial(measured_pool, resolved, workers=workers, memory=memory)
     else:
         given = pool
@@ -258,9 +255,9 @@ def _indexed(table: Table) -> list[str]:
     return []
 
 
-def measured_pool(resolved: Resolved, **options: Any) -> EmbeddingPool:
+def measured_pool(resolved: Engine, **options: Any) -> EmbeddingPool:
     """Start a pool; before, measure what the machine can do, if that is not known yet."""
-    if identity(resolved).flops_per_token:
+    if resolved.identity.flops_per_token:
         limit.flops_per_second(machine.usable_cores())
     return EmbeddingPool(resolved, **options)
 

@@ -21,8 +21,9 @@ from memworker.ingest.job import Live, measured_pool
 from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop, closed_after_grace
+from memworker.pool.engine import Identity, resolve
 from memworker.pool.meter import Work
-from memworker.pool.pool import EmbeddingPool, Identity, identity, resolve
+from memworker.pool.pool import EmbeddingPool
 from memworker.pool.requests import Embedded
 from memworker.store import Table, VectorSpace, bad_vectors, ensure_writable, staged
 from memworker.store.lance import database_path, table_name
@@ -110,7 +111,7 @@ def reembed(
     elif model is not None:
         resolved = resolve(model, precision=precision, max_tokens=max_tokens)
         start = partial(measured_pool, resolved, workers=workers, memory=memory)
-        lazy = _LazyPool(identity(resolved), start, None)
+        lazy = _LazyPool(resolved.identity, start, None)
     else:
         raise UsageError("name the model whose vectors the table shall get, or give a pool")
     prepared_s = time.perf_counter() - began

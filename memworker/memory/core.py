@@ -22,7 +22,8 @@ from memworker.memory.upkeep import Upkeep
 from memworker.memory.writer import CLOSED, Writer
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.pool import DEFAULT_MODEL, identity, resolve
+from memworker.pool.engine import resolve
+from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import Table, VectorSpace, bad_vectors
 
 DEFAULT_TABLE = "memories"
@@ -222,7 +223,7 @@ def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
         space = VectorSpace.of(options.pool.identity)
         return _table(options, space), options.pool
     resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)
-    table = _table(options, VectorSpace.of(identity(resolved)))
+    table = _table(options, VectorSpace.of(resolved.identity))
     return table, EmbeddingPool(resolved, workers=options.workers)
 
 

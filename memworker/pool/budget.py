@@ -16,8 +16,8 @@ _MIB = 1 << 20
 _PARENT_BYTES = 320 * _MIB
 # Interpreter, ONNX Runtime, tokenizer, session with its weights mapped.
 _WORKER_BYTES = 48 * _MIB
-# Activations of a padded token at 384 dimensions: feed-forward, attention, their copies.
-_TOKEN_BYTES = 48 << 10
+# Activations of a padded token, a dimension: feed-forward, attention, their copies.
+_TOKEN_BYTES = 128
 # A row of a window beyond its vector: text, ids, keys, Arrow and Python around them.
 _ROW_BYTES = 2048
 _WINDOW_ROWS = 8192
@@ -35,17 +35,23 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What is fixed about a model's memory, in bytes and dimensions."""
+    """What is fixed about a model's memory, in bytes and dimensions.
+
+    All workers share the weights; each has `worker_bytes`, `token_bytes` for each padded
+    token of a session run and dimension, and the region that its slots lie in.
+    """
 
     dim: int
     weights_bytes: int
-    region_bytes: int
+    region_bytes: int = 0
+    worker_bytes: int = _WORKER_BYTES
+    token_bytes: int = _TOKEN_BYTES
 
     def estimate(self, budget: Budget) -> int:
         """Estimate the bytes that parent and workers hold together at their peak."""
         window = _WINDOW_ROWS * (4 * self.dim + _ROW_BYTES)
-        activations = budget.batch_tokens * _TOKEN_BYTES * self.dim // 384
-        worker = _WORKER_BYTES + activations + self.region_bytes
+        activations = budget.batch_tokens * self.token_bytes * self.dim
+        worker = self.worker_bytes + activations + self.region_bytes
         parent = _PARENT_BYTES + window * budget.windows_in_flight
         return parent + self.weights_bytes + budget.workers * worker
 

@@ -8,34 +8,29 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import PoolForked, TextTooLarge, UsageError
-from memworker.models import Precision, ReadyModel, ready_model
 from memworker.pool import plan
 from memworker.pool.admission import Ticket
 from memworker.pool.arena import Form
-from memworker.pool.echo import EchoLoader
+from memworker.pool.engine import Model, resolve
 from memworker.pool.meter import Work
 from memworker.pool.requests import Answer, Embedded, Floats, Request
 from memworker.pool.rows import text_rows, token_rows
 from memworker.pool.scheduler import Entry, Scheduler
 from memworker.pool.sizing import Wishes, sizes
 from memworker.pool.supervisor import Care
-from memworker.pool.worker import Loader
 
 Kind = Literal["passage", "query"]
 W = TypeVar("W")
-Resolved: TypeAlias = ReadyModel | Loader
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
@@ -70,7 +65,7 @@ class EmbeddingPool:
 
     def __init__(
         self,
-        model: str | Path | ReadyModel | Loader = DEFAULT_MODEL,
+        model: Model = DEFAULT_MODEL,
         *,
         workers: int | None = None,
         precision: str = "fp32",
@@ -84,12 +79,12 @@ class EmbeddingPool:
     ) -> None:
         started = time.perf_counter()
         wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens)
-        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        self.sizes = sizes(resolved, wishes)
+        engine = resolve(model, precision=precision, max_tokens=max_tokens)
+        self.sizes = sizes(engine, wishes)
         self.workers = self.sizes.workers
         self.max_text_bytes = max_text_bytes
-        self.identity = identity(resolved)
-        self.dim = self.sizes.loader.dim
+        self.identity = engine.identity
+        self.dim = self.identity.dim
         self._pid = os.getpid()
         self._scheduler = Scheduler(self.sizes, Care(stall_timeout_s, memory_growth_bytes))
         self._finalizer = weakref.finalize(self, _close_here, self._scheduler, self._pid)
@@ -278,57 +273,6 @@ class EmbeddingPool:
                 f"texts[{row}] has {lengths[row]:,} bytes, over the cap of"
                 f" {self.max_text_bytes:,}. Split it, or raise max_text_bytes."
             )
-
-
-def resolve(
-    model: str | Path | ReadyModel | Loader,
-    *,
-    precision: str = "fp32",
-    max_tokens: int | None = None,
-) -> Resolved:
-    """Get a model's files ready (fetched, verified, built), without starting a worker.
-
-    Raises UsageError for an unknown precision or fewer than 1 token, ModelError.
-    """
-    if precision not in list(Precision):
-        choices = ", ".join(Precision)
-        raise UsageError(f"precision must be one of {choices}, not {precision!r}")
-    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
-        raise UsageError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
-    if model == "echo":
-        return EchoLoader()
-    if isinstance(model, (str, Path)):
-        return ready_model(model, precision=precision, max_tokens=max_tokens)
-    if not isinstance(model, ReadyModel) and not callable(model):
-        raise UsageError(f"a model is a name or a directory, not {model!r}")
-    return model
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a pool's vectors are made with; equal fingerprints may be compared."""
-
-    name: str
-    precision: str
-    max_tokens: int
-    dim: int
-    fingerprint: str
-    flops_per_token: float = 0.0
-
-
-def identity(resolved: Resolved) -> Identity:
-    """Say what vectors a resolved model gives."""
-    if isinstance(resolved, ReadyModel):
-        return Identity(
-            name=resolved.spec.name,
-            precision=str(resolved.precision),
-            max_tokens=resolved.max_tokens,
-            dim=resolved.spec.dim,
-            fingerprint=resolved.fingerprint,
-            flops_per_token=resolved.flops_per_token,
-        )
-    name = "echo" if isinstance(resolved, EchoLoader) else type(resolved).__qualname__
-    return Identity(name, "fp32", 0, resolved.dim, fingerprint=f"{name}-{resolved.dim}")
 
 
 def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:

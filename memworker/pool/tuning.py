@@ -9,10 +9,10 @@ from itertools import cycle
 from pathlib import Path
 
 from memworker.errors import NoRows, UsageError
-from memworker.models import ReadyModel
 from memworker.pool import limit, machine, remembered, sizing
 from memworker.pool.budget import parse_bytes
-from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool, resolve
+from memworker.pool.engine import Engine, resolve
+from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
 
 BATCH_TOKENS = (128, 256, 512, 1024)
 _ROUNDS = 2
@@ -59,10 +59,10 @@ def tune(
     limit.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:
-        resolved = resolve(model, precision=precision)
-        if not isinstance(resolved, ReadyModel):
-            raise UsageError("echo has no settings to tune; name a model")
-        tuner = _Tuner(resolved, list(texts), seconds / len(precisions), memory, report)
+        engine = resolve(model, precision=precision)
+        if not engine.tunable:
+            raise UsageError(f"{engine.identity.name} has no settings to tune; name a model")
+        tuner = _Tuner(engine, list(texts), seconds / len(precisions), memory, report)
         found += tuner.run()
     return found
 
@@ -78,13 +78,13 @@ class _Tuner:
 
     def __init__(
         self,
-        model: ReadyModel,
+        engine: Engine,
         texts: list[str],
         seconds: float,
         memory: int | str | None,
         report: Callable[[Trial], None],
     ) -> None:
-        self._model = model
+        self._engine = engine
         self._texts = texts
         self._memory = memory
         self._report = report
@@ -99,7 +99,7 @@ class _Tuner:
         if self._fewer:
             trials += self._try([_Setting(workers, best.batch_tokens) for workers in self._fewer])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
-        sizing.keep(self._model, sizing.Choice(best.workers, best.batch_tokens))
+        sizing.keep(self._engine, sizing.Choice(best.workers, best.batch_tokens))
         return [replace(trial, kept=trial is best) for trial in trials]
 
     def _try(self, settings: list[_Setting]) -> list[Trial]:
@@ -115,7 +115,7 @@ class _Tuner:
 
     def _measure(self, setting: _Setting) -> Trial:
         with EmbeddingPool(
-            self._model,
+            self._engine,
             workers=setting.workers,
             batch_tokens=setting.batch_tokens,
             memory=self._memory,
@@ -128,7 +128,7 @@ class _Tuner:
             done = pool.work
             elapsed = done.last_vector - started
             return Trial(
-                precision=str(self._model.precision),
+                precision=self._engine.identity.precision,
                 workers=pool.workers,
                 batch_tokens=pool.sizes.costs.batch_tokens,
                 tokens_per_s=(done.real_tokens - before.real_tokens) / elapsed,
@@ -140,7 +140,7 @@ class _Tuner:
         if self._memory is None:
             return True
         wishes = sizing.Wishes(setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES)
-        return sizing.sizes(self._model, wishes).memory_bytes <= parse_bytes(self._memory)
+        return sizing.sizes(self._engine, wishes).memory_bytes <= parse_bytes(self._memory)
 
     def _windows(self, started: float) -> Iterator[list[str]]:
         starts = range(0, len(self._texts), _WINDOW_TEXTS)

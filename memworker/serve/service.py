@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from memworker.errors import (
     PoolBusy,
@@ -20,7 +19,6 @@ from memworker.errors import (
     TextTooLarge,
 )
 from memworker.pool import Embedded, EmbeddingPool, limit, machine
-from memworker.pool.encoder import OnnxLoader
 from memworker.serve import refusals
 from memworker.serve.asgi import ClientGone
 from memworker.serve.bodies import Model
@@ -30,9 +28,6 @@ from memworker.serve.live import Live, LiveReply
 from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
-
-if TYPE_CHECKING:
-    from memworker.models.spec import ModelSpec
 
 # A request that is answered sooner is not watched: most are, and watching costs a task.
 _WATCH_AFTER_S = 0.25
@@ -120,12 +115,12 @@ class Service:
 
     def dimensions(self, wanted: int | None) -> int:
         """Give how many numbers a vector shall have; Refusal 400 where the model cannot."""
-        full = self.pool.dim
-        if wanted is None or wanted == full:
-            return full
-        if wanted < full and _matryoshka(self.pool):
+        made = self.pool.identity
+        if wanted is None or wanted == made.dim:
+            return made.dim
+        if wanted < made.dim and made.matryoshka:
             return wanted
-        takes = f"1 to {full}" if _matryoshka(self.pool) else str(full)
+        takes = f"1 to {made.dim}" if made.matryoshka else str(made.dim)
         raise Refusal(
             400,
             f"This model gives {takes} dimensions; {wanted} were asked for.",
@@ -135,8 +130,7 @@ class Service:
 
     def normalize(self, wanted: bool) -> bool:
         """Tell whether vectors are still to be normalised; Refusal 400 where they are already."""
-        spec = _spec(self.pool)
-        normalised = spec is not None and spec.normalize
+        normalised = self.pool.identity.normalized
         if normalised and not wanted:
             raise Refusal(
                 400,
@@ -256,16 +250,6 @@ class Service:
             return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
         except TextTooLarge as error:
             raise inputs.too_large(pool.max_text_bytes) from error
-
-
-def _spec(pool: EmbeddingPool) -> ModelSpec | None:
-    loader = pool.sizes.loader
-    return loader.model.spec if isinstance(loader, OnnxLoader) else None
-
-
-def _matryoshka(pool: EmbeddingPool) -> bool:
-    spec = _spec(pool)
-    return spec is not None and spec.matryoshka
 
 
 async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Embedded:

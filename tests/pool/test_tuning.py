@@ -6,8 +6,8 @@ import pytest
 
 from memworker import EmbeddingPool
 from memworker.errors import NoRows, UsageError
-from memworker.models import ready_model
 from memworker.pool import machine, remembered, sizing
+from memworker.pool.engine import resolve
 from memworker.pool.tuning import BATCH_TOKENS, tune
 
 
@@ -31,8 +31,7 @@ def test_the_best_setting_is_kept_and_used(own_memory):
 
 
 def test_what_is_asked_for_goes_before_what_was_tuned(own_memory):
-    model = ready_model("all-MiniLM-L6-v2")
-    sizing.keep(model, sizing.Choice(workers=2, batch_tokens=128))
+    sizing.keep(resolve("all-MiniLM-L6-v2"), sizing.Choice(workers=2, batch_tokens=128))
     with EmbeddingPool(workers=1, batch_tokens=64) as pool:
         assert (pool.workers, pool.sizes.costs.batch_tokens) == (1, 64)
 

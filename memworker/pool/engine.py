@@ -1,0 +1,174 @@
+"""What a pool must know of an encoder before any worker has loaded it: one `Engine` a kind.
+
+A new kind of encoder comes in here: an `Engine`, a loader in a module that a worker may
+import, and a line in `resolve` that chooses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from memworker.errors import UsageError
+from memworker.models import Precision, ReadyModel, ready_model
+from memworker.pool import plan
+from memworker.pool.budget import Footprint
+from memworker.pool.echo import EchoLoader
+from memworker.pool.encoder import OnnxLoader
+from memworker.pool.worker import Loader
+
+_MINILM_FLOPS = 21.2e6
+_SHARD_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a pool's vectors are made with; equal fingerprints may be compared.
+
+    `normalized` vectors have length one. The first numbers of a `matryoshka` model's
+    vectors are a vector too, once normalised again. `flops_per_token` is 0 where it is
+    not known.
+    """
+
+    name: str
+    precision: str
+    max_tokens: int
+    dim: int
+    fingerprint: str
+    flops_per_token: float = 0.0
+    normalized: bool = False
+    matryoshka: bool = False
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An encoder as the parent sees it: what it gives, takes and costs, and how it is loaded.
+
+    `costs` says how texts are cut for it, with the session run that suits it best where
+    nobody asked for another; `footprint` what memory its workers take. Where `tunable`,
+    the size of a session run makes a difference. `loader` gives what a worker calls: it is
+    pickled by value, and gets the costs that were settled on.
+    """
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def costs(self) -> plan.Costs: ...
+    @property
+    def footprint(self) -> Footprint: ...
+    @property
+    def tunable(self) -> bool: ...
+    def loader(self, costs: plan.Costs) -> Loader: ...
+
+
+Model: TypeAlias = str | Path | ReadyModel | Loader | Engine
+
+
+def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = None) -> Engine:
+    """Get a model's files ready (fetched, verified, built), without starting a worker.
+
+    Raises UsageError for an unknown precision or fewer than 1 token, ModelError.
+    """
+    if precision not in list(Precision):
+        choices = ", ".join(Precision)
+        raise UsageError(f"precision must be one of {choices}, not {precision!r}")
+    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+        raise UsageError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
+    match model:
+        case "echo":
+            return LoaderEngine(EchoLoader(), "echo")
+        case EchoLoader():
+            return LoaderEngine(model, "echo")
+        case str() | Path():
+            return _in_onnx(ready_model(model, precision=precision, max_tokens=max_tokens))
+        case ReadyModel():
+            return _in_onnx(model)
+        case Engine():
+            return model
+    if not callable(model):
+        raise UsageError(f"a model is a name or a directory, not {model!r}")
+    return LoaderEngine(model, type(model).__qualname__)
+
+
+def _in_onnx(model: ReadyModel) -> Engine:
+    return StaticEngine(model) if model.spec.static else OnnxEngine(model)
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxEngine:
+    """A transformer in ONNX Runtime; its costs are measured, see docs/PERFORMANCE.md."""
+
+    model: ReadyModel
+    tunable = True
+
+    @property
+    def identity(self) -> Identity:
+        model = self.model
+        return Identity(
+            name=model.spec.name,
+            precision=str(model.precision),
+            max_tokens=model.max_tokens,
+            dim=model.spec.dim,
+            fingerprint=model.fingerprint,
+            flops_per_token=model.flops_per_token,
+            normalized=model.spec.normalize,
+            matryoshka=model.spec.matryoshka,
+        )
+
+    @property
+    def costs(self) -> plan.Costs:
+        most_tokens = self.model.max_tokens
+        scale = _MINILM_FLOPS / (self.model.flops_per_token or _MINILM_FLOPS)
+        shard_tokens = min(max(int(_SHARD_TOKENS * scale), most_tokens), _SHARD_TOKENS)
+        return plan.Costs(max_tokens=most_tokens, shard_tokens=shard_tokens)
+
+    @property
+    def footprint(self) -> Footprint:
+        files = (path for path in self.model.graph.parent.iterdir() if path.is_file())
+        return Footprint(self.model.spec.dim, sum(path.stat().st_size for path in files))
+
+    def loader(self, costs: plan.Costs) -> Loader:
+        return OnnxLoader(self.model, costs)
+
+
+class StaticEngine(OnnxEngine):
+    """A table of token vectors and their mean, in ONNX Runtime too."""
+
+    __slots__ = ()
+
+    @property
+    def costs(self) -> plan.Costs:
+        # Tokenising is the work, a text at a time: large runs cost nothing but padding.
+        return plan.Costs(
+            max_tokens=self.model.max_tokens,
+            shard_tokens=1 << 16,
+            batch_tokens=1 << 12,
+            run_tokens=100.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderEngine:
+    """Somebody's own loader, of which nothing is known but its dimension; echo is one."""
+
+    load: Loader
+    name: str
+    tunable = False
+
+    @property
+    def identity(self) -> Identity:
+        dim = self.load.dim
+        return Identity(self.name, "fp32", 0, dim, fingerprint=f"{self.name}-{dim}")
+
+    @property
+    def costs(self) -> plan.Costs:
+        # Full slots, and windows as they come.
+        return plan.Costs(max_tokens=1 << 30, shard_tokens=1 << 30)
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(self.load.dim, weights_bytes=0)
+
+    def loader(self, costs: plan.Costs) -> Loader:
+        return self.load
