@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -104,6 +105,20 @@ def machine_facts() -> Result:
         },
         "measured_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def optional(module: str) -> Any:
+    """Import a module of the bench extra.
+
+    Raises UsageError with the pip command where it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UsageError(
+            f"this needs {package}, which is not installed: pip install 'memworker[bench]'"
+        ) from error
 
 
 def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -206,14 +206,7 @@ TASKS: dict[str, Callable[[Path, int | None], Task]] = {
 
 def spearman(a: Floats, b: Floats) -> float:
     """Correlate ranks, ties sharing their mean rank (Spearman 1904)."""
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
-def ranks(values: Floats) -> Floats:
-    """Rank values from 0, equal ones at their mean rank; float64[n]."""
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(sizes) - 1
-    return (last - (sizes - 1) / 2)[group]
+    return float(common.optional("scipy.stats").spearmanr(a, b).statistic)
 
 
 def exact_top(questions: Floats, passages: Floats, k: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -230,12 +223,11 @@ def recall(ranked: Sequence[int], relevant: dict[int, float]) -> float:
 
 def ndcg(ranked: Sequence[int], relevant: dict[int, float]) -> float:
     """Discount relevance by the logarithm of the rank, over the best order's (Jarvelin 2002)."""
-    best = sorted(relevant.values(), reverse=True)[: len(ranked)]
-    return _dcg([relevant.get(row, 0.0) for row in ranked]) / _dcg(best)
-
-
-def _dcg(gains: Sequence[float]) -> float:
-    return float(sum(gain / np.log2(rank + 2) for rank, gain in enumerate(gains)))
+    score = common.optional("sklearn.metrics").ndcg_score
+    # What was not found stands behind all that was: it counts in the best order alone.
+    rows = [*ranked, *(row for row in relevant if row not in ranked)]
+    gains = [relevant.get(row, 0.0) for row in rows]
+    return float(score([gains], [range(len(rows), 0, -1)], k=len(ranked)))
 
 
 def _beir(

@@ -1,30 +1,40 @@
 from xml.etree import ElementTree
 
-from bench.charts import Bar, Curve, _apart, bars, curves
+import pytest
+from matplotlib.figure import Figure
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def test_bars_are_as_long_as_their_values():
-    drawing = ElementTree.fromstring(bars("A & B", [Bar("a", 10), Bar("b <", 5, ours=True)]))
-    _, first, second = drawing.findall(f"{SVG}rect")
-    assert float(first.get("width")) == 2 * float(second.get("width"))
-    assert first.get("fill") != second.get("fill")
-    assert {"A & B", "b <", "10"} <= {text.text for text in drawing.findall(f"{SVG}text")}
+from bench import common
+from bench.charts import OTHERS, OURS, Bar, Curve, bars, curves, draw_bars, draw_curves
+from memworker.errors import UsageError
 
 
-def test_curves_rise_and_marks_lie_on_them():
-    line = Curve("c", [(1, 100), (2, 200), (4, 400)], marks=[(2, 200)])
-    drawing = ElementTree.fromstring(curves("C", [line], x_name="cores", y_name="rate"))
-    points = [p.split(",") for p in drawing.find(f"{SVG}polyline").get("points").split()]
-    heights = [float(y) for _, y in points]
-    assert heights == sorted(heights, reverse=True)
-    mark = drawing.find(f"{SVG}circle")
-    assert [mark.get("cx"), mark.get("cy")] == points[1]
+@pytest.fixture
+def axes():
+    return Figure().add_subplot()
 
 
-def test_labels_do_not_lie_upon_each_other():
-    assert _apart([50.0, 48.0, 100.0], gap=16) == [64.0, 48.0, 100.0]
+def test_bars_are_as_long_as_their_values(axes):
+    draw_bars(axes, "t", [Bar("a", 10), Bar("b", 5, ours=True)], ",.0f")
+    (drawn,) = axes.containers
+    assert [bar.get_width() for bar in drawn] == [10, 5]
+    assert drawn[0].get_facecolor() != drawn[1].get_facecolor()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_curves_go_through_their_points_and_marks_lie_on_them(axes):
+    points = [(1, 100), (2, 200), (4, 400)]
+    draw_curves(axes, "t", [Curve("c", points, marks=[(2, 200)])], "cores", "rate")
+    line, marks = axes.get_lines()
+    assert list(zip(*line.get_data(), strict=True)) == points
+    assert list(zip(*marks.get_data(), strict=True)) == [(2, 200)]
+
+
+def test_a_chart_is_one_svg_element_whose_text_is_text_and_the_same_each_time():
+    drawn = bars("A & B $x$", [Bar("b <", 1234, ours=True, note="× 2"), Bar("c", 1)])
+    assert drawn == bars("A & B $x$", [Bar("b <", 1234, ours=True, note="× 2"), Bar("c", 1)])
+    texts = {"".join(t.itertext()).strip() for t in ElementTree.fromstring(drawn).iter() if t.text}
+    assert {"A & B $x$", "b <", "1,234  × 2"} <= texts
+    assert OURS in drawn and OTHERS in drawn
 
 
 def test_curves_that_were_not_measured_are_said_to_be_so():
@@ -34,3 +44,8 @@ def test_curves_that_were_not_measured_are_said_to_be_so():
 def test_one_point_and_no_bars_can_be_drawn():
     ElementTree.fromstring(bars("none", []))
     ElementTree.fromstring(curves("one", [Curve("c", [(1, 5)])], x_name="x", y_name="y"))
+
+
+def test_a_missing_library_is_named_with_the_pip_command():
+    with pytest.raises(UsageError, match=r"needs nosuch.*pip install 'memworker\[bench\]'"):
+        common.optional("nosuch.part")
