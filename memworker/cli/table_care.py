@@ -60,6 +60,7 @@ def optimize(
         "index_built": "vector" in done.indexed,
         "versions_deleted": done.versions,
         "versions_kept": done.kept,
+        "leftover_files_deleted": done.leftovers,
         "note": done.note,
         "steps": [step.to_dict() for step in done.steps],
     }

@@ -2,7 +2,7 @@
 
 from memworker.locks.drafts import draft_of
 from memworker.locks.filelock import Busy, FileLock, Lost, holder_of
-from memworker.locks.kinds import Kind, Unsupported
+from memworker.locks.kinds import Kind, Unsupported, kind_in
 from memworker.locks.process import Process
 from memworker.locks.scratch import Scratch, sweep
 
@@ -16,5 +16,6 @@ __all__ = [
     "Unsupported",
     "draft_of",
     "holder_of",
+    "kind_in",
     "sweep",
 ]

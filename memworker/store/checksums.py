@@ -102,6 +102,11 @@ class Checksums:
         """Those of files, by their paths below the table's folder."""
         return self._index.files
 
+    @property
+    def version(self) -> int:
+        """The version of this table that was verified last; 0 for none."""
+        return self._index.version
+
     def rotten(self, path: str, now: FileSum) -> bool:
         """Tell whether a manifest has other bytes than at the last verification.
 

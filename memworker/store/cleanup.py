@@ -1,4 +1,4 @@
-"""Deleting versions that are not the newest, and the files that only they are made of.
+"""Deleting versions that are not the newest, and the files that no version is made of any more.
 
 ::
 
@@ -6,28 +6,44 @@
 
 Nothing is in the way of a version's end but its readers, and no age proves that there are none.
 So those who read one version in many steps share the lock ``read``, and while anybody has
-it nothing is deleted; a short read whose version goes away is asked again (readers.py). That
-no file goes which a writer has written and not committed yet needs no clock either: only files
-are deleted that an older version names, and no retained one.
+it nothing is deleted; a short read whose version goes away is asked again (readers.py).
 
-`keep` is a courtesy to readers that know nothing of these locks, LanceDB's own. It counts from
-when a version was followed by the next, by the file system's clock alone.
+A file that no version names is either of a commit under way or left of one that did not come
+(leftovers.py). Every writer of ours holds ``commit`` or ``tend`` from its first byte to its
+commit, and the system frees these when it dies: with both in hand, nothing is under way. A
+lease proves less, for its holder may only be slow; there nothing of this kind is deleted.
+
+`keep` is a courtesy to those who know nothing of these locks, LanceDB's own readers and writers. It
+counts from when a version was followed by the next, and from when a leftover last changed, by the
+file system's clock alone.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memworker.errors import TableLocked
 from memworker.failpoints import reach
-from memworker.store import clock, lock
+from memworker.locks import Kind, kind_in
+from memworker.store import clock, journal, lock
+from memworker.store.checksums import Checksums
 from memworker.store.durable import index_files
 from memworker.store.lance import lance_errors
-from memworker.store.manifest import Manifest, TornManifest, read_manifest, versions
+from memworker.store.leftovers import Leftover, leftovers
+from memworker.store.manifest import (
+    SUFFIX,
+    VERSIONS,
+    Manifest,
+    TornManifest,
+    hinted,
+    read_manifest,
+    versions,
+)
+from memworker.store.schema import read_field_metadata
 
 if TYPE_CHECKING:
     from memworker.store.writes import Locked, Writes
@@ -38,6 +54,9 @@ _PATIENCE_S = 1.0
 # transactions within the manifest. Others may name files in ways that are not known here.
 _KNOWN_FEATURES = 1 | 2 | 4 | 8 | 32
 _BRANCHES = "_refs/branches"
+# Whoever writes with LanceDB itself has that long from its last byte to its commit, whatever `keep`
+# is: a reader that loses its version asks again, but a commit whose files are gone is damage.
+LEFTOVERS_MIN = timedelta(minutes=5)
 _READ = "table {!r} is being read as a whole (exported, say); the next clean-up does it"
 _OTHERS = "LanceDB's own Table.optimize deletes them"
 
@@ -46,27 +65,30 @@ _OTHERS = "LanceDB's own Table.optimize deletes them"
 class Cleaned:
     """What a clean-up did: versions and bytes deleted, and older versions that stay.
 
-    `note` says why versions stay that are old enough to go; None when none does.
+    `note` says why versions stay that are old enough to go; None when none does. `leftovers`
+    are files that no version named, and `leftover_bytes` theirs, counted in `bytes` too.
     """
 
     versions: int = 0
     bytes: int = 0
     kept: int = 0
     note: str | None = None
+    leftovers: int = 0
+    leftover_bytes: int = 0
 
 
 def clean(writes: Writes, db: Path, keep: timedelta, writing: Locked) -> Cleaned:
-    """Delete the versions that were followed by another longer than `keep` ago.
+    """Delete the versions that were followed by another longer than `keep` ago, and leftovers.
 
     With the lock ``tend`` held. Raises StoreError, and TableLocked when nobody could
     commit for a minute; nothing is deleted while somebody reads the table for long.
     """
     name = str(writes.handle.name)
     folder, table = lock.state_dir(db, name), db / f"{name}.lance"
-    if not _old(table, clock.now(folder) - keep.total_seconds()):
-        return Cleaned(kept=len(versions(table)) - 1)
     # Most of the reading while others may write still: what a version is made of never changes.
-    cleaning = _Cleaning(writes, table, _read(table, {}))
+    cleaning = _Cleaning(writes, folder, table, keep.total_seconds(), _read(table, {}))
+    if not cleaning.is_due():
+        return Cleaned(kept=len(versions(table)) - 1)
     with ExitStack() as held:
         try:
             alone = held.enter_context(lock.hold(folder, "read", timeout_s=_PATIENCE_S))
@@ -75,7 +97,7 @@ def clean(writes: Writes, db: Path, keep: timedelta, writing: Locked) -> Cleaned
             return Cleaned(kept=kept, note=f"no old version was deleted: {_READ.format(name)}")
         held.enter_context(writing())
         with lance_errors(f"deleting old versions of table {name!r}"):
-            return cleaning.run(clock.now(folder) - keep.total_seconds(), alone)
+            return cleaning.run(alone)
 
 
 @dataclass(slots=True)
@@ -83,11 +105,19 @@ class _Cleaning:
     """One clean-up. `read` are the versions that were read already."""
 
     writes: Writes
+    folder: Path
     table: Path
+    keep_s: float
     read: dict[int, Manifest | None]
     bytes: int = 0
 
-    def run(self, before: float, alone: lock.Held) -> Cleaned:
+    def is_due(self) -> bool:
+        """Tell whether there is anything to delete, as it looks while others may write."""
+        if _old(self.table, clock.now(self.folder) - self.keep_s):
+            return True
+        return bool(self._old_leftovers([each for each in self.read.values() if each is not None]))
+
+    def run(self, alone: lock.Held) -> Cleaned:
         """Delete, with nobody reading for long, writing or tending."""
         newest = self.writes.vouch()
         found = _read(self.table, self.read)
@@ -96,12 +126,15 @@ class _Cleaning:
         if note:
             return Cleaned(kept=len(found) - 1, note=f"no old version was deleted: {note}")
         tagged = {int(tag["version"]) for tag in self.writes.handle.tags.list().values()}
-        old = set(_old(self.table, before)) & set(found) - {newest.version}
+        old = set(_old(self.table, clock.now(self.folder) - self.keep_s))
+        old &= set(found) - {newest.version}
         going = [each for each in manifests if each.version in old - tagged]
+        retained = [each for each in manifests if each not in going]
         alone.confirm()
-        self._delete(going, [each for each in manifests if each not in going])
+        self._delete(going, retained)
         note = f"version {min(old & tagged)} is tagged, and stays" if old & tagged else None
-        return Cleaned(len(going), self.bytes, len(manifests) - len(going) - 1, note)
+        done = Cleaned(len(going), self.bytes, len(retained) - 1, note)
+        return self._delete_leftovers(done, newest.version, retained)
 
     def _cannot(self, found: dict[int, Manifest | None]) -> str | None:
         """Say why it cannot be known what the versions of this table are made of."""
@@ -112,16 +145,50 @@ class _Cleaning:
                 return f"version {number} has features that are unknown here; {_OTHERS}"
         if any((self.table / _BRANCHES).glob("*")):
             return f"the table has branches, whose versions share its files; {_OTHERS}"
+        for path in (self.table / VERSIONS).glob(f"*{SUFFIX}"):
+            if not path.stem.isdecimal():
+                return f"{path.name} is a version of a kind that is unknown here; {_OTHERS}"
         return None
 
     def _delete(self, going: list[Manifest], retained: list[Manifest]) -> None:
-        needed = {path for manifest in retained for path in _parts(manifest)}
-        for path in sorted({path for manifest in going for path in _parts(manifest)} - needed):
+        needed = {path for manifest in retained for path in manifest.parts}
+        for path in sorted({path for manifest in going for path in manifest.parts} - needed):
             self._remove(self.table / path)
         reach("mid_clean")
         # Last, so that a kill leaves nothing that no version names: it is found again.
         for manifest in sorted(going, key=lambda each: each.version):
             self._remove(self.table / manifest.path)
+
+    def _delete_leftovers(self, done: Cleaned, newest: int, retained: list[Manifest]) -> Cleaned:
+        """Delete what no version names, where that proves that nobody needs it."""
+        found = self._old_leftovers(retained)
+        if why := found and self._may_be_needed(newest):
+            what = f"{sum(left.files for left in found)} files that no version names stay: {why}"
+            return replace(done, note="; ".join(filter(None, (done.note, what))))
+        if self.writes.held is not None:
+            self.writes.held.confirm()
+        before = self.bytes
+        for left in found:
+            self._remove(left.path)
+        files = sum(left.files for left in found)
+        return replace(done, bytes=self.bytes, leftovers=files, leftover_bytes=self.bytes - before)
+
+    def _may_be_needed(self, newest: int) -> str | None:
+        """Say why files that no version names may be needed still."""
+        if kind_in(self.folder) is Kind.LEASE:
+            return "the locks of this file system cannot prove that no writer is under way"
+        name = self.writes.handle.name
+        _, identity = read_field_metadata(self.writes.handle.schema, name)
+        noted = journal.last_version(journal.read(self.folder), identity) or 0
+        noted = max(noted, hinted(self.table), Checksums(self.folder, identity).version)
+        if noted > newest:
+            return f"version {noted} is missing; see `memworker table verify`"
+        return None
+
+    def _old_leftovers(self, manifests: list[Manifest]) -> list[Leftover]:
+        named = {path for manifest in manifests for path in manifest.parts}
+        before = clock.now(self.folder) - max(self.keep_s, LEFTOVERS_MIN.total_seconds())
+        return [each for each in leftovers(self.table, named) if each.written <= before]
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():
@@ -149,12 +216,6 @@ def _read(table: Path, known: dict[int, Manifest | None]) -> dict[int, Manifest 
         except FileNotFoundError:
             continue  # another program cleans up too
     return found
-
-
-def _parts(manifest: Manifest) -> list[str]:
-    """Return the files of a version, and the folders of its indices, but for the manifest."""
-    transaction = [manifest.transaction] if manifest.transaction else []
-    return [*manifest.files, *(index.folder for index in manifest.indices), *transaction]
 
 
 def _old(table: Path, before: float) -> list[int]:

@@ -8,6 +8,7 @@ the field numbers and of the footer: Lance's ``protos/table.proto`` and ``format
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -90,6 +91,12 @@ class Manifest:
                 found[fragment.deletions] = 0
         return found
 
+    @property
+    def parts(self) -> list[str]:
+        """All that it names: its files, the folders of its indices, its transaction."""
+        transaction = [self.transaction] if self.transaction else []
+        return [*self.files, *(index.folder for index in self.indices), *transaction]
+
 
 def manifest_path(table: Path, version: int) -> Path:
     """Return where the manifest of a version is, by either of Lance's two names."""
@@ -105,6 +112,14 @@ def versions(table: Path) -> dict[int, Path]:
             number = int(path.stem)
             found[_LAST - number if len(path.stem) == _NAME_DIGITS else number] = path
     return found
+
+
+def hinted(table: Path) -> int:
+    """Return the version that LanceDB noted last, 0 if it has noted none."""
+    try:
+        return int(json.loads((table / VERSIONS / HINT).read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def read_manifest(table: Path, version: int) -> Manifest:

@@ -88,8 +88,13 @@ class Optimized:
 
     @property
     def bytes(self) -> int:
-        """How many bytes were deleted with them."""
+        """How many bytes were deleted with them, and with the leftovers."""
         return self.cleaned.bytes
+
+    @property
+    def leftovers(self) -> int:
+        """How many files were removed that no version named."""
+        return self.cleaned.leftovers
 
     @property
     def kept(self) -> int:
@@ -190,11 +195,16 @@ class Optimizing:
                 None,
             )
         self.cleaned = clean(self.writes, self.db, self.keep, self.writing)
-        kept = f"{self.cleaned.kept} kept"
-        note = f"; {self.cleaned.note}" if self.cleaned.note else ""
-        if not self.cleaned.versions:
-            return Outcome.NOTHING, f"none to delete, {kept}{note}", None
-        return Outcome.DONE, f"{self.cleaned.versions} deleted, {kept}{note}", None
+        done = self.cleaned
+        told = [f"{done.versions} deleted" if done.versions else "none to delete"]
+        told[0] += f", {done.kept} kept"
+        if done.leftovers:
+            told.append(
+                f"{done.leftovers} files ({done.leftover_bytes:,} bytes) of writes that did not"
+                " come were removed"
+            )
+        outcome = Outcome.DONE if done.versions or done.leftovers else Outcome.NOTHING
+        return outcome, "; ".join([*told, *filter(None, [done.note])]), None
 
     def _fragments(self) -> int:
         return int(self.writes.handle.stats()["fragment_stats"]["num_fragments"])

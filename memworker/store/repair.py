@@ -27,9 +27,16 @@ from memworker.store.damage import Damage, Kind, runs_of
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
 from memworker.store.look import Observer
-from memworker.store.manifest import DELETIONS, VERSIONS, Fragment, read_manifest, versions
+from memworker.store.manifest import (
+    DELETIONS,
+    VERSIONS,
+    Fragment,
+    hinted,
+    read_manifest,
+    versions,
+)
 from memworker.store.schema import read_field_metadata
-from memworker.store.verify import Verified, hinted, torn, verify
+from memworker.store.verify import Verified, torn, verify
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:

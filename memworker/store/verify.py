@@ -14,7 +14,6 @@ megabytes of rows at a time, and about 16 bytes a row for the ids.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,17 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from memworker.errors import StoreError, TableNotFound
-from memworker.store import whole
 from memworker.store.damage import Damage, Kind
 from memworker.store.lance import database_path, table_name, table_names
+from memworker.store.leftovers import leftovers
 from memworker.store.look import Look, Observer
 from memworker.store.manifest import (
-    DATA,
-    DELETIONS,
-    HINT,
-    INDICES,
     VERSIONS,
     TornManifest,
+    hinted,
     manifest_path,
     read_manifest,
     versions,
@@ -150,30 +146,18 @@ def torn(table: Path, newest: int) -> list[Path]:
     return found
 
 
-def hinted(table: Path) -> int:
-    """Return the version that LanceDB noted last, 0 if it has noted none."""
-    try:
-        return int(json.loads((table / VERSIONS / HINT).read_bytes())["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
 def _orphans(table: Path) -> Iterator[str]:
     """Note files that no version names."""
     named: set[str] = set()
     for version in versions(table):
         with suppress(TornManifest, OSError):
-            named |= whole.parts_of(read_manifest(table, version))
-    found = size = 0
-    for folder in (DATA, DELETIONS, INDICES):
-        with suppress(FileNotFoundError):
-            for path in (table / folder).iterdir():
-                if f"{folder}/{path.name}" not in named:
-                    found, size = found + 1, size + path.stat().st_size
+            named.update(read_manifest(table, version).parts)
+    found = leftovers(table, named)
     if found:
+        files, size = sum(each.files for each in found), sum(each.bytes for each in found)
         yield (
-            f"{found:,} files ({size:,} bytes) belong to no version: a write under way has made"
-            " them, or one that was stopped; clean-ups remove them after some days"
+            f"{files:,} files ({size:,} bytes) belong to no version: a write under way has made"
+            " them, or one that did not come; the next clean-up removes the latter"
         )
 
 
