@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError
+from memworker.store.apart import Index
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -56,11 +56,9 @@ def build(writes: Writes, distance: str, partitions: int | None = None) -> None:
 
 
 def _build(writes: Writes, distance: str, partitions: int | None) -> None:
-    from lancedb.index import IvfSq
-
-    config = IvfSq(distance_type=distance, num_partitions=partitions)
-    create = partial(writes.handle.create_index, "vector", name=INDEX_NAME, config=config)
-    writes.build(f"indexing table {writes.handle.name!r}", partial(create, replace=True))
+    options = {"distance_type": distance, "num_partitions": partitions}
+    work = Index("vector", INDEX_NAME, "IvfSq", options)
+    writes.build(f"indexing table {writes.handle.name!r}", work)
 
 
 def tune(query: Any) -> Any:

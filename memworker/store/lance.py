@@ -59,7 +59,7 @@ def database_path(db: str | Path) -> Path:
     return Path(db)
 
 
-def connect(db: Path, *, writable: bool) -> LanceDBConnection:
+def connect(db: Path, *, writable: bool, cache_bytes: int = INDEX_CACHE_BYTES) -> LanceDBConnection:
     """Connect to a directory. Tables opened through it see every commit of any process."""
     if writable:
         ensure_writable(db)
@@ -72,7 +72,7 @@ def connect(db: Path, *, writable: bool) -> LanceDBConnection:
     import lancedb
 
     with lance_errors(f"opening the database {db}"):
-        caches = lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
+        caches = lancedb.Session(cache_bytes, min(cache_bytes, METADATA_CACHE_BYTES))
         return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
 
 

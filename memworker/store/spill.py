@@ -36,6 +36,19 @@ def spilling_beside(state: Path) -> Iterator[None]:
         place.leave()
 
 
+@contextmanager
+def folder_beside(state: Path) -> Iterator[Path | None]:
+    """Give a folder for what a process that we start spills; None where none can be made."""
+    scratch = None
+    with suppress(OSError, Busy):
+        scratch = Scratch((state / FOLDER).absolute())
+    try:
+        yield scratch.path if scratch else None
+    finally:
+        if scratch is not None:
+            scratch.remove()
+
+
 def clear(state: Path) -> None:
     """Remove what killed processes have left beside a table."""
     sweep(state / FOLDER)

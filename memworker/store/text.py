@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
+from memworker.store.apart import Index, has_index
 from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, ensure_writable, hold, state_dir
@@ -52,29 +53,17 @@ why with would you your yours
 _log = logging.getLogger(__name__)
 
 
-def has_index(table: LanceTable) -> bool:
-    """Tell whether the table's texts are indexed, wholly or in part."""
-    return any(index.columns == ["text"] for index in table.list_indices())
-
-
 def build(writes: Writes) -> None:
     """Build the full-text index when there is none; 3 ms for an empty table."""
-    from lancedb.index import FTS
-
-    config = FTS(
-        base_tokenizer="icu/split",
-        language="English",
-        stem=True,
-        remove_stop_words=True,
-        custom_stop_words=STOP_WORDS,
-    )
-
-    def once() -> None:
-        # Another process may have come first: its index is as good.
-        if not has_index(writes.handle):
-            writes.handle.create_index("text", name=INDEX_NAME, replace=False, config=config)
-
-    writes.build(f"indexing the texts of table {writes.handle.name!r}", once)
+    options = {
+        "base_tokenizer": "icu/split",
+        "language": "English",
+        "stem": True,
+        "remove_stop_words": True,
+        "custom_stop_words": STOP_WORDS,
+    }
+    work = Index("text", INDEX_NAME, "FTS", options, replaces=False)
+    writes.build(f"indexing the texts of table {writes.handle.name!r}", work)
 
 
 class TextIndex:
@@ -89,7 +78,7 @@ class TextIndex:
     def ensure(self, timeout_s: float = COMMIT_TIMEOUT_S) -> bool:
         """Build the index when there is none; tell whether. Raises StoreError, TableLocked."""
         with lance_errors(f"reading table {self._name!r}"):
-            if self._there or self._readers.ask(partial(has_index, self._writes.handle)):
+            if self._there or self._readers.ask(partial(has_index, self._writes.handle, "text")):
                 self._there = True
                 return False
         ensure_writable(self._db, self._name)

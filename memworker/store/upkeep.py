@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from memworker.errors import StoreError, TableLocked
 from memworker.store import clock, index, lock, text
+from memworker.store.apart import Compaction, Index
 from memworker.store.cleanup import clean
 from memworker.store.lance import brief, is_damage, lance_errors
 from memworker.store.writes import CameFirst, Landed, Writes
@@ -52,7 +53,6 @@ _REST = 9
 # What has failed is tried again after so long, twice as long each time.
 _AGAIN_S = 60.0
 _AGAIN_AT_MOST_S = 3600.0
-_FOR_EVER = timedelta(days=36_500)
 # LanceDB joins the rows of a merge in 300 MB.
 _GATHER_BYTES = 64 * 2**20
 
@@ -277,12 +277,11 @@ def _compact(writes: Writes, db: Path, writing: Lock) -> None:
     clock.must_agree(lock.state_dir(db, name), doing)
     with writing():
         pass  # Whoever was in the middle of a commit, stopped for days even, has ended it.
-    run = partial(writes.handle.optimize, cleanup_older_than=_FOR_EVER)
     try:
-        writes.build(doing, run)
+        writes.build(doing, Compaction())
     except CameFirst:
         with writing():
-            writes.build(doing, run)
+            writes.build(doing, Compaction())
 
 
 def _drop_unreadable(writes: Writes, names: list[str]) -> list[str]:
@@ -322,11 +321,8 @@ def build_index(writes: Writes, column: str, distance: str) -> bool:
 
 def build_scalar(writes: Writes, column: str) -> None:
     """Build the index by which rows of one id, key or scope are found, replacing it."""
-    from lancedb.index import BTree
-
-    name = f"{column}_idx"
-    create = partial(writes.handle.create_index, column, name=name, replace=True, config=BTree())
-    writes.build(f"indexing {column} of table {writes.handle.name!r}", create)
+    work = Index(column, f"{column}_idx", "BTree")
+    writes.build(f"indexing {column} of table {writes.handle.name!r}", work)
 
 
 def worth_an_index(rows: int) -> list[str]:

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memworker.errors import MemworkerError, StoreError
-from memworker.store import whole
+from memworker.store import apart, whole
+from memworker.store.apart import Work
 from memworker.store.durable import Disk, NotForced
 from memworker.store.handle import renew
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
@@ -139,27 +140,28 @@ class Writes:
                     ) from flaw
         raise AssertionError("the last attempt returns or raises")
 
-    def build(self, doing: str, write: Callable[[], object]) -> None:
+    def build(self, doing: str, work: Work | Callable[[], object]) -> None:
         """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
 
-        Raises StoreError; no row is lost by it.
+        `Work` on a large table is done by a process of its own. Raises StoreError; no row
+        is lost by it.
         """
         for left in reversed(range(_WRITES)):
             seen = self._newest(doing)
-            with self._spilling():
-                self._built(doing, write)
             try:
-                self._look_at(self._newest(doing), before=seen)
-                # The indices there were before are nobody's now.
-                renew(self.handle)
+                self._built(doing, work)
+            except CameFirst:
+                raise
+            except StoreError:
+                self._settled(doing, seen)  # it may have been committed before it failed
+                raise
+            flaw = self._settled(doing, seen)
+            if flaw is None:
                 return
-            except _NotWhole as flaw:
-                with self._locked():
-                    self._undo(doing, seen, flaw)
-                if not left:
-                    raise StoreError(
-                        f"{doing} failed: {flaw}. That was taken back; the rows are as they were"
-                    ) from flaw
+            if not left:
+                raise StoreError(
+                    f"{doing} failed: {flaw}. That was taken back; the rows are as they were"
+                )
 
     def vouch(self) -> Manifest:
         """Return what the newest version is made of, known to be whole, and forced where promised.
@@ -211,10 +213,10 @@ class Writes:
     def _spilling(self) -> AbstractContextManager[None]:
         return spilling_beside(state_dir(self._db, self._name))
 
-    def _built(self, doing: str, write: Callable[[], object]) -> None:
+    def _built(self, doing: str, work: Work | Callable[[], object]) -> None:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                uninterrupted(write)
+                self._do(work)
                 return
             except Exception as error:
                 forget_frames(error)
@@ -222,6 +224,25 @@ class Writes:
                     raise StoreError(explain(doing, error)) from error
                 if not left:
                     raise CameFirst(explain(doing, error)) from error
+
+    def _do(self, work: Work | Callable[[], object]) -> None:
+        if isinstance(work, Work) and apart.is_large(work, self.handle):
+            apart.run(work, self._db, self._name, state_dir(self._db, self._name))
+            return
+        with self._spilling():
+            uninterrupted(partial(work.do, self.handle) if isinstance(work, Work) else work)
+
+    def _settled(self, doing: str, seen: int) -> str | None:
+        """Look at what a build has committed; what is not whole is taken back, and told."""
+        try:
+            self._look_at(self._newest(doing), before=seen)
+        except _NotWhole as flaw:
+            with self._locked():
+                self._undo(doing, seen, flaw)
+            return str(flaw)
+        # The indices there were before are nobody's now.
+        renew(self.handle)
+        return None
 
     def _written(self, doing: str, write: Write, came: Came, seen: int) -> Landed:
         for left in reversed(range(_ATTEMPTS)):
