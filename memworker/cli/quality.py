@@ -69,7 +69,7 @@ def compare(
 
 def _texts(inputs: list[str], text_field: str, limit: int) -> list[str]:
     chunks = read(inputs, Fields(text=text_field), limit=limit)
-    texts = [text for chunk in chunks for text in chunk.batch.texts.to_pylist()]
+    texts = [text for chunk in chunks for text in chunk.rows["text"].to_pylist()]
     # Equal texts are each other's nearest in any precision.
     different = list(dict.fromkeys(texts))
     if len(different) < 2:

@@ -37,7 +37,7 @@ def tune(
 
     chunks = read(inputs, Fields(text=text_field, metadata=False), format=format)
     texts = islice(
-        (text for chunk in chunks for text in chunk.batch.texts.to_pylist()), _MOST_TEXTS
+        (text for chunk in chunks for text in chunk.rows["text"].to_pylist()), _MOST_TEXTS
     )
     trials = run(
         list(texts),

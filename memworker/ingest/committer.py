@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from memworker.failpoints import reach
 from memworker.ingest.history import History
+from memworker.ingest.records import scopes_of
 from memworker.ingest.report import Counts
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
@@ -120,7 +121,7 @@ class Committer:
             self._error, self._failed = error, True
 
     def _take(self, window: Window, outcome: Outcome) -> None:
-        good = np.ones(window.rows, np.bool_)
+        good = np.ones(len(window), np.bool_)
         reasons, vectors = dict(outcome.failures), outcome.vectors
         for row in bad_vectors(vectors):
             reasons.setdefault(int(row), "the model gave a vector of NaN, infinity or all zeros")
@@ -130,7 +131,7 @@ class Committer:
         self._pending.windows.append(window.keep(good))
         self._pending.vectors.append(vectors[good] if reasons else vectors)
         self._pending.rows += int(good.sum())
-        self._pending.position = int(window.batch.ordinals[-1]) + 1
+        self._pending.position = window.rows["ordinal"][-1].as_py() + 1
         self._sieve.refuse_rows(window, reasons)
         due = self._outside.monotonic() - self._pending.since >= COMMIT_S
         if self._pending.rows >= COMMIT_ROWS or due:
@@ -172,9 +173,9 @@ class Committer:
     def _refuse_conflicts(self, windows: list[Window], rows: tuple[int, ...]) -> None:
         start = 0
         for window in windows:
-            inside = [row - start for row in rows if start <= row < start + window.rows]
+            inside = [row - start for row in rows if start <= row < start + len(window)]
             self._sieve.refuse_conflicts(window, inside)
-            start += window.rows
+            start += len(window)
 
 
 def _as_records(window: Window, vectors: Floats) -> pa.Table:
@@ -182,7 +183,7 @@ def _as_records(window: Window, vectors: Floats) -> pa.Table:
         window.ids,
         window.texts,
         vectors,
-        scopes=window.batch.scopes,
-        metadata_json=window.batch.metadata,
-        dedup_keys=window.keys,
+        scopes=scopes_of(window.rows),
+        metadata_json=window.rows["metadata"],
+        dedup_keys=window.rows["key"],
     )

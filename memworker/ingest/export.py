@@ -15,7 +15,7 @@ from memworker.errors import RowRejected
 from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.job import Live, checked_choice, gemm_facts, measured_pool, not_empty
 from memworker.ingest.readers import Chunk, Fields, read
-from memworker.ingest.records import EXCERPT_CHARS, ReadProgress, Reject
+from memworker.ingest.records import ReadProgress, Reject, rejected
 from memworker.ingest.rejects import RejectFile
 from memworker.ingest.report import Counts, IngestReport, Setting, report
 from memworker.ingest.reuse import Outcome, Reuse, Shared
@@ -94,7 +94,7 @@ def embed_to_file(
 
 
 def _planned(chunk: Chunk, reuse: Reuse) -> Shared:
-    texts = chunk.batch.texts
+    texts = chunk.rows["text"]
     return reuse.plan(texts, dedup_keys(texts))
 
 
@@ -113,19 +113,18 @@ class _Export:
         """Write a chunk's rows in their places, the refused ones as NaN."""
         self.counts.add(read=chunk.read)
         self._refuse([*chunk.rejects, *_failures(chunk, outcome)])
-        batch = chunk.batch
+        texts, ids = chunk.rows["text"], chunk.rows["id"]
         if not chunk.rejects:
-            self.file.write(outcome.vectors, batch.texts, batch.ids)
+            self.file.write(outcome.vectors, texts, ids)
             return
-        ordinals = [int(reject.ordinal) for reject in chunk.rejects]
-        base = min([*ordinals, *batch.ordinals[:1].tolist()])
+        places = chunk.rows["ordinal"].to_numpy()
+        places = places - min([*places[:1].tolist(), *(reject.ordinal for reject in chunk.rejects)])
         vectors = np.full((chunk.read, outcome.vectors.shape[1]), np.nan, np.float32)
-        vectors[batch.ordinals - base] = outcome.vectors
+        vectors[places] = outcome.vectors
         sources = np.full(chunk.read, -1, np.int64)
-        sources[batch.ordinals - base] = np.arange(batch.rows)
+        sources[places] = np.arange(len(places))
         rows = pa.array(sources, mask=sources < 0)
-        ids = None if batch.ids is None else batch.ids.take(rows)
-        self.file.write(vectors, batch.texts.take(rows), ids)
+        self.file.write(vectors, texts.take(rows), ids.take(rows))
 
     def _refuse(self, rejects: list[Reject]) -> None:
         self.counts.add(rejected=len(rejects))
@@ -136,14 +135,5 @@ class _Export:
 
 
 def _failures(chunk: Chunk, outcome: Outcome) -> list[Reject]:
-    batch = chunk.batch
-    return [
-        Reject(
-            path=batch.path,
-            line=int(batch.lines[row]),
-            ordinal=int(batch.ordinals[row]),
-            reason=reason,
-            excerpt=batch.texts[row].as_py()[:EXCERPT_CHARS],
-        )
-        for row, reason in sorted(outcome.failures.items())
-    ]
+    failures = sorted(outcome.failures.items())
+    return [rejected(chunk.path, chunk.rows, row, reason) for row, reason in failures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,28 +62,33 @@ class ReadProgress:
         return min(1.0, self.read / self.total) if self.total else None
 
 
-@dataclass(frozen=True, slots=True)
-class InputBatch:
-    """Accepted rows of one input, in input order.
+def row_batch(
+    lines: npt.NDArray[np.int64],
+    texts: pa.Array,
+    ids: pa.Array | None = None,
+    scopes: Mapping[str, pa.Array] | None = None,
+    metadata: pa.Array | None = None,
+) -> pa.RecordBatch:
+    """Join the columns of n rows: line int64, then id, text, scopes and metadata as strings.
 
-    `texts` has no nulls. `ids` is None, or null where a row has no id. `scopes`
-    holds the mapped columns, "" where a row has none. `metadata` is None, or
-    holds JSON objects as strings, null where a row has no other fields. `lines`
-    are 1-based line (or row) numbers in `path`; `ordinals` count all rows of
-    all inputs from 0, rejected rows included.
+    `lines` are 1-based line (or row) numbers. An id is null where a row has none; of the
+    scopes there are those that were mapped, "" where a row has none; the metadata are JSON
+    objects, null where a row has no other fields.
     """
+    none = pa.nulls(len(texts), pa.string())
+    columns = {
+        "line": pa.array(lines),
+        "id": none if ids is None else ids,
+        "text": texts,
+        **(scopes or {}),
+        "metadata": none if metadata is None else metadata,
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
-    path: str
-    texts: pa.Array
-    ids: pa.Array | None
-    scopes: dict[str, pa.Array]
-    metadata: pa.Array | None
-    lines: npt.NDArray[np.int64]
-    ordinals: npt.NDArray[np.int64]
 
-    @property
-    def rows(self) -> int:
-        return len(self.texts)
+def scopes_of(rows: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Give the scope columns that a batch has."""
+    return {name: rows[name] for name in SCOPE_COLUMNS if name in rows.schema.names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +103,25 @@ class Reject:
     excerpt: str = ""
 
 
+def rejected(path: str, rows: pa.RecordBatch, row: int, reason: str) -> Reject:
+    """Describe one row of a chunk as refused."""
+    line, ordinal, row_id = (rows[name][row].as_py() for name in ("line", "ordinal", "id"))
+    return Reject(path, line, ordinal, reason, row_id, rows["text"][row].as_py()[:EXCERPT_CHARS])
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of rows of one input: those accepted and those refused."""
+    """A run of rows of one input: those accepted, in input order, and those refused.
 
-    batch: InputBatch
+    `rows` has the columns of `row_batch`, none of its texts null, and `ordinal` int64,
+    which counts all rows of all inputs from 0, refused ones included.
+    """
+
+    path: str
+    rows: pa.RecordBatch
     rejects: tuple[Reject, ...] = ()
 
     @property
     def read(self) -> int:
         """Rows seen: accepted and refused."""
-        return self.batch.rows + len(self.rejects)
+        return self.rows.num_rows + len(self.rejects)  # type: ignore[no-any-return]

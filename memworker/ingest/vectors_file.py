@@ -22,7 +22,7 @@ _NPY_HEADER_BYTES = 128
 class VectorsFile(Protocol):
     """Takes blocks of rows in order; a row of NaN is one that was rejected."""
 
-    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None: ...
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array) -> None: ...
     def close(self) -> None: ...
 
 
@@ -62,7 +62,7 @@ class _NpyFile:
         self._file: IO[bytes] = path.open("wb")
         self._file.write(bytes(_NPY_HEADER_BYTES))
 
-    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None:
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array) -> None:
         self._file.write(np.ascontiguousarray(vectors).data)
         self._rows += len(vectors)
 
@@ -96,13 +96,12 @@ class _ParquetFile:
         )
         self._writer: Any = pq.ParquetWriter(path, self._schema)
 
-    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array | None) -> None:
+    def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array) -> None:
         missing = np.isnan(vectors[:, 0])
         ends = np.cumsum(np.where(missing, 0, self._dim))
         offsets = pa.array(np.concatenate(([0], ends)).astype(np.int32))
         flat = pa.array(vectors[~missing].reshape(-1))
         column = pa.ListArray.from_arrays(offsets, flat, mask=pa.array(missing))
-        ids = pa.nulls(len(texts), pa.string()) if ids is None else ids
         self._writer.write_table(pa.table([ids, texts, column], schema=self._schema))
 
     def close(self) -> None:

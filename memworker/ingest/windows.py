@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import RowRejected
-from memworker.ingest.records import EXCERPT_CHARS, Chunk, InputBatch, Reject
+from memworker.ingest.records import SCOPE_COLUMNS, Chunk, Reject, rejected, scopes_of
 from memworker.ingest.rejects import RejectFile
 from memworker.ingest.report import Counts
 from memworker.store import OnConflict, RowStatus, Table, dedup_keys
@@ -21,71 +21,41 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows of one input with what the store needs: ids and keys (Arrow string[n])."""
+    """Rows of one input: a chunk's columns, each row with its id, and `key`, its dedup key."""
 
-    batch: InputBatch
-    ids: pa.Array
-    keys: pa.Array
+    path: str
+    rows: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return self.rows.num_rows  # type: ignore[no-any-return]
+
+    @property
+    def ids(self) -> pa.Array:
+        return self.rows["id"]
 
     @property
     def texts(self) -> pa.Array:
-        return self.batch.texts
-
-    @property
-    def rows(self) -> int:
-        return self.batch.rows
+        return self.rows["text"]
 
     @property
     def text_keys(self) -> pa.Array:
         """Arrow string[n], equal where the texts are, whatever their scopes."""
-        return dedup_keys(self.texts) if self.batch.scopes else self.keys
+        return dedup_keys(self.texts) if scopes_of(self.rows) else self.rows["key"]
 
     def keep(self, mask: Mask) -> Window:
         """Give the window of the rows that `mask` marks."""
-        if mask.all():
-            return self
-        kept = pa.array(mask)
-        batch = replace(
-            self.batch,
-            texts=self.batch.texts.filter(kept),
-            ids=None,
-            scopes={name: column.filter(kept) for name, column in self.batch.scopes.items()},
-            metadata=None if self.batch.metadata is None else self.batch.metadata.filter(kept),
-            lines=self.batch.lines[mask],
-            ordinals=self.batch.ordinals[mask],
-        )
-        return Window(batch, self.ids.filter(kept), self.keys.filter(kept))
+        return self if mask.all() else Window(self.path, self.rows.filter(pa.array(mask)))
 
     def cut(self, ends: Iterable[int]) -> Iterator[Window]:
         """Give the windows that end before these rows, without copying."""
         start = 0
         for end in ends:
-            yield self._slice(start, end)
+            yield Window(self.path, self.rows.slice(start, end - start))
             start = end
-
-    def _slice(self, start: int, end: int) -> Window:
-        batch, rows = self.batch, slice(start, end)
-        part = replace(
-            batch,
-            texts=batch.texts[rows],
-            ids=None,
-            scopes={name: column[rows] for name, column in batch.scopes.items()},
-            metadata=None if batch.metadata is None else batch.metadata[rows],
-            lines=batch.lines[rows],
-            ordinals=batch.ordinals[rows],
-        )
-        return Window(part, self.ids[rows], self.keys[rows])
 
     def reject(self, row: int, reason: str) -> Reject:
         """Describe one row as refused."""
-        return Reject(
-            path=self.batch.path,
-            line=int(self.batch.lines[row]),
-            ordinal=int(self.batch.ordinals[row]),
-            reason=reason,
-            id=self.ids[row].as_py(),
-            excerpt=self.texts[row].as_py()[:EXCERPT_CHARS],
-        )
+        return rejected(self.path, self.rows, row, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +74,14 @@ class Sieve:
         for chunk in chunks:
             self.counts.add(read=chunk.read)
             self._refuse(list(chunk.rejects))
-            window = self._new_rows(_window(chunk.batch))
-            if window.rows:
+            window = self._new_rows(_window(chunk))
+            if len(window):
                 yield window
 
     def _new_rows(self, window: Window) -> Window:
-        if self.table is None or not window.rows:
+        if self.table is None or not len(window):
             return window
-        statuses = self.table.classify(window.ids, window.keys)
+        statuses = self.table.classify(window.ids, window.rows["key"])
         conflicts = np.flatnonzero(statuses == RowStatus.CONFLICT)
         if self.on_conflict is OnConflict.UPDATE:
             self.contested.update(window.ids.take(pa.array(conflicts)).to_pylist())
@@ -126,9 +96,9 @@ class Sieve:
     def _is_contested(self, window: Window) -> Mask:
         """Mark rows whose id came with several texts: the last wins, so none may be left out."""
         if not self.contested:
-            return np.zeros(window.rows, np.bool_)
+            return np.zeros(len(window), np.bool_)
         marks = (row_id in self.contested for row_id in window.ids.to_pylist())
-        return np.fromiter(marks, np.bool_, window.rows)
+        return np.fromiter(marks, np.bool_, len(window))
 
     def refuse_conflicts(self, window: Window, rows: Iterable[int]) -> None:
         """Count rows whose id has another text already; report them unless they are skipped."""
@@ -160,12 +130,9 @@ class Sieve:
             )
 
 
-def _window(batch: InputBatch) -> Window:
-    keys = dedup_keys(
-        batch.texts,
-        batch.scopes.get("user_id"),
-        batch.scopes.get("agent_id"),
-        batch.scopes.get("run_id"),
-    )
-    ids = keys if batch.ids is None else pc.coalesce(batch.ids, keys)
-    return Window(batch, ids, keys)
+def _window(chunk: Chunk) -> Window:
+    rows, scopes = chunk.rows, scopes_of(chunk.rows)
+    keys = dedup_keys(rows["text"], *(scopes.get(name) for name in SCOPE_COLUMNS))
+    ids = pc.coalesce(rows["id"], keys)
+    place = rows.schema.get_field_index("id")
+    return Window(chunk.path, rows.set_column(place, "id", ids).append_column("key", keys))

@@ -74,17 +74,19 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix, packing):
     path = tmp_path / f"in.{suffix}{packing}"
     path.write_bytes(PACK[packing](CONTENT[suffix]))
     chunks = list(read([path], batch_rows=256))
-    assert sum((c.batch.texts.to_pylist() for c in chunks), []) == TEXTS
+    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == TEXTS
     assert max(c.read for c in chunks) <= 256
-    assert [o for c in chunks for o in c.batch.ordinals] == list(range(1000))
+    assert [o for c in chunks for o in c.rows["ordinal"].to_pylist()] == list(range(1000))
     first = 2 if suffix in ("csv", "tsv") else 1
-    assert [n for c in chunks for n in c.batch.lines] == list(range(first, first + 1000))
+    assert [n for c in chunks for n in c.rows["line"].to_pylist()] == list(
+        range(first, first + 1000)
+    )
     if suffix == "txt":
-        assert chunks[0].batch.ids is None
-        assert chunks[0].batch.metadata is None
+        assert chunks[0].rows["id"].null_count == chunks[0].rows.num_rows
+        assert chunks[0].rows["metadata"].null_count == chunks[0].rows.num_rows
     else:
-        assert sum((c.batch.ids.to_pylist() for c in chunks), []) == [r["id"] for r in ROWS]
-        assert chunks[0].batch.metadata[3].as_py() == '{"tag":"3"}'
+        assert sum((c.rows["id"].to_pylist() for c in chunks), []) == [r["id"] for r in ROWS]
+        assert chunks[0].rows["metadata"][3].as_py() == '{"tag":"3"}'
 
 
 @pytest.mark.parametrize("suffix", [s for s in CONTENT if s != "json"])
@@ -93,7 +95,7 @@ def test_format_overrides_the_suffix_and_limit_holds(tmp_path, suffix):
     path.write_bytes(CONTENT[suffix])
     chunks = list(read([path], format=suffix, limit=300, batch_rows=256))
     assert [c.read for c in chunks][-1] <= 256
-    assert sum((c.batch.texts.to_pylist() for c in chunks), []) == TEXTS[:300]
+    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == TEXTS[:300]
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
@@ -102,13 +104,13 @@ def test_members_one_after_the_other_are_one_file(tmp_path, packing):
     half = len(CONTENT["jsonl"]) // 2
     parts = (CONTENT["jsonl"][:half], b"", CONTENT["jsonl"][half:])
     path.write_bytes(b"".join(map(PACK[packing], parts)))
-    assert sum((c.batch.texts.to_pylist() for c in read([path])), []) == TEXTS
+    assert sum((c.rows["text"].to_pylist() for c in read([path])), []) == TEXTS
 
 
 def test_zeros_after_a_gzip_member_are_padding(tmp_path):
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(gzip.compress(CONTENT["jsonl"]) + bytes(512))
-    assert sum(c.batch.rows for c in read([path])) == 1000
+    assert sum(c.rows.num_rows for c in read([path])) == 1000
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
@@ -127,11 +129,13 @@ def test_rows_before_the_damage_are_delivered_and_the_next_file_is_read(
     (reject,) = rejects
     assert ("ends too early" if damage == "cut" else "damaged") in reject.reason
     assert reject.path == str(path)
-    before = [t for c in chunks for t in c.batch.texts.to_pylist() if c.batch.path == str(path)]
+    before = [t for c in chunks for t in c.rows["text"].to_pylist() if c.path == str(path)]
     assert before[:1000] == TEXTS
-    assert sum(c.batch.rows for c in chunks if c.batch.path == str(after)) == 1000
+    assert sum(c.rows.num_rows for c in chunks if c.path == str(after)) == 1000
     read_rows = sum(c.read for c in chunks)
-    ordinals = [o for c in chunks for o in (*c.batch.ordinals, *(r.ordinal for r in c.rejects))]
+    ordinals = [
+        o for c in chunks for o in (*c.rows["ordinal"].to_pylist(), *(r.ordinal for r in c.rejects))
+    ]
     assert sorted(ordinals) == list(range(read_rows))
 
 
@@ -145,7 +149,7 @@ def test_a_damaged_columnar_file_is_one_reject(tmp_path, suffix, packing):
     (reject,) = [r for c in chunks for r in c.rejects]
     assert reject.path == str(path)
     assert "cannot be read from here on" in reject.reason
-    assert sum(c.batch.rows for c in chunks) == 1000
+    assert sum(c.rows.num_rows for c in chunks) == 1000
 
 
 @pytest.mark.parametrize("suffix", CONTENT)
@@ -154,16 +158,16 @@ def test_an_empty_file_gives_no_rows(tmp_path, suffix, packing):
     path = tmp_path / f"a.{suffix}{packing}"
     path.write_bytes(b"")
     chunks = list(read([path]))
-    assert sum(c.batch.rows for c in chunks) == 0
+    assert sum(c.rows.num_rows for c in chunks) == 0
 
 
 def test_csv_rows_that_span_lines_keep_their_first_line(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('text,id\n"one\ntwo\nthree",a\nfour,b\n\n"five, ""5""",\n')
     (chunk,) = read([path])
-    assert chunk.batch.texts.to_pylist() == ["one\ntwo\nthree", "four", 'five, "5"']
-    assert chunk.batch.ids.to_pylist() == ["a", "b", None]
-    assert chunk.batch.lines.tolist() == [2, 5, 7]
+    assert chunk.rows["text"].to_pylist() == ["one\ntwo\nthree", "four", 'five, "5"']
+    assert chunk.rows["id"].to_pylist() == ["a", "b", None]
+    assert chunk.rows["line"].to_pylist() == [2, 5, 7]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])
@@ -172,8 +176,8 @@ def test_csv_rows_may_span_blocks(tmp_path, batch_rows):
     texts = [f"line {i}\n\n{'more' * i}" for i in range(20)]
     path.write_text("text\n" + "".join(f'"{t}"\n' for t in texts))
     chunks = list(read([path], batch_rows=batch_rows))
-    assert sum((c.batch.texts.to_pylist() for c in chunks), []) == texts
-    assert [n for c in chunks for n in c.batch.lines] == list(range(2, 62, 3))
+    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == texts
+    assert [n for c in chunks for n in c.rows["line"].to_pylist()] == list(range(2, 62, 3))
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 100])
@@ -183,7 +187,7 @@ def test_a_bad_csv_row_costs_one_line(tmp_path, batch_rows):
     lines += [b"f,bad \xff byte", b'g,"stray"quote', b"h,", b"i,\x00 nul", b'j,"never closed']
     path.write_bytes(b"\n".join(lines))
     chunks = list(read([path], batch_rows=batch_rows))
-    assert sum((c.batch.texts.to_pylist() for c in chunks), []) == ["fine", "good", "\0 nul"]
+    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == ["fine", "good", "\0 nul"]
     rejects = {r.line: r.reason for c in chunks for r in c.rejects}
     assert sorted(rejects) == [3, 4, 5, 7, 8, 9, 11]
     assert rejects[3] == "3 columns where the header has 2"
@@ -199,7 +203,7 @@ def test_a_csv_quote_left_open_does_not_swallow_the_file(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('text\n"open\n' + "row of some length\n" * 5000)
     chunks = list(read([path], max_line_bytes=10_000))
-    assert sum(c.batch.rows for c in chunks) == 5000
+    assert sum(c.rows.num_rows for c in chunks) == 5000
     assert [r.line for c in chunks for r in c.rejects] == [2]
 
 
@@ -207,7 +211,7 @@ def test_a_csv_cell_may_be_large_and_line_caps_hold(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("text\n" + "x" * 200_000 + "\nnext\n" + "y" * 900_000 + "\nlast\n")
     chunks = list(read([path], max_line_bytes=500_000))
-    texts = sum((c.batch.texts.to_pylist() for c in chunks), [])
+    texts = sum((c.rows["text"].to_pylist() for c in chunks), [])
     assert texts == ["x" * 200_000, "next", "last"]
     assert [(r.line, r.reason[:17]) for c in chunks for r in c.rejects] == [
         (4, "line over the cap")
@@ -226,8 +230,8 @@ def test_blank_lines_of_a_text_file_are_no_rows(tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  \ntwo \xff\nthree")
     (chunk,) = read([path])
-    assert chunk.batch.texts.to_pylist() == ["one", "three"]
-    assert chunk.batch.lines.tolist() == [1, 5]
+    assert chunk.rows["text"].to_pylist() == ["one", "three"]
+    assert chunk.rows["line"].to_pylist() == [1, 5]
     assert [(r.line, r.ordinal) for r in chunk.rejects] == [(4, 1)]
     assert "not valid UTF-8" in chunk.rejects[0].reason
 
@@ -251,9 +255,9 @@ def columnar(tmp_path, columns) -> object:
 def test_text_columns_of_any_string_type_are_taken(tmp_path, kind):
     texts = pa.array(["one", None, "", "vier ä"]).cast(kind)
     (chunk,) = read([columnar(tmp_path, {"text": texts})])
-    assert chunk.batch.texts.type == pa.string()
-    assert chunk.batch.texts.to_pylist() == ["one", "vier ä"]
-    assert chunk.batch.lines.tolist() == [1, 4]
+    assert chunk.rows["text"].type == pa.string()
+    assert chunk.rows["text"].to_pylist() == ["one", "vier ä"]
+    assert chunk.rows["line"].to_pylist() == [1, 4]
     assert [r.line for r in chunk.rejects] == [2, 3]
     assert chunk.rejects[0].reason == "field 'text' is null"
 
@@ -261,8 +265,8 @@ def test_text_columns_of_any_string_type_are_taken(tmp_path, kind):
 def test_dictionary_columns_are_taken(tmp_path):
     columns = {"text": pa.array(["a", "b", "a", " "]).dictionary_encode(), "id": [1, 2, 3, 4]}
     (chunk,) = read([columnar(tmp_path, columns)])
-    assert chunk.batch.texts.to_pylist() == ["a", "b", "a"]
-    assert chunk.batch.ids.to_pylist() == ["1", "2", "3"]
+    assert chunk.rows["text"].to_pylist() == ["a", "b", "a"]
+    assert chunk.rows["id"].to_pylist() == ["1", "2", "3"]
     assert chunk.rejects[0].id == "4"
 
 
@@ -272,7 +276,7 @@ def test_invalid_utf8_in_a_column_costs_its_row(tmp_path):
     unchecked = pa.Array.from_buffers(pa.string(), 3, [None, offsets, values])
     for column in (raw, unchecked):
         (chunk,) = read([columnar(tmp_path, {"text": column, "id": ["a", "b", "c"]})])
-        assert chunk.batch.texts.to_pylist() == ["good", "fine"]
+        assert chunk.rows["text"].to_pylist() == ["good", "fine"]
         (reject,) = chunk.rejects
         assert (reject.line, reject.id, reject.excerpt) == (2, "b", "bad \ufffd")
         assert "not valid UTF-8" in reject.reason
@@ -288,8 +292,8 @@ def test_other_columns_become_json(tmp_path):
     }
     path = columnar(tmp_path, columns)
     (chunk,) = read([path], Fields(scopes=(("agent_id", "who"),)))
-    assert chunk.batch.scopes["agent_id"].to_pylist() == ["ann", ""]
-    first, second = chunk.batch.metadata.to_pylist()
+    assert chunk.rows["agent_id"].to_pylist() == ["ann", ""]
+    first, second = chunk.rows["metadata"].to_pylist()
     assert json.loads(first) == {
         "when": "2025-01-02T03:00:00",
         "vector": [0.5, 1.0],

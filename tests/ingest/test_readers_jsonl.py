@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from memworker.errors import MissingField, UsageError
 from memworker.ingest.readers import Fields, read, read_records
+from memworker.ingest.records import scopes_of
 
 GOOD = b'{"id": "a", "text": "fine"}'
 
 
 def rows_and_rejects(path, fields=None, **options):
     chunks = list(read([path], fields, **options))
-    rows = [t for c in chunks for t in c.batch.texts.to_pylist()]
+    rows = [t for c in chunks for t in c.rows["text"].to_pylist()]
     return rows, [reject for c in chunks for reject in c.rejects]
 
 
@@ -88,32 +88,34 @@ def test_columns_of_a_batch(tmp_path):
         b'{"id": null, "text": "four"}\n'
     )
     (chunk,) = read([path], Fields(scopes=(("user_id", "author"),)))
-    batch = chunk.batch
-    assert batch.texts.type == pa.string()
-    assert batch.ids.to_pylist() == ["a", "12345678901234567890123", None, None]
-    assert {k: v.to_pylist() for k, v in batch.scopes.items()} == {"user_id": ["ann", "7", "", ""]}
-    metadata = [m and json.loads(m) for m in batch.metadata.to_pylist()]
+    rows = chunk.rows
+    assert rows["text"].type == pa.string()
+    assert rows["id"].to_pylist() == ["a", "12345678901234567890123", None, None]
+    assert {k: v.to_pylist() for k, v in scopes_of(rows).items()} == {
+        "user_id": ["ann", "7", "", ""]
+    }
+    metadata = [m and json.loads(m) for m in rows["metadata"].to_pylist()]
     assert metadata == [{"n": 1, "deep": {"x": [1, None]}}, None, {"n": None}, None]
-    assert batch.lines.tolist() == [1, 2, 3, 4]
-    assert batch.ordinals.dtype == batch.lines.dtype == np.int64
-    assert (batch.rows, chunk.read) == (4, 4)
+    assert rows["line"].to_pylist() == [1, 2, 3, 4]
+    assert rows["ordinal"].type == rows["line"].type == pa.int64()
+    assert (rows.num_rows, chunk.read) == (4, 4)
 
 
 def test_columns_that_no_row_has_are_none(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"text": "one", "n": 1}\n')
     (chunk,) = read([path], Fields(metadata=False))
-    assert chunk.batch.ids is None
-    assert chunk.batch.metadata is None
+    assert chunk.rows["id"].null_count == chunk.rows.num_rows
+    assert chunk.rows["metadata"].null_count == chunk.rows.num_rows
 
 
 def test_byte_order_mark_crlf_blank_lines_and_no_last_newline(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}\r\n\n{"text": "c"}')
     (chunk,) = read([path])
-    assert chunk.batch.texts.to_pylist() == ["a", "b", "c"]
-    assert chunk.batch.lines.tolist() == [1, 4, 6]
-    assert chunk.batch.ordinals.tolist() == [0, 1, 2]
+    assert chunk.rows["text"].to_pylist() == ["a", "b", "c"]
+    assert chunk.rows["line"].to_pylist() == [1, 4, 6]
+    assert chunk.rows["ordinal"].to_pylist() == [0, 1, 2]
 
 
 def test_chunks_ordinals_and_limit_over_several_files(tmp_path):
@@ -122,13 +124,15 @@ def test_chunks_ordinals_and_limit_over_several_files(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     chunks = list(read([tmp_path], batch_rows=32, limit=150))
     assert [c.read for c in chunks] == [32, 32, 32, 4, 32, 18]
-    ordinals = [o for c in chunks for o in c.batch.ordinals] + [
+    ordinals = [o for c in chunks for o in c.rows["ordinal"].to_pylist()] + [
         r.ordinal for c in chunks for r in c.rejects
     ]
     assert sorted(ordinals) == list(range(150))
     for chunk in chunks:
-        name = chunk.batch.path[-len("a.jsonl")]
-        assert chunk.batch.texts.to_pylist() == [f"{name}{line}" for line in chunk.batch.lines]
+        name = chunk.path[-len("a.jsonl")]
+        assert chunk.rows["text"].to_pylist() == [
+            f"{name}{line}" for line in chunk.rows["line"].to_pylist()
+        ]
     rejects = [r for c in chunks for r in c.rejects]
     assert [(r.path[-len("a.jsonl")], r.line) for r in rejects[-2:]] == [("b", 40), ("b", 50)]
 
@@ -205,9 +209,9 @@ def test_python_records_are_read_alike():
     records = ["plain", {"id": 1, "text": "mapped", "tag": ("a",)}, 5, {"text": "\ud800"}, {"x": 1}]
     records += [{"text": "f", "tag": object()}, {"text": b"bytes"}, {1: "x", "text": "y"}]
     (chunk,) = read_records(records)
-    assert chunk.batch.texts.to_pylist() == ["plain", "mapped"]
-    assert chunk.batch.ids.to_pylist() == [None, "1"]
-    assert chunk.batch.metadata.to_pylist() == [None, '{"tag":["a"]}']
+    assert chunk.rows["text"].to_pylist() == ["plain", "mapped"]
+    assert chunk.rows["id"].to_pylist() == [None, "1"]
+    assert chunk.rows["metadata"].to_pylist() == [None, '{"tag":["a"]}']
     assert records[1] == {"id": 1, "text": "mapped", "tag": ("a",)}
     reasons = {r.line: r.reason for r in chunk.rejects}
     assert reasons[3] == "not a string or mapping but a number"
@@ -244,6 +248,6 @@ def test_real_texts_come_in_order_with_their_ids(data_dir):
     chunks = list(read([data_dir / "mix_open.jsonl.gz"], limit=20_000))
     assert [c.read for c in chunks] == [8192, 8192, 3616]
     assert not [c for c in chunks if c.rejects]
-    ids = [i for c in chunks for i in c.batch.ids.to_pylist()]
+    ids = [i for c in chunks for i in c.rows["id"].to_pylist()]
     assert ids[0] == "wordnet/noun/04184316"
     assert len(set(ids)) == 20_000

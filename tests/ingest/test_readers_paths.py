@@ -100,7 +100,7 @@ def test_a_named_pipe_is_read_as_jsonl(tmp_path):
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=(LINE * 3,))
     writer.start()
-    assert sum(c.batch.rows for c in read([pipe])) == 3
+    assert sum(c.rows.num_rows for c in read([pipe])) == 3
     writer.join(PATIENCE_S)
 
 
@@ -108,8 +108,8 @@ COUNT = """
 import sys
 from memworker.ingest.readers import read
 chunks = list(read(["-"], format=sys.argv[1] if sys.argv[1:] else None))
-print(sum(c.batch.rows for c in chunks), sum(len(c.rejects) for c in chunks),
-      {c.batch.path for c in chunks})
+print(sum(c.rows.num_rows for c in chunks), sum(len(c.rejects) for c in chunks),
+      {c.path for c in chunks})
 """
 
 
@@ -133,7 +133,7 @@ def test_standard_input(given, format, expected):
 ROW_BY_ROW = """
 from memworker.ingest.readers import read
 for chunk in read(["-"]):
-    print(chunk.batch.texts.to_pylist(), flush=True)
+    print(chunk.rows["text"].to_pylist(), flush=True)
 """
 
 
@@ -158,7 +158,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 chunks = list(read(["-"]))
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 rejects = [r for c in chunks for r in c.rejects]
-print(sum(c.batch.rows for c in chunks), [r.line for r in rejects], rejects[0].reason, sep="|")
+print(sum(c.rows.num_rows for c in chunks), [r.line for r in rejects], rejects[0].reason, sep="|")
 assert grown < 40_000, f"{grown} KiB"
 """
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from memworker.errors import PoolError, StoreError
 from memworker.ingest import committer as committing
 from memworker.ingest.committer import Committer
-from memworker.ingest.records import InputBatch
+from memworker.ingest.records import row_batch
 from memworker.ingest.report import Counts
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
@@ -111,9 +111,10 @@ class Job:
         first = 100 * number
         given = [texts.drawn(draw, f"job.{first + row}", self._guilt) for row in range(rows)]
         places = np.arange(first, first + rows)
-        batch = InputBatch("in", pa.array(given), None, {}, None, places + 1, places)
         keys = pa.array([f"id-{place}" for place in places.tolist()])
-        return Window(batch, keys, keys)
+        batch = row_batch(places + 1, pa.array(given), keys)
+        batch = batch.append_column("ordinal", pa.array(places)).append_column("key", keys)
+        return Window("in", batch)
 
     def _life(self) -> Life:
         yield from started(self._scheduler)

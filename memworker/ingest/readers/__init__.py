@@ -12,14 +12,14 @@ from typing import Any
 
 from memworker.errors import UsageError
 from memworker.ingest.readers import columnar, delimited, jsonl, objects, plain
-from memworker.ingest.readers.drafts import Draft, ReadOptions
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions
+from memworker.ingest.readers.objects import RECORDS_PATH
 from memworker.ingest.readers.paths import Source, expand, followed
-from memworker.ingest.records import Chunk, Fields, InputBatch, ReadProgress, Reject
+from memworker.ingest.records import Chunk, Fields, ReadProgress, Reject
 
 __all__ = [
     "Chunk",
     "Fields",
-    "InputBatch",
     "Reject",
     "Source",
     "expand",
@@ -29,14 +29,14 @@ __all__ = [
 
 MIB = 1 << 20
 
-_DRAFTERS = {
-    "jsonl": jsonl.drafts,
-    "json": jsonl.drafts_or_array,
-    "csv": delimited.drafts,
-    "tsv": delimited.drafts,
-    "parquet": columnar.drafts,
-    "arrow": columnar.drafts,
-    "txt": plain.drafts,
+_READERS = {
+    "jsonl": jsonl.read_rows,
+    "json": jsonl.read_lines_or_array,
+    "csv": delimited.read_rows,
+    "tsv": delimited.read_rows,
+    "parquet": columnar.read_rows,
+    "arrow": columnar.read_rows,
+    "txt": plain.read_rows,
 }
 
 
@@ -63,8 +63,8 @@ def read(
     """
     options = _options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
     sources = followed(expand(inputs, format), progress)
-    drafts = ((s.path, d) for s in sources for d in _DRAFTERS[s.format](s, options))
-    return _chunks(drafts, _checked_limit(limit))
+    checked = ((s.path, rows) for s in sources for rows in _READERS[s.format](s, options))
+    return _chunks(checked, _checked_limit(limit))
 
 
 def read_records(
@@ -78,11 +78,11 @@ def read_records(
 ) -> Iterator[Chunk]:
     """Read Python records: strings, or mappings with the fields' names; as `read` otherwise.
 
-    The path of their batches is "<records>", and `lines` count them from 1.
+    The path of their chunks is "<records>", and `line` counts them from 1.
     """
     options = _options(fields, batch_rows, max_text_bytes, None, allow_empty)
-    drafts = ((objects.RECORDS_PATH, d) for d in objects.record_drafts(records, options))
-    return _chunks(drafts, _checked_limit(limit))
+    checked = ((RECORDS_PATH, rows) for rows in objects.checked_records(records, options))
+    return _chunks(checked, _checked_limit(limit))
 
 
 def _options(
@@ -113,13 +113,14 @@ def _checked_limit(limit: int | None) -> int | None:
     return limit
 
 
-def _chunks(drafts: Iterable[tuple[str, Draft]], limit: int | None) -> Iterator[Chunk]:
+def _chunks(parts: Iterable[tuple[str, CheckedRows]], limit: int | None) -> Iterator[Chunk]:
     ordinal = 0
-    for path, draft in drafts:
+    for path, checked in parts:
         if limit is not None:
-            draft = draft.head(limit - ordinal)
-        if draft.rows:
-            yield draft.chunk(path, ordinal)
-        ordinal += draft.rows
+            checked = checked.head(limit - ordinal)
+        count = checked.rows.num_rows
+        if count:
+            yield checked.chunk(path, ordinal)
+        ordinal += count
         if ordinal == limit:
             return

@@ -11,18 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import InputError
-from memworker.ingest.readers.drafts import Draft, ReadOptions, column_faults, no_text
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
 from memworker.ingest.readers.jsonl import excerpt
 from memworker.ingest.readers.objects import metadata_column
 from memworker.ingest.readers.paths import STDIN, Source
 from memworker.ingest.readers.streams import TornStream, spooled
+from memworker.ingest.records import row_batch
 
 _BATCH_BYTES = 64 << 20
 _ARROW_MAGIC = b"ARROW1"
 
 
-def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a Parquet or Arrow file; `lines` are row numbers.
+def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a Parquet or Arrow file; `lines` are row numbers.
 
     Raises InputError if the text, id or a scope column has a type that cannot
     hold it: then no row of the file could be taken.
@@ -32,7 +33,7 @@ def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
         with _opened(source) as file:
             for batch in _batches(source, file, options):
                 for part in _bounded(batch):
-                    yield _draft(source.path, part, read, options)
+                    yield _checked(source.path, part, read, options)
                     read += part.num_rows
     except (pa.ArrowException, TornStream, OSError, EOFError) as error:
         yield _broken(read + 1, f"{source.format} file cannot be read from here on: {error}")
@@ -99,7 +100,7 @@ def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-def _draft(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> Draft:
+def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> CheckedRows:
     fields = options.fields
     faults: dict[int, str] = {}
     column = _ColumnTaker(path, batch, faults)
@@ -109,7 +110,8 @@ def _draft(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) 
     metadata = column.metadata(fields.used) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
     lines = np.arange(before + 1, before + 1 + batch.num_rows, dtype=np.int64)
-    return Draft(lines, texts, ids, scopes, metadata, _raw(batch, fields.text), faults)
+    rows = row_batch(lines, texts, ids, scopes, metadata)
+    return CheckedRows(rows, _raw(batch, fields.text), faults)
 
 
 def _filled(column: pa.Array | None, rows: int) -> pa.Array:
@@ -129,16 +131,9 @@ def _raw(batch: pa.RecordBatch, text: str) -> Callable[[int], str]:
     return raw
 
 
-def _broken(line: int, reason: str) -> Draft:
-    return Draft(
-        lines=np.array([line], dtype=np.int64),
-        texts=pa.nulls(1, pa.string()),
-        ids=None,
-        scopes={},
-        metadata=None,
-        raw=lambda i: "",
-        faults={0: reason},
-    )
+def _broken(line: int, reason: str) -> CheckedRows:
+    rows = row_batch(np.array([line], dtype=np.int64), pa.nulls(1, pa.string()))
+    return CheckedRows(rows, lambda i: "", {0: reason})
 
 
 class _ColumnTaker:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memworker.ingest.readers.drafts import Draft, ReadOptions
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions
 from memworker.ingest.readers.jsonl import stream_faults
-from memworker.ingest.readers.objects import ObjectRows, draft_rows
+from memworker.ingest.readers.objects import ObjectRows, checked_objects
 from memworker.ingest.readers.paths import Source
 from memworker.ingest.readers.streams import LineBlock, line_blocks
 from memworker.ingest.records import EXCERPT_CHARS
 
 
-def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a CSV or TSV file; quoted fields may span lines, `lines` tells the first.
+def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a CSV or TSV file; quoted fields may span lines, `lines` tells the first.
 
     An empty cell of the id column is no id. A file whose header line is bad
     gives that one fault and no rows.
@@ -32,12 +32,12 @@ def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
     header = first.pop(0)
     if header.fault:
         bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
-        yield _draft(source.path, [], [bad], options)
+        yield _checked(source.path, [], [bad], options)
         return
     options.require_fields(source.path, header.cells)
     for rows in chain([first], blocks):
         for at in range(0, len(rows), options.batch_rows):
-            yield _draft(source.path, header.cells, rows[at : at + options.batch_rows], options)
+            yield _checked(source.path, header.cells, rows[at : at + options.batch_rows], options)
 
 
 class _Row(NamedTuple):
@@ -46,7 +46,7 @@ class _Row(NamedTuple):
     fault: str = ""
 
 
-def _draft(path: str, header: list[str], batch: list[_Row], options: ReadOptions) -> Draft:
+def _checked(path: str, header: list[str], batch: list[_Row], options: ReadOptions) -> CheckedRows:
     faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
     width = len(header)
     for i, row in enumerate(batch):
@@ -59,7 +59,7 @@ def _draft(path: str, header: list[str], batch: list[_Row], options: ReadOptions
         faults,
         "is not valid UTF-8",
     )
-    return draft_rows(path, rows, options)
+    return checked_objects(path, rows, options)
 
 
 def _objects(header: list[str], batch: list[_Row], id_name: str) -> list[Any]:

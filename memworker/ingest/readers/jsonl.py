@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from memworker.errors import InputError
-from memworker.ingest.readers.drafts import Draft, ReadOptions
-from memworker.ingest.readers.objects import ObjectRows, draft_rows, type_name
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions
+from memworker.ingest.readers.objects import ObjectRows, checked_objects, type_name
 from memworker.ingest.readers.paths import Source
 from memworker.ingest.readers.streams import LineBlock, TornStream, byte_blocks, line_blocks
 from memworker.ingest.records import EXCERPT_CHARS
@@ -21,24 +21,24 @@ _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a file with one JSON object a line."""
+def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a file with one JSON object a line."""
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
-        yield from _draft(source.path, block, options)
+        yield from _checked(source.path, block, options)
 
 
-def drafts_or_array(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a .json file: one object a line, or one array of objects in all."""
+def read_lines_or_array(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a .json file: one object a line, or one array of objects in all."""
     if not _is_array(source):
-        yield from drafts(source, options)
+        yield from read_rows(source, options)
         return
     items = _array_items(source)
     for at in range(0, len(items), options.batch_rows):
         block = LineBlock(at + 1, items[at : at + options.batch_rows])
-        yield from _draft(source.path, block, options)
+        yield from _checked(source.path, block, options)
 
 
-def _draft(path: str, block: LineBlock, options: ReadOptions) -> Iterator[Draft]:
+def _checked(path: str, block: LineBlock, options: ReadOptions) -> Iterator[CheckedRows]:
     faults = stream_faults(block, options)
     # A blank line is no row, unless it is where the stream broke.
     kept = [i for i, line in enumerate(block.lines) if line and not line.isspace() or i in faults]
@@ -49,7 +49,7 @@ def _draft(path: str, block: LineBlock, options: ReadOptions) -> Iterator[Draft]
     faults = {row: faults[i] for row, i in enumerate(kept) if i in faults} if faults else faults
     objects = _decoded(raw, faults)
     rows = ObjectRows(lines, objects, lambda i: excerpt(raw[i]), faults)
-    yield draft_rows(path, rows, options)
+    yield checked_objects(path, rows, options)
 
 
 def stream_faults(block: LineBlock, options: ReadOptions) -> dict[int, str]:

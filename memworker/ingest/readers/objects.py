@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.ingest.readers.drafts import Draft, ReadOptions, column_faults, no_text
-from memworker.ingest.records import EXCERPT_CHARS
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
+from memworker.ingest.records import EXCERPT_CHARS, row_batch
 
 RECORDS_PATH = "<records>"
 
@@ -46,7 +46,7 @@ class ObjectRows:
     not_utf8: str = _LONE_SURROGATE
 
 
-def draft_rows(path: str, rows: ObjectRows, options: ReadOptions) -> Draft:
+def checked_objects(path: str, rows: ObjectRows, options: ReadOptions) -> CheckedRows:
     """Turn decoded rows into checked columns; raises MissingField as `read` says."""
     if not options.fields_seen and len(rows.objects) > len(rows.faults):
         options.require_fields(path, set().union(*rows.objects))
@@ -57,20 +57,21 @@ def draft_rows(path: str, rows: ObjectRows, options: ReadOptions) -> Draft:
     scopes = {name: column.strings(scope, none="") for name, scope in fields.scopes}
     metadata = column.metadata(fields.used) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
-    return Draft(rows.lines, texts, ids, scopes, metadata, rows.raw, faults)
+    batch = row_batch(rows.lines, texts, ids, scopes, metadata)
+    return CheckedRows(batch, rows.raw, faults)
 
 
-def record_drafts(
+def checked_records(
     records: Iterable[str | Mapping[str, Any]], options: ReadOptions
-) -> Iterator[Draft]:
-    """Yield drafts of Python records: strings and mappings."""
+) -> Iterator[CheckedRows]:
+    """Yield the rows of Python records: strings and mappings."""
     iterator, first = iter(records), 1
     while taken := list(islice(iterator, options.batch_rows)):
         faults: dict[int, str] = {}
         objects = [_mapping(record, options, faults, i) for i, record in enumerate(taken)]
         lines = np.arange(first, first + len(taken), dtype=np.int64)
         rows = ObjectRows(lines, objects, partial(_shown, taken), faults)
-        yield draft_rows(RECORDS_PATH, rows, options)
+        yield checked_objects(RECORDS_PATH, rows, options)
         first += len(taken)
 
 

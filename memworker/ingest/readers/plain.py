@@ -7,15 +7,15 @@ from functools import partial
 
 import numpy as np
 
-from memworker.ingest.readers.drafts import Draft, ReadOptions
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions
 from memworker.ingest.readers.jsonl import excerpt, stream_faults
-from memworker.ingest.readers.objects import ObjectRows, draft_rows
+from memworker.ingest.readers.objects import ObjectRows, checked_objects
 from memworker.ingest.readers.paths import Source
 from memworker.ingest.readers.streams import line_blocks
 
 
-def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
-    """Yield drafts of a text file; its one field is the text, whatever its name."""
+def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a text file; its one field is the text, whatever its name."""
     name = options.fields.text
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
         faults = stream_faults(block, options)
@@ -29,7 +29,7 @@ def drafts(source: Source, options: ReadOptions) -> Iterator[Draft]:
             "is not valid UTF-8",
         )
         if kept:
-            yield draft_rows(source.path, rows, options)
+            yield checked_objects(source.path, rows, options)
 
 
 def _shown(raw: list[bytes], i: int) -> str:

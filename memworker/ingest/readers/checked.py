@@ -1,18 +1,17 @@
-"""A chunk in the making: checked columns with the faults of single rows beside them."""
+"""Rows as columns, checked, with the faults of single rows beside them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import MissingField
-from memworker.ingest.records import EXCERPT_CHARS, Chunk, Fields, InputBatch, Reject
+from memworker.ingest.records import EXCERPT_CHARS, Chunk, Fields, Reject
 
 # What str.isspace() calls white space; pyarrow's own trim knows fewer and is slower.
 _WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
@@ -40,67 +39,40 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class CheckedRows:
     """All rows of a chunk, faulty ones included: their values are never looked at.
 
-    Every array has one value a row; `faults` tells why a row is refused;
+    `rows` has the columns of `row_batch`; `faults` tells why a row is refused;
     `raw(i)` gives the beginning of row i as it stood in the input.
     """
 
-    lines: npt.NDArray[np.int64]
-    texts: pa.Array
-    ids: pa.Array | None
-    scopes: dict[str, pa.Array]
-    metadata: pa.Array | None
+    rows: pa.RecordBatch
     raw: Callable[[int], str]
     faults: dict[int, str] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> int:
-        return len(self.lines)
-
-    def head(self, rows: int) -> Draft:
-        """Keep the first `rows` rows."""
-        if rows >= self.rows:
+    def head(self, count: int) -> CheckedRows:
+        """Keep the first `count` rows."""
+        if count >= self.rows.num_rows:
             return self
-        return replace(
-            self,
-            lines=self.lines[:rows],
-            texts=self.texts[:rows],
-            ids=None if self.ids is None else self.ids[:rows],
-            scopes={name: column[:rows] for name, column in self.scopes.items()},
-            metadata=None if self.metadata is None else self.metadata[:rows],
-            faults={i: reason for i, reason in self.faults.items() if i < rows},
-        )
+        faults = {i: reason for i, reason in self.faults.items() if i < count}
+        return CheckedRows(self.rows.slice(0, count), self.raw, faults)
 
     def chunk(self, path: str, first_ordinal: int) -> Chunk:
         """Part the accepted rows from the refused ones."""
-        ordinals = np.arange(first_ordinal, first_ordinal + self.rows, dtype=np.int64)
+        count = self.rows.num_rows
+        ordinals = np.arange(first_ordinal, first_ordinal + count, dtype=np.int64)
+        numbered = self.rows.append_column("ordinal", pa.array(ordinals))
         if not self.faults:
-            return Chunk(self._batch(path, ordinals))
-        accepted = np.ones(self.rows, dtype=bool)
+            return Chunk(path, numbered)
+        accepted = np.ones(count, dtype=bool)
         accepted[list(self.faults)] = False
-        kept = pa.array(accepted)
-        taken = replace(
-            self,
-            lines=self.lines[accepted],
-            texts=self.texts.filter(kept),
-            ids=None if self.ids is None else self.ids.filter(kept),
-            scopes={name: column.filter(kept) for name, column in self.scopes.items()},
-            metadata=None if self.metadata is None else self.metadata.filter(kept),
-        )
         rejects = tuple(self._reject(path, i, first_ordinal + i) for i in sorted(self.faults))
-        return Chunk(taken._batch(path, ordinals[accepted]), rejects)
-
-    def _batch(self, path: str, ordinals: npt.NDArray[np.int64]) -> InputBatch:
-        return InputBatch(
-            path, self.texts, self.ids, self.scopes, self.metadata, self.lines, ordinals
-        )
+        return Chunk(path, numbered.filter(pa.array(accepted)), rejects)
 
     def _reject(self, path: str, i: int, ordinal: int) -> Reject:
-        row_id = None if self.ids is None else self.ids[i].as_py()
+        line, row_id = self.rows["line"][i].as_py(), self.rows["id"][i].as_py()
         excerpt = self.raw(i)[:EXCERPT_CHARS]
-        return Reject(path, int(self.lines[i]), ordinal, self.faults[i], row_id, excerpt)
+        return Reject(path, line, ordinal, self.faults[i], row_id, excerpt)
 
 
 def column_faults(
