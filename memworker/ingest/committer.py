@@ -19,7 +19,7 @@ from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
 from memworker.pool.outside import Outside, System
 from memworker.pool.requests import Floats
-from memworker.store import Table, bad_vectors, records
+from memworker.store import Table, records
 
 COMMIT_ROWS = 4096
 COMMIT_S = 15.0
@@ -122,9 +122,7 @@ class Committer:
 
     def _take(self, window: Window, outcome: Outcome) -> None:
         good = np.ones(len(window), np.bool_)
-        reasons, vectors = dict(outcome.failures), outcome.vectors
-        for row in bad_vectors(vectors):
-            reasons.setdefault(int(row), "the model gave a vector of NaN, infinity or all zeros")
+        reasons, vectors = outcome.unstorable(), outcome.vectors
         good[list(reasons)] = False
         if not self._pending.rows:
             self._pending.since = self._outside.monotonic()

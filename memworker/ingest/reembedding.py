@@ -25,7 +25,7 @@ from memworker.pool.engine import Identity, resolve
 from memworker.pool.meter import Work
 from memworker.pool.pool import EmbeddingPool
 from memworker.pool.requests import Embedded
-from memworker.store import Table, VectorSpace, bad_vectors, ensure_writable, staged
+from memworker.store import Table, VectorSpace, ensure_writable, staged
 from memworker.store.lance import database_path, table_name
 from memworker.store.lock import hold_job, state_dir
 from memworker.store.reembed import Missing, Reembedding, build_indices
@@ -264,9 +264,7 @@ class _Job:
                 start = end
 
     def _keep(self, part: _Part, embedded: Embedded) -> None:
-        reasons = dict(embedded.failures)
-        for row in bad_vectors(embedded.vectors).tolist():
-            reasons.setdefault(row, "the model gave a vector of NaN, infinity or all zeros")
+        reasons = embedded.unstorable()
         self.failed |= {part.ids[row].as_py(): why for row, why in reasons.items()}
         good = np.ones(len(part.ids), np.bool_)
         good[list(reasons)] = False

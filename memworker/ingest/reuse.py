@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.pool.requests import Embedded, Floats
+from memworker.pool.requests import Embedded, Floats, unstorable
 
 _KEPT_BYTES = 48 << 20
 
@@ -51,6 +51,10 @@ class Outcome:
 
     vectors: Floats
     failures: dict[int, str]
+
+    def unstorable(self) -> dict[int, str]:
+        """Give the rows without a usable vector, as `Embedded.unstorable` does."""
+        return unstorable(self.vectors, self.failures)
 
 
 class Reuse:

@@ -24,7 +24,7 @@ from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
 from memworker.pool.engine import resolve
 from memworker.pool.pool import DEFAULT_MODEL
-from memworker.store import Table, VectorSpace, bad_vectors
+from memworker.store import Table, VectorSpace
 
 DEFAULT_TABLE = "memories"
 POLICIES = ("skip", "update", "allow")
@@ -164,10 +164,8 @@ def adding(batch: Batch, embedded: Embedded, on_duplicate: OnDuplicate) -> tuple
     """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
     failed = {
         row: TextFailed(f"the text could not be embedded: {reason}", batch.places[row])
-        for row, reason in embedded.failures.items()
+        for row, reason in embedded.unstorable().items()
     }
-    for row in bad_vectors(embedded.vectors).tolist():
-        failed.setdefault(row, TextFailed("the model gives this text no vector", batch.places[row]))
     good = [row for row in range(len(batch.drafts)) if row not in failed]
     drafts = [batch.drafts[row] for row in good]
     vectors = [embedded.vectors[row] for row in good]

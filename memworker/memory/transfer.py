@@ -28,7 +28,7 @@ from memworker.memory.rows import NARROW, Row
 from memworker.memory.scope import SCOPE_IDS, Scope
 from memworker.memory.shapes import iso
 from memworker.pool import Embedded, EmbeddingPool
-from memworker.store import RowStatus, Table, bad_vectors, dedup_keys
+from memworker.store import RowStatus, Table, dedup_keys
 from memworker.store.scan import scan
 
 # Rows of one commit; with the chunks in flight a few tens of megabytes.
@@ -168,8 +168,7 @@ class _Import:
         self._done.differing += len(appended.conflicts)
 
     def _with_vectors(self, lines: list[Line], embedded: Embedded) -> list[Row]:
-        failed = {int(i): "the model gives it no vector" for i in bad_vectors(embedded.vectors)}
-        failed |= {row: str(reason) for row, reason in embedded.failures.items()}
+        failed = embedded.unstorable()
         for place in sorted(failed):
             self._refuse(lines[place].number, f"it could not be embedded: {failed[place]}")
         return [

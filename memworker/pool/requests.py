@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.incoming import Result
 from memworker.pool.rows import Rows, fill_slot
+from memworker.vectors import bad_vectors
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -28,6 +30,7 @@ _shard_ids = itertools.count(1)
 # Sorting more would cost more than it saves.
 LOOK_AHEAD = 256
 _FIRST_ROW = np.zeros(1, np.int64)
+_NO_DIRECTION = "the model gave a vector of NaN, infinity or all zeros"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,21 @@ class Embedded:
             # No name for it here: its traceback would hold this frame, and so the vectors.
             raise self._failure_of(min(self.failures))
 
+    def unstorable(self) -> dict[int, str]:
+        """Give the rows without a vector that a search could find, each with its reason.
+
+        An empty text's vector may rightly be zero (static models): it is no failure, but
+        a table cannot rank it.
+        """
+        return unstorable(self.vectors, self.failures)
+
     def _failure_of(self, row: int) -> TextFailed:
         return TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
+
+
+def unstorable(vectors: Floats, failures: Mapping[int, str]) -> dict[int, str]:
+    """Join the rows that failed with those whose vector is NaN, infinite or zero."""
+    return {row: _NO_DIRECTION for row in bad_vectors(vectors).tolist()} | dict(failures)
 
 
 class Answer(Future[T]):

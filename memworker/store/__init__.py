@@ -11,7 +11,7 @@ from memworker.store.known import RowStatus
 from memworker.store.lance import table_names
 from memworker.store.lock import ensure_writable
 from memworker.store.optimize import Optimized
-from memworker.store.schema import VectorSpace, bad_vectors, records
+from memworker.store.schema import VectorSpace, records
 from memworker.store.search import MAX_LIMIT, Hit
 from memworker.store.table import Table
 from memworker.store.upkeep import Step, Tended, Upkeep
@@ -32,7 +32,6 @@ __all__ = [
     "Tended",
     "Upkeep",
     "VectorSpace",
-    "bad_vectors",
     "dedup_keys",
     "ensure_writable",
     "parse_where",

@@ -32,7 +32,6 @@ from memworker.store import lock
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.readers import Readers
 from memworker.store.schema import (
-    bad_vectors,
     is_durable,
     new_field_metadata,
     read_field_metadata,
@@ -42,6 +41,7 @@ from memworker.store.schema import (
 from memworker.store.staged import Digests, Staged, text_digests
 from memworker.store.upkeep import build_index
 from memworker.store.writes import Landed, Writes
+from memworker.vectors import bad_vectors
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from memworker.errors import BadVector, StoreError, TableMismatch, UsageError
 from memworker.store.keys import dedup_keys as make_dedup_keys
 from memworker.store.keys import string_array
+from memworker.vectors import bad_vectors
 
 SCHEMA_VERSION = 1
 SCOPES = ("user_id", "agent_id", "run_id")
@@ -257,7 +258,7 @@ def refuse_bad_vectors(rows: pa.Table, dim: int) -> None:
         first = rows["id"][int(bad[0])].as_py()
         raise BadVector(
             f"{len(bad)} of {rows.num_rows} vectors are zero or hold NaN or infinity, "
-            f"the first that of row {first!r}; leave them out (see bad_vectors())"
+            f"the first that of row {first!r}; leave them out"
         )
 
 
@@ -276,18 +277,6 @@ def vectors_of(column: pa.ChunkedArray | pa.Array, dim: int) -> Vectors:
     if array.null_count or len(flat) != len(array) * dim:
         raise UsageError("a row has no vector; leave such rows out")
     return flat.reshape(-1, dim)
-
-
-def bad_vectors(vectors: Vectors) -> npt.NDArray[np.int64]:
-    """Return the indices of rows that hold NaN or infinity, or are zero.
-
-    Such rows would be found for every query or for none. One pass without a
-    temporary: the squared length of a row is finite and above zero otherwise.
-    """
-    # Lengths beyond 1e19 overflow here; LanceDB's own cosine could not compare them either.
-    with np.errstate(all="ignore"):
-        lengths = np.einsum("ij,ij->i", vectors, vectors)
-    return np.flatnonzero(~((lengths > 0) & (lengths < np.inf)))
 
 
 def _conform_column(batch: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:

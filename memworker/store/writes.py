@@ -46,8 +46,9 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
-from memworker.store.schema import bad_vectors, is_durable, vectors_of
+from memworker.store.schema import is_durable, vectors_of
 from memworker.store.spill import spilling_beside
+from memworker.vectors import bad_vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
