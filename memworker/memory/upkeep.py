@@ -1,9 +1,19 @@
-"""Keeps the table quick in the background: many small commits make many small files."""
+"""Keeps the table quick, and the process small, in the background.
+
+Many small commits make many small files. And each frees memory, as upkeep does, that the C library
+keeps for the next who asks, in as many heaps as there are threads: without end, as it looks for
+hours, though less than half of it is in use. So it is given back to the system now and then.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import threading
+import time
+from collections.abc import Callable
+from functools import cache
 
 from memworker.store import Table
 
@@ -12,6 +22,8 @@ COMMITS_BETWEEN = 16
 _ROWS_AS_A_COMMIT = 64
 # What is due is done step by step, with rests (see store/upkeep.py); so often it is asked then.
 _PAUSE_S = 1.0
+# Giving memory back takes some milliseconds of one core.
+_GIVE_BACK_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +60,7 @@ class Upkeep:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        more = False
+        more, given_back_at = False, time.monotonic()
         while self._awaited(more):
             try:
                 if self._table.tending_due():
@@ -57,6 +69,9 @@ class Upkeep:
                 # Upkeep is nobody's call. What failed rests, so that the next is something else.
                 _log.warning("upkeep of table %r failed: %s", self._table.name, error)
             more = self._more()
+            if time.monotonic() - given_back_at >= _GIVE_BACK_S:
+                give_memory_back()
+                given_back_at = time.monotonic()
 
     def _awaited(self, more: bool) -> bool:
         with self._wake:
@@ -73,3 +88,20 @@ class Upkeep:
             return self._table.upkeep().step is not None
         except Exception:
             return False  # told above; a later commit asks again
+
+
+def give_memory_back() -> None:
+    """Give memory that was freed back to the system, where the C library can."""
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None:
+        arrow.default_memory_pool().release_unused()
+    _trim()(0)
+
+
+@cache
+def _trim() -> Callable[[int], object]:
+    try:
+        # Without the interpreter's lock: others go on meanwhile.
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return lambda _: None

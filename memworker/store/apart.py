@@ -10,7 +10,8 @@
 LanceDB sorts and copies the vectors of a large table in memory that it does not give back,
 some 800 MB at 500,000 rows of 384 dimensions. A child takes a third of that, for the settings
 of its allocator and of LanceDB's buffers are read once, at the start, and cannot be ours; and
-what it took is free when it ends. It takes no lock: whoever starts it holds what is needed.
+what it took is free when it ends. Whoever starts it holds what locks are needed; of its own it
+has ``apart`` alone, shared, so that a clean-up knows of it when its parent was killed before it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from memworker import interpreters
 from memworker.errors import MemworkerError, StoreError
 from memworker.failpoints import reach
+from memworker.store import lock
 from memworker.store.lance import connect, open_table
 from memworker.store.spill import folder_beside
 
@@ -207,9 +209,10 @@ def _done(db: str, name: str, kind: str, options: dict[str, Any]) -> list[list[s
     try:
         connection = connect(Path(db), writable=False, cache_bytes=_CACHE_BYTES)
         handle = open_table(connection, Path(db), name)
-        reach("apart_before")
-        {work.__name__: work for work in (Index, Compaction)}[kind](**options).do(handle)
-        reach("apart_after")
+        with lock.hold(lock.state_dir(Path(db), name), "apart", shared=True):
+            reach("apart_before")
+            {work.__name__: work for work in (Index, Compaction)}[kind](**options).do(handle)
+            reach("apart_after")
         return None
     except MemworkerError as error:
         return str(error)[: 3 * _TEXT_CHARS]

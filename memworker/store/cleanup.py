@@ -10,7 +10,8 @@ it nothing is deleted; a short read whose version goes away is asked again (read
 
 A file that no version names is either of a commit under way or left of one that did not come
 (leftovers.py). Every writer of ours holds ``commit`` or ``tend`` from its first byte to its
-commit, and the system frees these when it dies: with both in hand, nothing is under way. A
+commit, and the system frees these when it dies; a process that works for it (apart.py) may
+outlive it by a moment, and holds ``apart``. With all three in hand, nothing is under way. A
 lease proves less, for its holder may only be slow; there nothing of this kind is deleted.
 
 `keep` is a courtesy to those who know nothing of these locks, LanceDB's own readers and writers. It
@@ -20,6 +21,7 @@ file system's clock alone.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -95,20 +97,43 @@ def clean(writes: Writes, db: Path, keep: timedelta, writing: Locked) -> Cleaned
         except TableLocked:
             kept = len(versions(table)) - 1
             return Cleaned(kept=kept, note=f"no old version was deleted: {_READ.format(name)}")
+        with suppress(TableLocked):
+            held.enter_context(lock.hold(folder, "apart", timeout_s=_PATIENCE_S))
+            cleaning.nobody_apart = True
         held.enter_context(writing())
         with lance_errors(f"deleting old versions of table {name!r}"):
             return cleaning.run(alone)
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What of a manifest is needed here: there can be thousands of versions of a hundred files."""
+
+    number: int
+    path: str
+    features: int
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Version:
+        # Most files are of many versions, and one name is enough for all.
+        parts = tuple(map(sys.intern, manifest.parts))
+        return cls(manifest.version, manifest.path, manifest.features, parts)
+
+
 @dataclass(slots=True)
 class _Cleaning:
-    """One clean-up. `read` are the versions that were read already."""
+    """One clean-up. `read` are the versions that were read already.
+
+    `nobody_apart`: no process is at work whose parent, which had the locks, is gone.
+    """
 
     writes: Writes
     folder: Path
     table: Path
     keep_s: float
-    read: dict[int, Manifest | None]
+    read: dict[int, _Version | None]
+    nobody_apart: bool = False
     bytes: int = 0
 
     def is_due(self) -> bool:
@@ -121,27 +146,27 @@ class _Cleaning:
         """Delete, with nobody reading for long, writing or tending."""
         newest = self.writes.vouch()
         found = _read(self.table, self.read)
-        manifests = [each for each in found.values() if each is not None]
+        there = [each for each in found.values() if each is not None]
         note = self._cannot(found)
         if note:
             return Cleaned(kept=len(found) - 1, note=f"no old version was deleted: {note}")
         tagged = {int(tag["version"]) for tag in self.writes.handle.tags.list().values()}
         old = set(_old(self.table, clock.now(self.folder) - self.keep_s))
         old &= set(found) - {newest.version}
-        going = [each for each in manifests if each.version in old - tagged]
-        retained = [each for each in manifests if each not in going]
+        going = [each for each in there if each.number in old - tagged]
+        retained = [each for each in there if each.number not in old - tagged]
         alone.confirm()
         self._delete(going, retained)
         note = f"version {min(old & tagged)} is tagged, and stays" if old & tagged else None
         done = Cleaned(len(going), self.bytes, len(retained) - 1, note)
         return self._delete_leftovers(done, newest.version, retained)
 
-    def _cannot(self, found: dict[int, Manifest | None]) -> str | None:
+    def _cannot(self, found: dict[int, _Version | None]) -> str | None:
         """Say why it cannot be known what the versions of this table are made of."""
-        for number, manifest in found.items():
-            if manifest is None:
+        for number, version in found.items():
+            if version is None:
                 return f"version {number} cannot be read, and what it is made of must stay"
-            if manifest.features & ~_KNOWN_FEATURES:
+            if version.features & ~_KNOWN_FEATURES:
                 return f"version {number} has features that are unknown here; {_OTHERS}"
         if any((self.table / _BRANCHES).glob("*")):
             return f"the table has branches, whose versions share its files; {_OTHERS}"
@@ -150,16 +175,15 @@ class _Cleaning:
                 return f"{path.name} is a version of a kind that is unknown here; {_OTHERS}"
         return None
 
-    def _delete(self, going: list[Manifest], retained: list[Manifest]) -> None:
-        needed = {path for manifest in retained for path in manifest.parts}
-        for path in sorted({path for manifest in going for path in manifest.parts} - needed):
+    def _delete(self, going: list[_Version], retained: list[_Version]) -> None:
+        for path in sorted(_parts(going) - _parts(retained)):
             self._remove(self.table / path)
         reach("mid_clean")
         # Last, so that a kill leaves nothing that no version names: it is found again.
-        for manifest in sorted(going, key=lambda each: each.version):
-            self._remove(self.table / manifest.path)
+        for version in sorted(going, key=lambda each: each.number):
+            self._remove(self.table / version.path)
 
-    def _delete_leftovers(self, done: Cleaned, newest: int, retained: list[Manifest]) -> Cleaned:
+    def _delete_leftovers(self, done: Cleaned, newest: int, retained: list[_Version]) -> Cleaned:
         """Delete what no version names, where that proves that nobody needs it."""
         found = self._old_leftovers(retained)
         if why := found and self._may_be_needed(newest):
@@ -177,6 +201,8 @@ class _Cleaning:
         """Say why files that no version names may be needed still."""
         if kind_in(self.folder) is Kind.LEASE:
             return "the locks of this file system cannot prove that no writer is under way"
+        if not self.nobody_apart:
+            return "a process that writes for one that was killed is still at work"
         name = self.writes.handle.name
         _, identity = read_field_metadata(self.writes.handle.schema, name)
         noted = journal.last_version(journal.read(self.folder), identity) or 0
@@ -185,10 +211,9 @@ class _Cleaning:
             return f"version {noted} is missing; see `memworker table verify`"
         return None
 
-    def _old_leftovers(self, manifests: list[Manifest]) -> list[Leftover]:
-        named = {path for manifest in manifests for path in manifest.parts}
+    def _old_leftovers(self, there: list[_Version]) -> list[Leftover]:
         before = clock.now(self.folder) - max(self.keep_s, LEFTOVERS_MIN.total_seconds())
-        return [each for each in leftovers(self.table, named) if each.written <= before]
+        return [each for each in leftovers(self.table, _parts(there)) if each.written <= before]
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():
@@ -202,15 +227,19 @@ class _Cleaning:
             self.bytes += size
 
 
-def _read(table: Path, known: dict[int, Manifest | None]) -> dict[int, Manifest | None]:
+def _parts(there: list[_Version]) -> set[str]:
+    return {path for version in there for path in version.parts}
+
+
+def _read(table: Path, known: dict[int, _Version | None]) -> dict[int, _Version | None]:
     """Return what the versions are made of that there are now; None for one that is torn."""
-    found: dict[int, Manifest | None] = {}
+    found: dict[int, _Version | None] = {}
     for number in versions(table):
         if number in known:
             found[number] = known[number]
             continue
         try:
-            found[number] = read_manifest(table, number)
+            found[number] = _Version.of(read_manifest(table, number))
         except TornManifest:
             found[number] = None
         except FileNotFoundError:

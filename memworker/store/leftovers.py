@@ -67,7 +67,7 @@ def _leftover(path: Path) -> Leftover:
     inside = [each.lstat() for each in path.iterdir()]
     return Leftover(
         path,
-        len(inside),
+        len(inside) or 1,
         sum(each.st_size for each in inside),
         max([seen.st_mtime, *(each.st_mtime for each in inside)]),
     )

@@ -3,7 +3,8 @@
 ``commit``: one writer at a time, held for the time of a commit. ``job``: one
 ingest at a time, held for the whole run. ``tend``: one that compacts, indexes or cleans
 up, for as long as that takes. ``read``: shared by those who read one version in many
-steps, and wanted for itself by who deletes versions. Each is ``DB/.memworker/TABLE/PURPOSE.lock``
+steps, and wanted for itself by who deletes versions. ``apart``: shared by the processes that
+work for who tends, and may outlive it by a moment. Each is ``DB/.memworker/TABLE/PURPOSE.lock``
 (see locks/), so a killed holder leaves nothing behind that has to be broken. The
 holder's pid lies in the file, for the message of whoever waited in vain.
 """

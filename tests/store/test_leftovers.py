@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from memworker.store import Table, cleanup, manifest, upkeep
 from memworker.store.leftovers import leftovers
 from memworker.store.verify import verify
 from tests import PATIENCE_S
+from tests.faults.harness import wait_for
 from tests.store.helpers import SPACE, numbered, texts_by_id
 from tests.store.test_upkeep import many
 
@@ -175,9 +177,7 @@ def test_files_of_a_version_that_is_known_and_missing_stay(table):
 
 def test_files_of_a_writer_that_is_stopped_stay_however_old_they_look(table):
     with caught_at(table, COMPACT, signal.SIGSTOP) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < deadline
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
         there = {path for path in home(table).rglob("*")}
         grow_old(table)
         with pytest.raises(TableLocked, match=str(process.pid)), table.tending(timeout_s=0.2):
@@ -198,6 +198,25 @@ def test_a_lease_proves_nothing_so_leftovers_stay_and_are_told(table, monkeypatc
     assert done.leftovers == 0 and "1 files that no version names stay" in done.note
     monkeypatch.undo()
     assert cleaned(table).leftovers == 1 and (home(table) / "notes.txt").exists()
+
+
+def test_a_child_that_outlives_its_parent_keeps_leftovers(table):
+    """As one does that was stopped when its parent was killed, which had the locks."""
+    (home(table) / "data" / "made-by-it.lance").write_bytes(b"rows")
+    grow_old(table)
+    request = json.dumps([str(table.db), "t", "Compaction", {}])
+    command = [sys.executable, "-c", "from memworker.store import apart\napart.main()"]
+    env = os.environ | {"MEMWORKER_FAIL": "apart_before:pause"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE) as child:
+        try:
+            child.stdin.write(request.encode() + b"\n")
+            child.stdin.flush()
+            wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
+            done = cleaned(table)
+        finally:
+            child.kill()
+    assert done.leftovers == 0 and "is still at work" in done.note
+    assert cleaned(table).leftovers == 1
 
 
 def test_versions_of_an_unknown_kind_keep_everything(table):
