@@ -30,10 +30,14 @@ def draft_of(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
             try_lock(fd, Kind.FLOCK, shared=False)
         yield draft
         os.replace(draft, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException:
+        with contextlib.suppress(OSError):
             draft.unlink()
-        os.close(fd)
+        raise
+    finally:
+        # Nothing was written by it, so its closing has nothing to tell.
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def _remove_leftovers(path: Path) -> None:

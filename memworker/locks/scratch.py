@@ -33,8 +33,8 @@ class Scratch:
             raise
 
     def remove(self) -> None:
-        """Remove the folder, with all that is in it."""
-        with self._lock:
+        """Remove the folder, with all that is in it; what cannot be, is left to the next sweep."""
+        with self._lock, contextlib.suppress(OSError):
             _remove(self.path)
 
 

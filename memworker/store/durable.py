@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -17,21 +18,30 @@ class NotForced(OSError):
 
 
 class Disk:
-    """Which files of one table this process has forced to the disk."""
+    """Which files of one table this process has forced to the disk, and which it could not."""
 
     def __init__(self, table: Path) -> None:
         self._table = table
         self._forced: set[str] = set()
+        self._lost: set[str] = set()
 
-    def force(self, manifest: Manifest) -> int:
+    def force(self, manifest: Manifest, known: frozenset[str] = frozenset()) -> int:
         """Force what a version is made of and was not forced yet; return how many files.
 
-        The folders too, and the first time those above, for they name the table's.
-        Raises NotForced.
+        The folders too, and the first time those above, for they name the table's. What
+        could not be forced once is not tried again, but for what is `known` of versions
+        before. Raises NotForced.
         """
         new = [path for path in files_of(self._table, manifest) if path not in self._forced]
         for path in new:
-            sync_path(self._table / path)
+            if path in self._lost and not is_known(path, known):
+                why = "an earlier attempt failed, so that another would prove nothing"
+                raise NotForced(errno.EIO, why, str(self._table / path))
+            try:
+                sync_path(self._table / path)
+            except NotForced:
+                self._lost.add(path)
+                raise
         folders = {(self._table / path).parent for path in new}
         # A new folder is a new entry of the folder above it.
         folders |= {folder.parent for folder in folders}
@@ -41,6 +51,20 @@ class Disk:
             sync_path(folder)
         self._forced.update(new)
         return len(new)
+
+    def lost(self, manifest: Manifest, known: frozenset[str]) -> bool:
+        """Tell whether a version has a file, not `known`, that could not be forced to the disk."""
+        lost = self._lost.intersection(files_of(self._table, manifest))
+        return not all(is_known(path, known) for path in lost)
+
+    def forget(self, path: Path) -> None:
+        """Know nothing of a file any more: it is gone, and its name free for another."""
+        self._lost.discard(str(path.relative_to(self._table)))
+
+
+def is_known(path: str, known: frozenset[str]) -> bool:
+    """Tell whether a file, or the index that it belongs to, is among what `parts_of` gave."""
+    return path in known or os.path.dirname(path) in known
 
 
 def files_of(table: Path, manifest: Manifest) -> list[str]:
@@ -69,6 +93,8 @@ def sync_path(path: Path) -> None:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise NotForced(error.errno, error.strerror, str(path)) from error
     try:
         os.fsync(fd)
     except OSError as error:

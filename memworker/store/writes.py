@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from memworker.errors import MemworkerError, StoreError
 from memworker.store import apart, whole
 from memworker.store.apart import Work
-from memworker.store.durable import Disk, NotForced
+from memworker.store.durable import Disk, NotForced, is_known
 from memworker.store.handle import renew
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
 from memworker.store.lock import Held, hold, state_dir
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 # What was written and not found whole is written again so often.
 _WRITES = 3
+_NO_MANIFEST = "of the manifests that were written none is whole and forced to the disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,12 @@ class Writes:
         """Look at what a build has committed; what is not whole is taken back, and told."""
         try:
             self._look_at(self._newest(doing), before=seen)
+        except OSError as error:
+            raise StoreError(
+                f"{doing}: whether what was committed is whole cannot be told:"
+                f" {error.filename}: {error.strerror}. Look at the disk, then run"
+                " `memworker table verify`"
+            ) from error
         except _NotWhole as flaw:
             with self._locked():
                 self._undo(doing, seen, flaw)
@@ -324,11 +331,10 @@ class Writes:
 
     def _force(self, manifest: Manifest, known: frozenset[str]) -> None:
         try:
-            self._disk.force(manifest)
+            self._disk.force(manifest, known)
         except NotForced as error:
-            path = Path(error.filename).relative_to(self._db)
-            what = f"{path} could not be forced to the disk ({error.strerror})"
-            if str(path.relative_to(self._folder.name)) not in known:
+            what = f"{error.filename} could not be forced to the disk ({error.strerror})"
+            if not is_known(os.path.relpath(error.filename, self._folder), known):
                 raise _NotWhole(what) from error
             raise StoreError(
                 f"{what}: it holds earlier rows, which a power loss may take. What was just"
@@ -407,7 +413,8 @@ class Writes:
 
     def _torn(self, version: int, known: frozenset[str]) -> bool:
         manifest = read_manifest(self._folder, version)
-        return any(True for _ in whole.flaws(self._folder, manifest, known))
+        flaws = whole.flaws(self._folder, manifest, known)
+        return self._disk.lost(manifest, known) or any(True for _ in flaws)
 
     def _fresh(self) -> LanceTable:
         return open_table(connect(self._db, writable=False), self._db, self._name)
@@ -421,7 +428,7 @@ class Writes:
             fresh.restore()
             if self._is_safe(int(fresh.version)):
                 return
-        raise StoreError("the manifests that were written are torn, one after the other")
+        raise StoreError(_NO_MANIFEST)
 
     def _drop(self, fragments: list[Fragment]) -> None:
         """Delete whole fragments, which needs no reading of them."""
@@ -430,7 +437,7 @@ class Writes:
         for _ in range(_WRITES):
             if self._is_safe(int(self.handle.delete(where).version)):
                 return
-        raise StoreError("the manifests that were written are torn, one after the other")
+        raise StoreError(_NO_MANIFEST)
 
     def _is_safe(self, version: int) -> bool:
         """Tell whether a version's manifest is whole, and forced where promised."""
@@ -440,7 +447,11 @@ class Writes:
             self._put_aside(version)
             return False
         if self.durable:
-            self._disk.force(manifest)
+            try:
+                # No row is written by what takes back.
+                self._disk.force(manifest, whole.parts_of(manifest))
+            except NotForced:
+                return False
         return True
 
     def _put_aside(self, version: int) -> None:
@@ -449,6 +460,7 @@ class Writes:
         aside = state_dir(self._db, self._name) / "damaged"
         aside.mkdir(mode=0o700, exist_ok=True)
         os.replace(path, aside / path.name)
+        self._disk.forget(path)
         # It may name the version that has just gone; Lance makes a new one.
         (self._folder / VERSIONS / HINT).unlink(missing_ok=True)
 

@@ -36,13 +36,19 @@ ONCE_BROKEN = [
     # What was written may never reach the disk, though the next fsync succeeds.
     "append-durable:fsync~.lance/data/@1:eio",
     "append-durable:fsync~.manifest@1:enospc",
+    "optimize-durable:fsync~.manifest@1:eio",
+    "optimize-durable:fsync~.txn@1:enospc",
+    "index-durable:fsync~_invert.lance@1:eio",
     # The commit came, and its error as well.
     "ingest:link~.manifest@2:done-eio",
     "memory:link~.manifest@1:done-eio",
     # A lock that cannot be let go in words is free all the same.
     "ingest:flock~job.lock@2:eio",
     "append:close~commit.lock@1:eio",
+    # A worker that cannot have its memory says so in words.
+    "ingest:mmap@2:eio",
     # Bare errors of the system.
+    "index-durable:open@35:eio",
     "append:open~journal.jsonl@1:eio",
     "append:write~journal.jsonl@2:enospc",
     "append:write~rejects.jsonl@1:enospc",

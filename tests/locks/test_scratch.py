@@ -104,3 +104,35 @@ def test_a_planted_link_is_not_followed(tmp_path):
     with draft_of(tmp_path / "x"):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def failing(*_given, **_named):
+    raise OSError(5, "Input/output error")
+
+
+def test_what_cannot_be_removed_is_left_to_the_next(tmp_path, monkeypatch):
+    scratch = Scratch(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", failing)
+        scratch.remove()
+    assert left_in(tmp_path)
+    sweep(tmp_path)
+    assert not left_in(tmp_path)
+
+
+def test_a_draft_that_has_its_name_is_done_whatever_fails_then(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken, draft_of(tmp_path / "facts") as draft:
+        draft.write_text("whole")
+        broken.setattr(os, "unlink", failing)
+        broken.setattr(os, "close", failing)
+    assert (tmp_path / "facts").read_text() == "whole"
+
+
+def test_a_draft_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    with (
+        pytest.raises(ZeroDivisionError),
+        monkeypatch.context() as broken,
+        draft_of(tmp_path / "facts"),
+    ):
+        broken.setattr(os, "unlink", failing)
+        raise ZeroDivisionError

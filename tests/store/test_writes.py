@@ -289,3 +289,37 @@ def test_a_memory_makes_its_table_durable_and_obeys_one_that_is(tmp_path, disk):
     table = Table.open(tmp_path / "db", "t")
     assert table.durable and table.info().durable
     assert not _unsynced(table, disk)
+
+
+@pytest.mark.parametrize("part", [VERSIONS, DATA, "_transactions", INDICES])
+def test_what_an_fsync_failed_for_in_a_build_is_built_anew(durable, disk, part):
+    for i in range(5):
+        durable.append(numbered(60 * i, 60 * i + 60))
+    failed = []
+
+    def once(path: str) -> bool:
+        if f"/{part}/" in path and os.path.isfile(path) and not failed:
+            failed.append(path)
+            return True
+        return False
+
+    disk.fail = once
+    table = Table.open(durable.db, "t")
+    if part == INDICES:
+        table.ensure_text_index()
+    else:
+        table.optimize(keep_versions=timedelta(days=1))
+    assert failed
+    newest = read_manifest(durable.db / "t.lance", Table.open(durable.db, "t").version)
+    used = {str(durable.db / "t.lance" / path) for path in files_of(durable.db / "t.lance", newest)}
+    assert failed[0] not in used
+    assert not _unsynced(durable, disk)
+    assert len(texts_by_id(Table.open(durable.db, "t"))) == 300
+
+
+def test_a_folder_that_cannot_be_forced_is_an_error_with_its_path(durable, disk):
+    disk.fail = lambda path: path == str(durable.db)
+    with pytest.raises(StoreError, match="db could not be forced to the disk"):
+        Table.open(durable.db, "t").append(numbered(0, 3))
+    disk.fail = lambda path: False
+    assert Table.open(durable.db, "t").append(numbered(0, 3)).written == 3

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from tests.faults.every_call.cases import Case, sites
+from tests.faults.every_call.cases import ANY, Case, News
 from tests.faults.every_call.driver import Driver, Result, workshop
 from tests.faults.every_call.progress import Progress
 from tests.faults.every_call.scenarios import SCENARIOS
@@ -45,11 +45,10 @@ def main(given: list[str] | None = None) -> int:
         try:
             if options.case:
                 return _replayed(lanes[0], options.case)
+            progress = Progress(options.progress, carry=options.carry)
+            cases = _cases(lanes[0], options.scenario or list(SCENARIOS), options.seed)
             if not lanes[0].sees_all:
                 print("seccomp is not to be had: renames of Rust are not failed", file=sys.stderr)
-            progress = Progress(options.progress)
-            cases = [case for name in options.scenario for case in _cases(lanes[0], name)]
-            random.Random(options.seed).shuffle(cases)
             _run_all(lanes, progress.left(cases[: options.limit]), progress, deadline)
         finally:
             for lane_ in lanes:
@@ -66,15 +65,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=86_400, help="begin no case after this")
     parser.add_argument("--lanes", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--case", action="append", help="run the cases of these names only")
+    carried = "count what went well with another state of the code, too"
+    parser.add_argument("--carry", action="store_true", help=carried)
     parser.add_argument("--progress", type=Path, default=Path("build/faults.jsonl"))
     parser.add_argument("--folder", type=Path, help="where the databases are; default: TMPDIR")
     parser.add_argument("--json", action="store_true")
-    parser.set_defaults(scenario=names)
     return parser
 
 
-def _cases(lane: Driver, scenario: str) -> Iterator[Case]:
-    return sites(scenario, lane.count(scenario))
+def _cases(lane: Driver, scenarios: list[str], seed: int) -> list[Case]:
+    """Return all cases of the scenarios, the most telling ones first."""
+    cases: list[tuple[tuple[int, int, float], Case]] = []
+    news, mixed = News(), random.Random(seed)
+    for name in scenarios:
+        cases += news.placed(name, lane.count(name), mixed)
+    return [case for _, case in sorted(cases, key=lambda placed: placed[0])]
 
 
 def _run_all(
@@ -149,8 +154,8 @@ def _print(cases: list[Case], progress: Progress, *, as_json: bool) -> int:
 def _figures(cases: list[Case], results: list[Result]) -> Iterator[dict[str, object]]:
     for scenario in dict.fromkeys(case.scenario for case in cases):
         ours = [result for result in results if result.case.scenario == scenario]
-        sites_ = {(r.case.kind, r.case.nth) for r in ours}
-        reached = {(r.case.kind, r.case.nth) for r in ours if r.acted}
+        sites_ = {(c.kind, c.nth) for c in cases if c.scenario == scenario and c.kind != ANY}
+        reached = {(r.case.kind, r.case.nth) for r in ours if r.acted and r.case.kind != ANY}
         ends = Counter(r.status for r in ours if r.acted)
         yield {
             "scenario": scenario,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.faults.every_call.shim import NOTHING, Action, Called, Fault, Kind
@@ -39,6 +41,8 @@ MODES = {
     "short-enospc-on": Mode(Action.SHORT, errno.ENOSPC, ongoing=True, kinds=(Kind.WRITE,)),
     "torn-kill": Mode(Action.TEAR, kinds=(Kind.WRITE,)),
 }
+# What can happen to any call comes before what happens to some kinds only.
+_FIRST = ("eio", "eio-on", "kill", "enospc-on", "enospc")
 
 # Any call, whatever its kind: from the n-th on the disk is gone, or full.
 ANY = "any"
@@ -106,3 +110,49 @@ def sites(scenario: str, calls: Iterable[Called]) -> Iterator[Case]:
     for name, mode in DISK.items():
         for nth in range(1, sum(counted[kind] for kind in mode.kinds) + 1):
             yield Case(scenario, ANY, nth, name)
+
+
+class News:
+    """Says which calls are like none before, so that they are failed first."""
+
+    def __init__(self) -> None:
+        self._likes: dict[str, set[object]] = defaultdict(set)
+
+    def placed(
+        self, scenario: str, calls: Sequence[Called], mixed: random.Random
+    ) -> Iterator[tuple[tuple[int, int, float], Case]]:
+        """Give each case of a scenario with its place.
+
+        A call that is like no earlier one goes first, in every mode; then one that is like an
+        earlier one and follows another call than that did; then all that repeat these. What a
+        durable scenario has in common with the other of its name is no news.
+        """
+        seen = self._likes[scenario.removesuffix("-durable")]
+        ranked = list(_ranks(calls, seen))
+        ranks = {ANY + name: _of(ranked, mode.kinds) for name, mode in DISK.items()}
+        ranks |= {kind.name.lower(): _of(ranked, (kind,)) for kind in ALL}
+        for case in sites(scenario, calls):
+            rank = ranks[case.kind + (case.mode if case.kind == ANY else "")][case.nth - 1]
+            late = _FIRST.index(case.mode) if case.mode in _FIRST else len(_FIRST)
+            yield (rank, late, mixed.random()), case
+
+
+def _ranks(calls: Iterable[Called], seen: set[object]) -> Iterator[tuple[Kind, int]]:
+    """Rank each call: 0 its like was not there before, 1 not there after such a one."""
+    before = None
+    for call in calls:
+        like = (call.kind, _shape(call.path))
+        pair = (before, like)
+        yield call.kind, 2 if pair in seen else 1 if like in seen else 0
+        seen |= {like, pair}
+        before = like
+
+
+def _of(ranked: list[tuple[Kind, int]], kinds: tuple[Kind, ...]) -> list[int]:
+    return [rank for kind, rank in ranked if kind in kinds]
+
+
+def _shape(path: str) -> str:
+    """Return what names of one sort have in common: neither numbers nor what is drawn by lot."""
+    inside = path.rpartition("/watched/")[2]
+    return re.sub(r"\.tmp\w{6}$|[0-9a-f]{8,}(-[0-9a-f]+)*|\d+", "*", inside)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.every_call import shim
 from tests.faults.every_call.cases import Case
-from tests.faults.every_call.scenario import KILLED, Bench, Outcome, healthy, watched
+from tests.faults.every_call.scenario import KILLED, Bench, Outcome, forced, healthy, watched
 from tests.faults.every_call.scenarios import SCENARIOS
 from tests.faults.every_call.shim import Called, Control, Fault
 from tests.faults.every_call.zygote import Ended, Order, Zygote
@@ -93,9 +93,12 @@ class Driver:
             ongoing=case.ongoing,
             failed=tuple(path for _, path in failed),
         )
+        calls = list(self._control.calls()) if scenario.durable else []
         violations = list(_ended_well(ended, outcome))
         violations += _said(scenario.check(folder, outcome, self.bench), "check")
         violations += _said(healthy(folder), "verify")
+        if scenario.durable and scenario.acknowledged(folder, outcome):
+            violations += _said(forced(folder, scenario.of_table, calls), "power loss")
         # The table as a crash left it must also be one that the job can go on with.
         violations += _said(scenario.finish(folder, self.bench), "again")
         return Result(
@@ -130,7 +133,7 @@ def driver(folder: Path | None = None) -> Iterator[Driver]:
 def workshop(folder: Path | None = None) -> Iterator[tuple[Path, Path, Bench]]:
     """Give a folder, the library built, and the bench; all of it goes at the end."""
     inside = Path(tempfile.mkdtemp(prefix="memworker-faults-", dir=folder))
-    bench = Bench()
+    bench = Bench(inside)
     try:
         yield inside, shim.build(inside), bench
     finally:

@@ -75,9 +75,8 @@ class Ingest(Scenario):
         yield from self._rejects(folder)
 
     def _again(self, folder: Path, bench: Bench, **options: Any) -> Any:
-        db, durable = database(folder), "--durable" in self.options
-        given = {"db": db, "table": "t", "pool": bench.pool(), "durable": durable}
-        return ingest([folder / "in.jsonl"], **given, **options)
+        given = {"db": database(folder), "table": "t", "pool": bench.pool()}
+        return ingest([folder / "in.jsonl"], durable=self.durable, **given, **options)
 
     def _rejects(self, folder: Path) -> Iterator[str]:
         file = database(folder) / ".memworker/t/rejects.jsonl"
@@ -96,6 +95,7 @@ class DurableIngest(Ingest):
     """The same, each commit forced to the disk."""
 
     name = "ingest-durable"
+    durable = True
     options = ("--durable",)
 
 
@@ -114,6 +114,7 @@ class DurableAppend(Append):
     """The same, each commit forced to the disk."""
 
     name = "append-durable"
+    durable = True
     options = ("--durable",)
 
 

@@ -141,7 +141,11 @@ class Session(Scenario):
     """Adds, updates, deletes and searches of one Memory on a table that is there."""
 
     name = "memory"
-    durable = False
+    of_table = TABLE
+
+    def acknowledged(self, folder: Path, outcome: Outcome) -> bool:
+        told = _told(folder)
+        return bool(told) and all(how == "done" for how, _ in told.values())
 
     def prepare(self, folder: Path, bench: Bench) -> None:
         pool = bench.pool()

@@ -15,25 +15,27 @@ ROOT = Path(__file__).parents[3]
 
 
 class Progress:
-    """The results of one state of the code; those of another are dropped."""
+    """The results of this state of the code, and where `carry` says so, of others.
 
-    def __init__(self, path: Path) -> None:
+    A violation is believed of the code that it was seen with alone: it may be mended.
+    """
+
+    def __init__(self, path: Path, *, carry: bool = False) -> None:
         self.path = path
         self.results: dict[str, Result] = {}
-        code = _code()
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[0]) == {"code": code}:
-            for line in filter(None, lines[1:]):
-                result = _read(line)
-                self.results[result.case.name] = result
-            return
+        self._code = _code()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"code": code}) + "\n")
+        for line in path.read_text().splitlines() if path.exists() else []:
+            code, result = _read(line)
+            if code == self._code or (carry and not result.violations):
+                self.results[result.case.name] = result
+            else:
+                self.results.pop(result.case.name, None)
 
     def add(self, result: Result) -> None:
         """Note a result."""
         self.results[result.case.name] = result
-        told = asdict(result) | {"case": result.case.name}
+        told = {"code": self._code} | asdict(result) | {"case": result.case.name}
         with self.path.open("a") as file:
             file.write(json.dumps(told) + "\n")
 
@@ -42,11 +44,11 @@ class Progress:
         return [case for case in cases if case.name not in self.results]
 
 
-def _read(line: str) -> Result:
+def _read(line: str) -> tuple[str, Result]:
     told = json.loads(line)
     told["case"] = Case.of(told["case"])
     told["violations"] = tuple(told["violations"])
-    return Result(**told)
+    return told.pop("code"), Result(**told)
 
 
 def _code() -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ import pyarrow as pa
 from memworker import EmbeddingPool
 from memworker.errors import MemworkerError, TableNotFound
 from memworker.store import Table
+from memworker.store.durable import files_of
 from memworker.store.lance import table_names
+from memworker.store.manifest import read_manifest, versions
 from memworker.store.verify import verify
+from tests.faults.every_call.shim import PATH_BYTES, WENT_WELL, Called, Kind
 
 Arm = Callable[[], None]
 
@@ -50,9 +54,10 @@ class Outcome:
 
 
 class Bench:
-    """What the driver lends to preparations and checks: pools that no fault concerns."""
+    """What the driver lends to preparations and checks: pools and a folder without faults."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._stack = ExitStack()
         self._pools: dict[str, EmbeddingPool] = {}
 
@@ -70,6 +75,13 @@ class Scenario:
     """One job; `folder` holds its inputs, and `folder/watched` all that the faults concern."""
 
     name = ""
+    of_table = "t"
+    # Whether each commit is to be on the disk before it is acknowledged.
+    durable = False
+
+    def acknowledged(self, folder: Path, outcome: Outcome) -> bool:
+        """Tell whether all of the job was said to be done."""
+        return outcome.status in (0, 3)
 
     def prepare(self, folder: Path, bench: Bench) -> None:
         """Make what is there before the job; done once, and copied for each case."""
@@ -163,6 +175,55 @@ def healthy(folder: Path) -> Iterator[str]:
         except TableNotFound:
             continue
         yield from (f"table {name} is damaged: {damage}" for damage in damages)
+
+
+def forced(folder: Path, table: str, calls: Iterable[Called]) -> Iterator[str]:
+    """Check that the newest version would survive a power loss now.
+
+    Each of its files that was made or changed was forced to the disk after that, and so
+    was each folder that got a name; and none is such that forcing it has failed once.
+    """
+    place = database(folder) / f"{table}.lance"
+    files = [place / file for file in files_of(place, read_manifest(place, max(versions(place))))]
+    written, named, synced, refused = _history(calls)
+    for file in files:
+        if _noted(file) in refused:
+            yield f"acknowledged with {file}, for which an fsync had failed"
+        if _noted(file) in written and not _after(synced, file, written[_noted(file)]):
+            yield f"acknowledged, and {file} was not forced to the disk since it was written"
+    for path in {*files, *(parent for file in files for parent in file.parents)}:
+        if _noted(path) in named and not _after(synced, path.parent, named[_noted(path)]):
+            yield f"acknowledged, and the name of {path} was not forced to the disk"
+
+
+def _history(
+    calls: Iterable[Called],
+) -> tuple[dict[str, int], dict[str, int], dict[str, int], set[str]]:
+    """Tell when each path was written to, got its name, was synced last; what could not be."""
+    written: dict[str, int] = {}
+    named: dict[str, int] = {}
+    synced: dict[str, int] = {}
+    refused = set()
+    for at, call in enumerate(calls):
+        if call.kind is Kind.FSYNC:
+            synced[call.path] = at
+        if call.outcome != WENT_WELL:
+            refused |= {call.path} if call.kind is Kind.FSYNC else set()
+        elif call.kind in (Kind.WRITE, Kind.TRUNCATE):
+            written[call.path] = at
+        elif call.kind in (Kind.RENAME, Kind.LINK, Kind.MKDIR):
+            # A file that took this name has to be forced under it.
+            named[call.path] = written[call.path] = at
+    return written, named, synced, refused
+
+
+def _after(synced: Mapping[str, int], path: Path, at: int) -> bool:
+    return synced.get(_noted(path), -1) > at
+
+
+def _noted(path: Path) -> str:
+    """Return a path as the shim notes it: the end of one that is too long."""
+    return os.fsdecode(os.fsencode(path)[-PATH_BYTES:])
 
 
 def right(db: Path, oracle: Mapping[str, str], table: str = "t") -> Iterator[str]:

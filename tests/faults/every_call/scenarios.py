@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.every_call import ingests, memories, tables
+from tests.faults.every_call import ingests, memories, models, tables
 from tests.faults.every_call.scenario import Scenario
 
 SCENARIOS: dict[str, Scenario] = {
@@ -11,6 +11,7 @@ SCENARIOS: dict[str, Scenario] = {
         ingests.Ingest(),
         ingests.Append(),
         ingests.Overwriting(),
+        models.FirstUse(),
         memories.Session(),
         memories.Import(),
         memories.Export(),

@@ -16,6 +16,8 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("shim.c")
 VARIABLE = "FAULTS_CONTROL"
 LOG_ENTRIES = 16_384
+# Of a longer path its end is noted.
+PATH_BYTES = 231
 
 
 class Kind(IntEnum):
@@ -61,7 +63,7 @@ class _Entry(ctypes.Structure):
         ("outcome", ctypes.c_int32),
         ("injected", ctypes.c_int32),
         ("bytes", ctypes.c_int64),
-        ("path", ctypes.c_char * 232),
+        ("path", ctypes.c_char * (PATH_BYTES + 1)),
     ]
 
 

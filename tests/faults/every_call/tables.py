@@ -40,8 +40,6 @@ def texts() -> dict[str, str]:
 class OfTable(Scenario):
     """A table of several fragments, with some rows deleted; its rows are to stay as they are."""
 
-    durable = False
-
     def prepare(self, folder: Path, bench: Bench) -> None:
         everything = {f"id-{i}": f"word{i} text number {i}" for i in range(ROWS)}
         rows = [{"id": key, "text": text} for key, text in everything.items()]
