@@ -316,7 +316,8 @@ def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
         notes = [staged.other_is_unfinished(folder, table.name, there)]
     else:
         staged.discard(folder)
-    return _report(table, table.space, table.version, rows=table.count(), notes=tuple(notes))
+    version, rows = table.at_one_version(lambda at: (at.version, at.count()))
+    return _report(table, table.space, version, rows=rows, notes=tuple(notes))
 
 
 def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -13,13 +14,12 @@ from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
 from memworker.memory.scope import scoped
 from memworker.memory.shapes import Record, record, results, scored
-from memworker.store import MAX_LIMIT, Table
+from memworker.store import MAX_LIMIT, Snapshot, Table
 
 Mode = Literal["vector", "text", "hybrid"]
 MODES = ("vector", "text", "hybrid")
 # Up to here the newest are found by their times first and then read by id.
 _BY_ID = 1000
-_LOOKS = 3
 _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
@@ -51,26 +51,19 @@ def get_all(
     where = scoped(filters)
     if limit is not None:
         _checked_limit(limit)
-    found = _newest(table, where, limit) if limit is not None and limit <= _BY_ID else None
-    if found is None:
-        found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST)
-    return results([record(row) for row in rows.read(found.slice(0, limit))])
+    if limit is not None and limit <= _BY_ID:
+        found = table.at_one_version(partial(_newest, where, limit))
+    else:
+        found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST).slice(0, limit)
+    return results([record(row) for row in rows.read(found)])
 
 
-def _newest(table: Table, where: Mapping[str, Any], limit: int) -> pa.Table | None:
-    """Find the newest by their times, then read those; None where others keep writing meanwhile.
-
-    Of two versions the answer could be one that never was: without a memory that was
-    deleted, and without one that had been added before that.
-    """
-    for _ in range(_LOOKS):
-        version = table.version
-        times = table.rows(where, columns=("id", "created_at"), live_only=True)
-        newest = times.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
-        found = table.rows({"id": {"in": newest}}, columns=NARROW, live_only=True)
-        if table.version == version:
-            return found.sort_by(_NEWEST)
-    return None
+def _newest(where: Mapping[str, Any], limit: int, at: Snapshot) -> pa.Table:
+    """Find the newest by their times, then read those."""
+    times = at.rows(where, columns=("id", "created_at"), live_only=True)
+    newest = times.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
+    # Those that expire just now, too: they were alive when they were chosen.
+    return at.rows({"id": {"in": newest}}, columns=NARROW).sort_by(_NEWEST)
 
 
 def count(table: Table, filters: Mapping[str, Any] | None) -> int:

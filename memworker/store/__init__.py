@@ -13,6 +13,7 @@ from memworker.store.lock import ensure_writable
 from memworker.store.optimize import Optimized
 from memworker.store.schema import VectorSpace, records
 from memworker.store.search import MAX_LIMIT, Hit
+from memworker.store.snapshot import Snapshot
 from memworker.store.table import Table
 from memworker.store.upkeep import Step, Tended, Upkeep
 
@@ -26,6 +27,7 @@ __all__ = [
     "OnConflict",
     "Optimized",
     "RowStatus",
+    "Snapshot",
     "Step",
     "Table",
     "TableInfo",

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from memworker.errors import BadVector, UsageError
 from memworker.store import index
-from memworker.store.filters import live, to_sql
+from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.schema import Vectors, VectorSpace
 
@@ -64,11 +64,6 @@ class SearchOptions:
     where: Mapping[str, Any] | None = None
     exact: bool = False
     columns: Sequence[str] | None = None
-    alive_only: bool = False
-
-    def filter(self) -> Mapping[str, Any] | None:
-        """Return what rows must meet: the caller's filter, and that they are alive."""
-        return live(self.where) if self.alive_only else self.where
 
 
 def search(
@@ -104,10 +99,9 @@ def _nearest(
         builder = table.search(query, vector_column_name="vector")
         builder = builder.distance_type(space.distance).limit(options.limit)
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
-        where = options.filter()
-        if where:
+        if options.where:
             # Before the search, so that a small scope still gets its `limit` hits.
-            builder = builder.where(to_sql(where), prefilter=True)
+            builder = builder.where(to_sql(options.where), prefilter=True)
         return builder.select([*columns, "_distance"]).to_arrow()
 
 

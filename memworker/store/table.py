@@ -20,6 +20,7 @@ from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
 from memworker.store.commit import Appended, OnConflict
+from memworker.store.filters import live
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
@@ -45,10 +46,12 @@ from memworker.store.schema import (
     table_schema,
 )
 from memworker.store.search import Hit, SearchOptions
+from memworker.store.snapshot import Snapshot
 from memworker.store.upkeep import Keeper, Tended, Upkeep
 from memworker.store.writes import Landed, Writes, created
 
 if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
 T = TypeVar("T")
@@ -64,16 +67,17 @@ class Table:
     at the newest version under it, and leaves out the ids that are known.
     """
 
-    def __init__(self, db: Path, name: str, handle: LanceTable) -> None:
+    def __init__(
+        self, db: Path, name: str, connection: LanceDBConnection, opened: LanceTable
+    ) -> None:
         self.db, self.name = db, name
-        self.space, self.identity = read_field_metadata(handle.schema, name)
-        again = partial(_opened, db, name)
-        handle = self._handle = cast("LanceTable", Handle(handle, again))
+        self.space, self.identity = read_field_metadata(opened.schema, name)
+        self._versions = Handle(connection, opened, partial(_opened, db, name))
+        handle = self._handle = cast("LanceTable", self._versions)
         commits = _weakly(self._any_commit)
         self._writes = Writes(handle, db, commits)
         self._appender = Appender(self._writes)
-        self._mortals = (-1, False)
-        self._same_vectors_at = -1
+        self._mortals = False
         self._keeper = Keeper(self._writes, db, self.space.distance, commits)
         self._readers = Readers(db, name)
         spill.clear(db / ".memworker" / name)
@@ -93,7 +97,7 @@ class Table:
         connection = connect(path, writable=True)
         schema = table_schema(space.dim, new_field_metadata(space, durable=durable))
         with lance_errors(f"creating table {name!r} in {path}"):
-            table = cls(path, name, created(connection, path, name, schema))
+            table = cls(path, name, connection, created(connection, path, name, schema))
         if durable:
             table.sync()
         return table
@@ -102,7 +106,7 @@ class Table:
     def open(cls, db: str | Path, name: str) -> Table:
         """Open a table. Raises TableNotFound, naming the tables there are."""
         path, name = database_path(db), table_name(name)
-        return cls(path, name, _opened(path, name))
+        return cls(path, name, *_opened(path, name))
 
     @classmethod
     def open_or_create(
@@ -117,7 +121,7 @@ class Table:
         # Under the lock, so that of two processes one creates and the other opens.
         with lock.hold(lock.state_dir(path, name), "commit"):
             try:
-                table = cls(path, name, open_table(connection, path, name))
+                table = cls(path, name, connection, open_table(connection, path, name))
             except TableNotFound:
                 return cls.create(path, name, space, durable=durable)
         table.space.must_equal(space, name)
@@ -173,7 +177,7 @@ class Table:
         with self._mutex, lance_errors(f"reading the ids of table {self.name!r}"):
             classify = partial(self._appender.classify, ids, string_array(dedup_keys))
             statuses = self._readers.ask(classify)
-        self._must_have_the_same_vectors()
+        self.at_one_version(self._must_have_the_same_vectors)
         return statuses
 
     def append(
@@ -215,12 +219,12 @@ class Table:
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
         options = SearchOptions(limit, where, exact, columns)
-        try:
-            ask = partial(search.search, self._handle, self.space, vector)
-            return self._asked(ask, options, include_expired)
-        finally:
-            # Afterwards: a re-embedding may have come first while the search began.
-            self._must_have_the_same_vectors()
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            self._must_have_the_same_vectors(at)
+            return search.search(at.table, self.space, vector, options)
+
+        return self._found(ask, options, include_expired)
 
     def search_many(
         self,
@@ -234,11 +238,12 @@ class Table:
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
         options = SearchOptions(limit, where, exact, columns)
-        try:
-            ask = partial(search.search_many, self._handle, self.space, vectors)
-            return self._asked(ask, options, include_expired)
-        finally:
-            self._must_have_the_same_vectors()
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[list[Hit]]:
+            self._must_have_the_same_vectors(at)
+            return search.search_many(at.table, self.space, vectors, options)
+
+        return self._found(ask, options, include_expired)
 
     def search_text(
         self,
@@ -257,8 +262,11 @@ class Table:
         """
         options = SearchOptions(limit, where, columns=columns)
         self._text_index.attempt()
-        ask = partial(words.search, self._handle, text)
-        return search.text_hits(self._asked(ask, options, include_expired))
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            return words.search(at.table, text, options)
+
+        return self._found(ask, options, include_expired)
 
     def search_hybrid(
         self,
@@ -271,11 +279,19 @@ class Table:
         columns: Sequence[str] | None = None,
         include_expired: bool = False,
     ) -> list[Hit]:
-        """Return the best rows by meaning and by words: the two rankings fused (see fuse.py)."""
-        given: dict[str, Any] = {"where": where, "columns": columns}
-        given |= {"limit": fuse.depth(limit), "include_expired": include_expired}
-        near = self.search(vector, exact=exact, **given)
-        return fuse.fuse([near, self.search_text(text, **given)], limit)
+        """Return the best rows by meaning and by words: the two rankings fused (see fuse.py).
+
+        Both are those of one version of the table.
+        """
+        options = SearchOptions(fuse.depth(limit), where, exact, columns)
+        self._text_index.attempt()
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            self._must_have_the_same_vectors(at)
+            near = search.search(at.table, self.space, vector, options)
+            return fuse.fuse([near, words.search(at.table, text, options)], limit)
+
+        return self._found(ask, options, include_expired)
 
     def ensure_text_index(self) -> bool:
         """Build the full-text index when there is none; tell whether. Raises StoreError."""
@@ -304,6 +320,23 @@ class Table:
         with lance_errors(f"counting the rows of table {self.name!r}"):
             count = partial(read.count, self._handle, where, live_only=live_only)
             return self._readers.ask(count)
+
+    def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
+        """Read by as many steps as it takes from one version, the newest, and return the answer.
+
+        Where that version is deleted meanwhile, `read` is called again with a newer one.
+        """
+
+        def once() -> T:
+            with lance_errors(f"reading table {self.name!r}"):
+                snapshot = self._versions.newest()
+                try:
+                    return read(snapshot)
+                except Exception:
+                    self._versions.drop(snapshot)
+                    raise
+
+        return self._readers.ask(once)
 
     @contextmanager
     def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
@@ -336,8 +369,7 @@ class Table:
 
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
-        with lance_errors(f"reading table {self.name!r}"):
-            return self._readers.ask(partial(describe, self._handle, self.db, self.name))
+        return self.at_one_version(lambda at: describe(at.table, self.db, self.name))
 
     def optimize(self, *, keep_versions: timedelta = KEEP_VERSIONS) -> Optimized:
         """Compact small fragments, build what indices are worth it, delete older versions.
@@ -442,15 +474,9 @@ class Table:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
             self._appender.known.wrote(version, ids, keys)
 
-    def _must_have_the_same_vectors(self) -> None:
-        """Raise TableMismatch if the table has been re-embedded; looks once a version."""
-        newest = self.version
-        if newest != self._same_vectors_at:
-            with lance_errors(f"reading table {self.name!r}"):
-                schema = self._readers.ask(lambda: self._handle.schema)
-                now, _ = read_field_metadata(schema, self.name)
-            self.space.must_still_be(now, self.name)
-            self._same_vectors_at = newest
+    def _must_have_the_same_vectors(self, at: Snapshot) -> None:
+        """Raise TableMismatch if the table has been re-embedded."""
+        self.space.must_still_be(at.space, self.name)
 
     def _must_be_the_same_table(self) -> None:
         schema = self._handle.schema
@@ -463,33 +489,26 @@ class Table:
             )
         self.space.must_still_be(now, self.name)
 
-    def _asked(
-        self, ask: Callable[[SearchOptions], T], options: SearchOptions, include_expired: bool
+    def _found(
+        self,
+        ask: Callable[[Snapshot, SearchOptions], T],
+        options: SearchOptions,
+        include_expired: bool,
     ) -> T:
-        """Ask, leaving expired and superseded rows out unless they are wanted."""
-        if include_expired:
-            return self._readers.ask(partial(ask, options))
-        alive_only = self._has_mortals()
-        found = self._readers.ask(partial(ask, replace(options, alive_only=alive_only)))
-        if alive_only or not self._has_mortals():
-            return found
-        # The first such row of this table came while it was searched, and may be among the found.
-        return self._readers.ask(partial(ask, replace(options, alive_only=True)))
+        """Search one version, leaving expired and superseded rows out unless they are wanted."""
 
-    def _has_mortals(self) -> bool:
-        """Tell whether any row expires or is superseded, asking once a version until one does.
+        def read(at: Snapshot) -> T:
+            if include_expired or not self._has_mortals(at):
+                return ask(at, options)
+            # By one time, however many looks the answer takes.
+            return ask(at, replace(options, where=live(options.where)))
 
-        Filtering them out costs 4 ms and more a search at 200,000 rows, this
-        question 2.5 ms, and most tables have none.
-        """
-        version, found = self._mortals
-        if found:
-            return True
-        newest = self.version
-        if version != newest:
-            either = {"OR": [{"expires_at": {"ne": None}}, {"superseded_at": {"ne": None}}]}
-            self._mortals = (newest, self.count(either) > 0)
-        return self._mortals[1]
+        return self.at_one_version(read)
+
+    def _has_mortals(self, at: Snapshot) -> bool:
+        # Where there were any, they are left out ever after, without the question.
+        self._mortals = self._mortals or at.has_mortals
+        return self._mortals
 
 
 def _policy(on_conflict: str) -> OnConflict:
@@ -501,8 +520,9 @@ def _policy(on_conflict: str) -> OnConflict:
         ) from None
 
 
-def _opened(db: Path, name: str) -> LanceTable:
-    return open_table(connect(db, writable=False), db, name)
+def _opened(db: Path, name: str) -> tuple[LanceDBConnection, LanceTable]:
+    connection = connect(db, writable=False)
+    return connection, open_table(connection, db, name)
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

@@ -20,15 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
 from memworker.store.apart import Index, has_index
 from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, ensure_writable, hold, state_dir
 from memworker.store.readers import Readers
-from memworker.store.search import SearchOptions, asked_columns
+from memworker.store.search import Hit, SearchOptions, asked_columns, text_hits
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -100,8 +98,8 @@ class TextIndex:
                 _log.warning("%s. Searches for words read row by row meanwhile", error)
 
 
-def search(table: LanceTable, text: str, options: SearchOptions) -> pa.Table:
-    """Return the asked columns and `_score` (BM25) of the rows with words of `text`, best first.
+def search(table: LanceTable, text: str, options: SearchOptions) -> list[Hit]:
+    """Return the rows with words of `text`, best first by BM25.
 
     Rows that the index does not cover yet are read one by one, so none is missed.
     Of a text longer than 8,192 characters the beginning counts.
@@ -110,10 +108,9 @@ def search(table: LanceTable, text: str, options: SearchOptions) -> pa.Table:
     query = match(_checked(text)[:_QUERY_CHARS])
     with lance_errors(f"searching the texts of table {table.name!r}"):
         builder = table.search(query, query_type="fts").limit(options.limit)
-        where = options.filter()
-        if where:
-            builder = builder.where(to_sql(where), prefilter=True)
-        return builder.select([*columns, "_score"]).to_arrow()
+        if options.where:
+            builder = builder.where(to_sql(options.where), prefilter=True)
+        return text_hits(builder.select([*columns, "_score"]).to_arrow())
 
 
 def match(text: str) -> MatchQuery:

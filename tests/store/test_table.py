@@ -382,29 +382,6 @@ def test_rows_of_ours_that_another_handle_deletes_can_be_written_again(table):
     assert len(texts_by_id(table)) == 11
 
 
-@pytest.mark.parametrize("way", ["search", "search_many", "search_text"])
-def test_the_first_row_superseded_while_a_search_begins_is_hidden(table, way):
-    table.append(batch([("first", "some words"), ("second", "other words")]))
-    look = table._has_mortals
-
-    def look_and_be_overtaken():
-        found = look()
-        table._has_mortals = look
-        now = datetime.now(UTC)
-        with table.changing() as change:
-            change.set({"id": "first"}, {"superseded_at": now})
-        return found
-
-    table._has_mortals = look_and_be_overtaken
-    if way == "search_text":
-        hits = table.search_text("words")
-    elif way == "search":
-        hits = table.search(vector_of("words"))
-    else:
-        hits = table.search_many(vector_of("words")[None])[0]
-    assert [hit.id for hit in hits] == ["second"]
-
-
 def test_what_is_kept_in_memory_of_versions_is_bounded(tmp_path, monkeypatch):
     """A process that writes for hours makes many, and LanceDB keeps what it read of each."""
     made, session = [], lancedb.Session
