@@ -48,7 +48,7 @@ POOL = {
     "meter": set(),
     "remembered": set(),
     "budget": set(),
-    "limit": {"remembered"},
+    "limit": {"machine", "remembered"},
     "engine": {"plan", "budget", "echo", "encoder", "worker"},
     "sizing": {"machine", "plan", "remembered", "arena", "budget", "engine", "worker"},
     "spawn": set(),
@@ -75,7 +75,8 @@ POOL = {
         *("admission", "incoming", "outside"),
     },
     "tuning": {"pool", "limit", "machine", "remembered", "sizing", "budget", "engine"},
-    "aio": {"admission", "pool", "requests", "scheduler"},
+    "opening": {"pool"},
+    "aio": {"admission", "opening", "pool", "requests", "scheduler"},
     "pool": {
         *("admission", "arena"),
         *("scheduler", "plan", "requests", "meter", "engine", "supervisor", "sizing"),

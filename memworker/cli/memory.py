@@ -224,22 +224,24 @@ app.command("import")(memory_files.import_)
 
 
 def _query_vector(table: Table, query: str, model: str | None) -> Any:
-    from memworker.pool.engine import resolve
     from memworker.pool.pool import EmbeddingPool
     from memworker.store import VectorSpace
 
     space = table.space
     try:
-        resolved = resolve(
-            model or space.model, precision=space.precision, max_tokens=space.max_tokens or None
+        pool = EmbeddingPool(
+            model or space.model,
+            precision=space.precision,
+            max_tokens=space.max_tokens or None,
+            workers=1,
         )
     except UnknownModel as error:
         raise UnknownModel(
             f"table {table.name!r} was made with the model {space.model!r}, which is not in the"
             " catalogue; give its directory with --model DIR"
         ) from error
-    with EmbeddingPool(resolved, workers=1) as pool:
-        space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
+    space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
+    with pool:
         return pool.embed([query], kind="query")[0]
 
 

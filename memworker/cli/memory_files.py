@@ -89,7 +89,6 @@ def import_(
     Running the same command again goes on where it was interrupted.
     """
     from memworker.memory.transfer import bounded_lines, import_lines
-    from memworker.pool.engine import resolve
     from memworker.pool.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace
 
@@ -101,14 +100,11 @@ def import_(
             flaws.append(asdict(flaw))
 
     with _opened(file) as stream:
-        made = making(db, table, model, precision, max_tokens)
-        resolved = resolve(
-            made["model"], precision=made["precision"], max_tokens=made["max_tokens"]
-        )
+        pool = EmbeddingPool(**making(db, table, model, precision, max_tokens, workers))
         # Before any worker starts: a table of another model is refused here.
-        space = VectorSpace.of(resolved.identity, "cosine")
+        space = VectorSpace.of(pool.identity, "cosine")
         opened = Table.open_or_create(db, table, space, durable=durable)
-        with EmbeddingPool(resolved, workers=workers) as pool:
+        with pool:
             done = import_lines(opened, pool, bounded_lines(stream), refused)
     if as_json:
         print_json({"table": table, **asdict(done), "errors": flaws})

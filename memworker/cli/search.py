@@ -34,7 +34,6 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
-    from memworker.pool.engine import resolve
     from memworker.pool.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace, parse_where
 
@@ -42,16 +41,19 @@ def search(
     conditions = parse_where(where or [])
     space = opened.space
     try:
-        resolved = resolve(
-            model or space.model, precision=space.precision, max_tokens=space.max_tokens or None
+        pool = EmbeddingPool(
+            model or space.model,
+            precision=space.precision,
+            max_tokens=space.max_tokens or None,
+            workers=1,
         )
     except UnknownModel as error:
         raise UnknownModel(
             f"table {table!r} was made with the model {space.model!r}, which is not in the"
             " catalogue; give its directory with --model DIR"
         ) from error
-    with EmbeddingPool(resolved, workers=1) as pool:
-        space.must_equal(VectorSpace.of(pool.identity, space.distance), table)
+    space.must_equal(VectorSpace.of(pool.identity, space.distance), table)
+    with pool:
         (vector,) = pool.embed([query], kind="query")
     started = time.perf_counter()
     hits = opened.search(vector, limit=limit, where=conditions, exact=exact)

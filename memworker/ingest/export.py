@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from memworker.errors import RowRejected
 from memworker.ingest.ahead import ahead, timed_reads
-from memworker.ingest.job import Live, checked_choice, gemm_facts, measured_pool, not_empty
+from memworker.ingest.job import Live, checked_choice, gemm_facts, not_empty, start
 from memworker.ingest.readers import Chunk, Fields, read
 from memworker.ingest.records import ReadProgress, Reject, rejected
 from memworker.ingest.rejects import RejectFile
@@ -21,7 +21,7 @@ from memworker.ingest.report import Counts, IngestReport, Setting, report
 from memworker.ingest.reuse import Outcome, Reuse, Shared
 from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
-from memworker.pool.engine import resolve
+from memworker.pool.opening import borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import dedup_keys
 
@@ -60,18 +60,20 @@ def embed_to_file(
     chunks = not_empty(
         read(inputs, fields, limit=limit, format=format, allow_empty=True, progress=progress)
     )
-    started = time.perf_counter()
-    resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-    kind = resolved.identity
+    began = time.perf_counter()
+    options = {"precision": precision, "max_tokens": max_tokens}
+    use = borrowed_or_own(None, model, workers=workers, memory=memory, **options)
+    kind = use.pool.identity
     counts = Counts()
     refused = RejectFile(Path(rejects) if rejects else path.with_name(path.name + ".rejects.jsonl"))
     with (
         vectors_file(path, kind.dim) as file,
         refused,
-        measured_pool(resolved, workers=workers, memory=memory) as pool,
+        use as pool,
         ahead(timed_reads(chunks, counts), Stop()) as coming,
     ):
-        startup_seconds = time.perf_counter() - started
+        start(use)
+        startup_seconds = time.perf_counter() - began
         if observer is not None:
             observer(Live(counts, progress, pool))
         export = _Export(file, refused, counts, stop)
@@ -88,7 +90,7 @@ def embed_to_file(
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
-            **gemm_facts(resolved.identity),
+            **gemm_facts(kind),
         )
         return report(counts, pool.work, setting)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,10 @@ from memworker.ingest.reuse import Reuse, Shared
 from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.ingest.windows import Sieve, Window
 from memworker.pool import limit, machine
-from memworker.pool.engine import Engine, Identity, resolve
+from memworker.pool.engine import Identity
 from memworker.pool.meter import Work
-from memworker.pool.pool import (
-    DEFAULT_MAX_TEXT_BYTES,
-    DEFAULT_MODEL,
-    EmbeddingPool,
-)
-from memworker.pool.sizing import Wishes
+from memworker.pool.opening import PoolUse, borrowed_or_own
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
 from memworker.store.lance import database_path, table_name
 from memworker.store.lock import hold_job, state_dir
@@ -83,7 +78,7 @@ def ingest(
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
 
-    `pool` is an open pool to embed with, in place of `model` and the options behind
+    `pool` is a pool to embed with, in place of `model` and the options behind
     it; it stays open, and the figures of the report count all that it did meanwhile.
     `memory` ("4GB") bounds what this process and its workers hold together.
     One ingest at a time works on a table: another one waits for `wait_s`
@@ -99,35 +94,28 @@ def ingest(
     fields = Fields(text_field, id_field, tuple((scope or {}).items()))
     policy = OnConflict(checked_choice("on_conflict", on_conflict, OnConflict))
     stop_at_reject = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
-    Wishes(workers, None, memory, DEFAULT_MAX_TEXT_BYTES)
     db, table = database_path(db), table_name(table)
     progress = ReadProgress()
     source = opened(records_or_paths, fields, limit=limit, format=format, progress=progress)
     chunks = not_empty(source.chunks)
     ensure_writable(db, table)
     began = time.perf_counter()
-    opens: Callable[[], AbstractContextManager[EmbeddingPool]]
-    if pool is None:
-        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        made_with = resolved.identity
-        opens = partial(measured_pool, resolved, workers=workers, memory=memory)
-    else:
-        given = pool
-        made_with, opens = pool.identity, lambda: nullcontext(given)
-    space = VectorSpace.of(made_with, distance)
+    options = {"precision": precision, "max_tokens": max_tokens}
+    use = borrowed_or_own(pool, model, workers=workers, memory=memory, **options)
+    space = VectorSpace.of(use.pool.identity, distance)
     existing(db, table, space)
     prepared_seconds = time.perf_counter() - began
     folder = state_dir(db, table)
     refused = RejectFile(Path(rejects) if rejects else folder / "rejects.jsonl")
     with hold_job(folder, wait_s=wait_s), refused:
         known = existing(db, table, space)
-        options = {
+        read_as = {
             "text_field": text_field,
             "id_field": id_field,
             "on_conflict": policy.value,
             **{f"scope.{column}": field for column, field in fields.scopes},
         }
-        command = Command(source.names, source.sources, options, space.fingerprint)
+        command = Command(source.names, source.sources, read_as, space.fingerprint)
         counts = Counts()
         if known is not None and durable:
             known.set_durable(True)
@@ -138,8 +126,7 @@ def ingest(
                 read_ahead=source.read_ahead,
                 sieve=Sieve(known, counts, refused, policy, stop_at_reject),
                 open_table=lambda: known or Table.open_or_create(db, table, space, durable=durable),
-                open_pool=opens,
-                closes_pool=pool is None,
+                use=use,
                 history=told,
                 stop=stop or Stop(),
                 live=Live(counts, progress),
@@ -162,7 +149,7 @@ def ingest(
                 rejects=str(refused.path) if refused.rows else None,
                 interrupted=job.stop.cut_short,
                 notes=tuple(told.notes),
-                **gemm_facts(made_with),
+                **gemm_facts(use.pool.identity),
             )
             return report(counts, done.work, setting)
 
@@ -183,8 +170,7 @@ class _Job:
     read_ahead: bool
     sieve: Sieve
     open_table: Callable[[], Table]
-    open_pool: Callable[[], AbstractContextManager[EmbeddingPool]]
-    closes_pool: bool
+    use: PoolUse
     history: History
     stop: Stop
     live: Live
@@ -203,22 +189,20 @@ class _Job:
             return self._embed(chain([first], windows))
 
     def _embed(self, windows: Iterator[Window]) -> _Done:
-        with self.open_pool() as pool, self._patience(pool):
+        with self.use as pool:
+            startup_s = start(self.use)
             self.live.pool, before = pool, pool.work
             committer = Committer(self.open_table, self.sieve, self.history)
-            try:
-                self._stream(windows, pool, committer)
-            except PoolClosed:
-                if not self.stop.obeyed():
-                    raise
-            finally:
-                # What is embedded is kept, also when the rest failed or was interrupted.
-                table = committer.finish() or self.sieve.table
-            startup_s = pool.startup_seconds if self.closes_pool else 0.0
+            with closed_after_grace(self.use, self.stop):
+                try:
+                    self._stream(windows, pool, committer)
+                except PoolClosed:
+                    if not self.stop.obeyed():
+                        raise
+                finally:
+                    # What is embedded is kept, also when the rest failed or was interrupted.
+                    table = committer.finish() or self.sieve.table
             return _Done(table, pool.work.since(before), pool.workers, startup_s)
-
-    def _patience(self, pool: EmbeddingPool) -> AbstractContextManager[None]:
-        return closed_after_grace(pool, self.stop) if self.closes_pool else nullcontext()
 
     def _stream(self, windows: Iterator[Window], pool: EmbeddingPool, committer: Committer) -> None:
         reuse = Reuse(pool.dim)
@@ -255,11 +239,15 @@ def _indexed(table: Table) -> list[str]:
     return []
 
 
-def measured_pool(resolved: Engine, **options: Any) -> EmbeddingPool:
-    """Start a pool; before, measure what the machine can do, if that is not known yet."""
-    if resolved.identity.flops_per_token:
-        limit.flops_per_second(machine.usable_cores())
-    return EmbeddingPool(resolved, **options)
+def start(use: PoolUse) -> float:
+    """Start a job's pool, if it has not been, and say how many seconds that took.
+
+    Before an own one starts, what the machine can do is measured, if it is not known yet.
+    """
+    if use.own:
+        limit.know_for(use.pool.identity.flops_per_token)
+    made_s = use.pool.startup_seconds
+    return use.pool.start().startup_seconds - made_s
 
 
 def gemm_facts(made_with: Identity) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,12 @@ import pyarrow.compute as pc
 
 from memworker.errors import PoolClosed, StoreError, UsageError
 from memworker.failpoints import reach
-from memworker.ingest.job import Live, measured_pool
+from memworker.ingest.job import Live, start
 from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop, closed_after_grace
-from memworker.pool.engine import Identity, resolve
 from memworker.pool.meter import Work
+from memworker.pool.opening import PoolUse, borrowed_or_own
 from memworker.pool.pool import EmbeddingPool
 from memworker.pool.requests import Embedded
 from memworker.store import Table, VectorSpace, ensure_writable, staged
@@ -93,7 +91,7 @@ def reembed(
     writing it; then one commit puts them in, for which writers wait some 10 µs a
     row. Running the same call again goes on where a killed one ended. Whoever
     has the table open gets TableMismatch afterwards, and opens it again. `model`
-    and the options behind it are those of `ingest`, or `pool` is an open one.
+    and the options behind it are those of `ingest`, or `pool` is given.
     `discard` drops what an unfinished re-embedding has filled.
 
     Raises TableNotFound, TableLocked while an ingest or another re-embedding
@@ -105,20 +103,15 @@ def reembed(
     Table.open(path, name)
     ensure_writable(path, name)
     began = time.perf_counter()
-    if pool is not None:
-        given = pool
-        lazy = _LazyPool(given.identity, lambda: given, given)
-    elif model is not None:
-        resolved = resolve(model, precision=precision, max_tokens=max_tokens)
-        start = partial(measured_pool, resolved, workers=workers, memory=memory)
-        lazy = _LazyPool(resolved.identity, start, None)
-    else:
+    if pool is None and model is None:
         raise UsageError("name the model whose vectors the table shall get, or give a pool")
+    options = {"precision": precision, "max_tokens": max_tokens}
+    use = borrowed_or_own(pool, model, workers=workers, memory=memory, **options)
     prepared_s = time.perf_counter() - began
     folder = state_dir(path, name)
     with hold_job(folder, wait_s=wait_s):
         before = Table.open(path, name)
-        space = VectorSpace.of(lazy.made_with, before.space.distance)
+        space = VectorSpace.of(use.pool.identity, before.space.distance)
         if before.space == space:
             return _nothing_to_do(before, folder, drop=discard)
         if discard:
@@ -128,43 +121,11 @@ def reembed(
             live = Live(Counts(), ReadProgress())
             if observer is not None:
                 observer(live)
-            job = _Job(before, waiting, lazy, stop or Stop(), live)
+            job = _Job(before, waiting, use, stop or Stop(), live, use.pool.work)
             version = job.run()
             return _job_report(job, version, prepared_s)
         finally:
             waiting.close()
-
-
-class _LazyPool:
-    """The pool, started when the first text has to be embedded; somebody else's stays open."""
-
-    def __init__(
-        self, made_with: Identity, start: Callable[[], EmbeddingPool], given: EmbeddingPool | None
-    ) -> None:
-        self.made_with = made_with
-        self.startup_s = 0.0
-        self._start, self._given, self._pool = start, given, given
-        self._before = given.work if given is not None else Work()
-
-    @property
-    def work(self) -> Work:
-        """What was embedded for this job."""
-        return self._pool.work.since(self._before) if self._pool is not None else Work()
-
-    @property
-    def workers(self) -> int:
-        return self._pool.workers if self._pool is not None else 0
-
-    def pool(self) -> EmbeddingPool:
-        """Return the pool, which is there from now on."""
-        if self._pool is None:
-            self._pool = self._start()
-            self.startup_s = self._pool.startup_seconds
-        return self._pool
-
-    def close(self) -> None:
-        if self._pool is not None and self._given is None:
-            self._pool.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +143,11 @@ class _Job:
 
     before: Table
     staged: Staged
-    lazy: _LazyPool
+    use: PoolUse
     stop: Stop
     live: Live
+    work_before: Work
+    startup_s: float = 0.0
     filled_before: int = 0
     switch_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -193,7 +156,7 @@ class _Job:
     def run(self) -> int | None:
         """Return the version that has the new vectors; None if it was interrupted."""
         self.filled_before = len(self.staged)
-        with closing(self.lazy), closed_after_grace(self.lazy, self.stop):
+        with self.use, closed_after_grace(self.use, self.stop):
             try:
                 table = Reembedding(self.before.db, self.before.name, self.staged)
                 self._fill(table)
@@ -230,7 +193,8 @@ class _Job:
         chunks = self._chunks(table)
         first = next(chunks, None)
         if first is not None:
-            pool = self.live.pool = self.lazy.pool()
+            self.startup_s += start(self.use)
+            pool = self.live.pool = self.use.pool
             parts = self._parts(chain([first], chunks), pool)
             for part, embedded in pool.stream(parts, texts=_texts):
                 self._keep(part, embedded)
@@ -321,7 +285,7 @@ def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
 
 
 def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedReport:
-    work, lazy = job.lazy.work, job.lazy
+    work = job.use.pool.work.since(job.work_before)
     return _report(
         job.before,
         job.staged.space,
@@ -331,8 +295,8 @@ def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedRep
         filled_before=job.filled_before,
         switched=version is not None,
         interrupted=version is None,
-        workers=lazy.workers,
-        startup_seconds=round(prepared_s + lazy.startup_s, 4),
+        workers=job.live.pool.workers if job.live.pool is not None else 0,
+        startup_seconds=round(prepared_s + job.startup_s, 4),
         seconds=round(work.seconds, 4),
         switch_seconds=round(job.switch_seconds, 4),
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,

@@ -24,7 +24,7 @@ class _PoolComponent:
 
     def warm_up(self) -> None:
         """Start the workers; a pipeline does so before its first run."""
-        self._source.get()
+        self._source.get().start()
 
     def close(self) -> None:
         """End the pool, unless it was given; `warm_up` would make another."""

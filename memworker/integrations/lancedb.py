@@ -15,7 +15,6 @@ so the pools live as long as this process, one for each set of options, until
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,45 +22,14 @@ import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, register
 
 from memworker import EmbeddingPool
-from memworker.integrations.pools import DEFAULT_MODEL, Kind
+from memworker.integrations.pools import DEFAULT_MODEL, Kind, PoolSource
 
 __all__ = ["MemworkerFunction", "close_pools", "use_pool"]
 
 _Options = tuple[tuple[str, Any], ...]
-_Key = tuple[int, _Options]
 
-
-class _SharedPools:
-    """The pools of this process's functions, by their options."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._made: dict[_Key, EmbeddingPool] = {}
-        self._given: dict[_Key, EmbeddingPool] = {}
-
-    def get(self, options: _Options) -> EmbeddingPool:
-        # The process id, since a forked child cannot use its parent's pool.
-        key = (os.getpid(), options)
-        with self._mutex:
-            pool = self._given.get(key) or self._made.get(key)
-            if pool is None:
-                pool = self._made[key] = EmbeddingPool(**dict(options))
-            return pool
-
-    def use(self, pool: EmbeddingPool, options: _Options) -> None:
-        with self._mutex:
-            self._given[(os.getpid(), options)] = pool
-
-    def close(self) -> None:
-        with self._mutex:
-            mine = [key for key in self._made if key[0] == os.getpid()]
-            made = [self._made.pop(key) for key in mine]
-            self._given.clear()
-        for pool in made:
-            pool.close()
-
-
-_pools = _SharedPools()
+# The process id is part of the key, since a forked child cannot use its parent's pool.
+_sources: dict[tuple[int, _Options], PoolSource] = {}
 
 
 @register("memworker")
@@ -103,7 +71,9 @@ class MemworkerFunction(EmbeddingFunction):
         return [None if text is None else next(vectors) for text in texts]
 
     def _pool(self) -> EmbeddingPool:
-        return _pools.get(_options(self))
+        options = _options(self)
+        # Atomic, so that threads share one; no lock that a forked child could find taken.
+        return _sources.setdefault((os.getpid(), options), PoolSource(None, dict(options))).get()
 
 
 def use_pool(pool: EmbeddingPool, **options: Any) -> MemworkerFunction:
@@ -120,13 +90,14 @@ def use_pool(pool: EmbeddingPool, **options: Any) -> MemworkerFunction:
         "max_tokens": made.max_tokens or None,
     }
     function: MemworkerFunction = MemworkerFunction.create(**{**known, **options})
-    _pools.use(pool, _options(function))
+    _sources[os.getpid(), _options(function)] = PoolSource(pool, {})
     return function
 
 
 def close_pools() -> None:
     """End the pools that functions made, and forget those that were given."""
-    _pools.close()
+    for key in [key for key in list(_sources) if key[0] == os.getpid()]:
+        _sources.pop(key).close()
 
 
 def _options(function: MemworkerFunction) -> _Options:

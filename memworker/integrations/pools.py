@@ -58,22 +58,22 @@ class PoolSource:
             raise UsageError(
                 f"a pool was given, and {', '.join(sorted(options))} for a new one; leave one out"
             )
-        self._given = pool
-        self._own: EmbeddingPool | None = None
+        self._pool, self._borrowed = pool, pool is not None
         self._options = dict(options)
         self._closed = False
         self._mutex = threading.Lock()
 
     def get(self) -> EmbeddingPool:
-        """Return the pool, made now if need be. Raises PoolClosed after `close`."""
-        if self._given is not None:
-            return self._given
+        """Return the pool, made now if need be; its first text starts it.
+
+        Raises PoolClosed after `close`, unless the pool was given.
+        """
         with self._mutex:
             if self._closed:
                 raise PoolClosed("this adapter was closed with its pool; make a new one")
-            if self._own is None:
-                self._own = EmbeddingPool(**self._options)
-            return self._own
+            if self._pool is None:
+                self._pool = EmbeddingPool(**self._options)
+            return self._pool
 
     def embed(self, texts: Sequence[str], kind: Kind) -> Embeddings:
         """Return one list of floats a text, in order."""
@@ -82,16 +82,18 @@ class PoolSource:
 
     async def embed_async(self, texts: Sequence[str], kind: Kind) -> Embeddings:
         """Do what `embed` does, while the event loop goes on; cancelling it drops the work."""
-        # Starting workers takes a second or more.
-        pool = self._given or self._own or await asyncio.to_thread(self.get)
+        # Getting a model ready may take long, and starting workers takes a second or more.
+        pool = self._pool or await asyncio.to_thread(self.get)
         vectors = await AsyncEmbeddingPool(pool=pool).embed(list(texts), kind=kind)
         listed: Embeddings = vectors.tolist()
         return listed
 
     def close(self) -> None:
         """End the pool, unless it was given."""
+        if self._borrowed:
+            return
         with self._mutex:
-            own, self._own, self._closed = self._own, None, True
+            own, self._pool, self._closed = self._pool, None, True
         if own is not None:
             own.close()
 
@@ -99,7 +101,7 @@ class PoolSource:
         return self
 
     def __reduce__(self) -> tuple[type[PoolSource], tuple[None, dict[str, Any]]] | NoReturn:
-        if self._given is not None:
+        if self._borrowed:
             raise TypeError(
                 "an adapter with a given pool cannot be pickled: its workers belong to this"
                 " process; give the adapter model options instead of a pool"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
 from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
+from memworker.pool.opening import Opening
 from memworker.pool.pool import DEFAULT_MODEL
 
 T = TypeVar("T")
@@ -67,10 +67,9 @@ class AsyncMemory:
         durable: bool = False,
     ) -> None:
         self._pid = os.getpid()
-        self._opened: Future[Core] = Future()
         self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
         given = (db, table, pool, model, precision, max_tokens, workers, durable)
-        threading.Thread(target=self._open, args=given, name="memworker-open").start()
+        self._opening = Opening(lambda: self._open(*given))
 
     async def add(
         self,
@@ -192,7 +191,7 @@ class AsyncMemory:
         if os.getpid() != self._pid:
             return
         try:
-            core = await self._opening()
+            core = await self._opening.wait()
         except Exception:
             core = None  # it never opened, which whoever asked for something was told
         if core is not None:
@@ -211,28 +210,18 @@ class AsyncMemory:
     ) -> None:
         await self.close()
 
-    def _open(self, db: Any, table: str, pool: Any, *model: Any) -> None:
-        try:
-            if isinstance(pool, AsyncEmbeddingPool):
-                # A thread of its own, so a loop of its own to wait on.
-                pool = asyncio.run(pool.pool())
-            core = Core(Options(db, table, pool, *model))
-        except BaseException as error:
-            self._opened.set_exception(error)
-            return
+    def _open(self, db: Any, table: str, pool: Any, *model: Any) -> Core:
+        if isinstance(pool, AsyncEmbeddingPool):
+            # A thread of its own, so a loop of its own to wait on.
+            pool = asyncio.run(pool.pool())
+        core = Core(Options(db, table, pool, *model))
         weakref.finalize(self, Core.abandon, core)
-        self._opened.set_result(core)
-
-    async def _opening(self) -> Core:
-        if self._opened.done():
-            return self._opened.result()
-        # Shielded: giving up waiting must not cancel the opening, which others wait for.
-        return await asyncio.shield(asyncio.wrap_future(self._opened))
+        return core
 
     async def _core(self) -> Core:
         if os.getpid() != self._pid:
             raise forked(self._pid)
-        core = await self._opening()
+        core = await self._opening.wait()
         core.guard()
         return core
 

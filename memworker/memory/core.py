@@ -22,7 +22,7 @@ from memworker.memory.upkeep import Upkeep
 from memworker.memory.writer import CLOSED, Writer
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.engine import resolve
+from memworker.pool.opening import PoolUse, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import Table, VectorSpace
 
@@ -55,8 +55,11 @@ class Core:
 
     def __init__(self, options: Options) -> None:
         self._pid = os.getpid()
-        self.table, self.pool = _opened(options)
-        self._owns_pool = options.pool is None
+        self._use = _pool_use(options)
+        self.pool = self._use.pool
+        # First of all: a table of another model must be refused before any worker starts.
+        self.table = _table(options, VectorSpace.of(self.pool.identity))
+        self.pool.start()
         self._admission = Admission(PENDING_ROWS)
         self._upkeep = Upkeep(self.table)
         self._writer = Writer(self.table, self._upkeep.committed)
@@ -150,8 +153,7 @@ class Core:
     def _end(self, *, drain: bool, timeout_s: float | None = None) -> None:
         self._writer.close(drain=drain, timeout_s=timeout_s)
         self._upkeep.close(timeout_s)
-        if self._owns_pool:
-            self.pool.close()
+        self._use.close()
         self._ended = True
 
     def _left(self) -> None:
@@ -213,16 +215,17 @@ def one_vector(draft: Draft, embedded: Embedded) -> Vector:
     return operation.vectors[0]
 
 
-def _opened(options: Options) -> tuple[Table, EmbeddingPool]:
-    """Open the table first: one of another model must be refused before any worker starts."""
-    if options.pool is not None:
-        if not isinstance(options.pool, EmbeddingPool):
-            raise UsageError(f"pool must be an open EmbeddingPool, not {options.pool!r:.80}")
-        space = VectorSpace.of(options.pool.identity)
-        return _table(options, space), options.pool
-    resolved = resolve(options.model, precision=options.precision, max_tokens=options.max_tokens)
-    table = _table(options, VectorSpace.of(resolved.identity))
-    return table, EmbeddingPool(resolved, workers=options.workers)
+def _pool_use(options: Options) -> PoolUse:
+    given = options.pool
+    if given is not None and not isinstance(given, EmbeddingPool):
+        raise UsageError(f"pool must be an open EmbeddingPool, not {given!r:.80}")
+    return borrowed_or_own(
+        given,
+        options.model,
+        precision=options.precision,
+        max_tokens=options.max_tokens,
+        workers=options.workers,
+    )
 
 
 def _table(options: Options, space: VectorSpace) -> Table:

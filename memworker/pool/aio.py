@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from memworker.errors import UsageError
 from memworker.pool.admission import Ticket
+from memworker.pool.opening import Opening
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind
 from memworker.pool.requests import Embedded, Floats
 from memworker.pool.scheduler import Entry
@@ -27,15 +27,15 @@ _BATCHES_IN_FLIGHT = 3
 class AsyncEmbeddingPool:
     """An `EmbeddingPool` whose waits are awaited.
 
-    Takes the options of `EmbeddingPool`, opens it in the background and is its
-    owner; or takes an open pool of the caller's as `pool`, and leaves it open. The
+    Takes the options of `EmbeddingPool`, makes and starts it in the background and is its
+    owner; or takes a pool of the caller's as `pool`, and leaves it open. The
     coroutines of any number of event loops may share it, with threads too. Use it as
     an async context manager, or await `close`::
 
         async with AsyncEmbeddingPool() as pool:
             vectors = await pool.embed(["one text", "another"])
 
-    What `EmbeddingPool` raises when it is made is raised by the first await.
+    What `EmbeddingPool` raises when it is made or started is raised by the first await.
     """
 
     def __init__(
@@ -44,12 +44,11 @@ class AsyncEmbeddingPool:
         if pool is not None and (options or model != DEFAULT_MODEL):
             raise UsageError("give either a pool or the options to make one with, not both")
         self._owned = pool is None
-        self._opened: Future[EmbeddingPool] = Future()
-        if pool is not None:
-            self._opened.set_result(pool)
-            return
-        opening = threading.Thread(target=self._open, args=(model, options), name="memworker-open")
-        opening.start()
+        self._opening = (
+            Opening(lambda: EmbeddingPool(model, **options).start())
+            if pool is None
+            else Opening.done(pool)
+        )
 
     async def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
         """Embed texts; float32[n, dim] in input order.
@@ -89,16 +88,16 @@ class AsyncEmbeddingPool:
 
     async def pool(self) -> EmbeddingPool:
         """Give the pool underneath, once its workers are ready."""
-        if self._opened.done():
-            return self._opened.result()
-        # Shielded: giving up waiting must not cancel the opening, which others wait for.
-        return await asyncio.shield(asyncio.wrap_future(self._opened))
+        pool = await self._opening.wait()
+        if not pool.started:
+            await asyncio.to_thread(pool.start)
+        return pool
 
     async def close(self) -> None:
         """End the workers of an owned pool; unfinished work gets PoolClosed."""
         if self._owned:
             try:
-                pool = await self.pool()
+                pool = await self._opening.wait()
             except Exception:
                 return  # it never opened, which whoever asked for vectors was told
             await asyncio.to_thread(pool.close)
@@ -114,12 +113,6 @@ class AsyncEmbeddingPool:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    def _open(self, model: Any, options: dict[str, Any]) -> None:
-        try:
-            self._opened.set_result(EmbeddingPool(model, **options))
-        except BaseException as error:
-            self._opened.set_exception(error)
 
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
         pool = await self.pool()

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 
 from memworker import interpreters
-from memworker.pool import remembered
+from memworker.pool import machine, remembered
 
 ROWS, INNER, OUTER = 512, 384, 1536
 _MEASURE_S = 0.4
@@ -39,6 +39,15 @@ def flops_per_second(cores: int, *, again: bool = False) -> float | None:
     best = max(measured, known or 0.0)
     remembered.keep(_name(cores), best)
     return best
+
+
+def know_for(flops_per_token: float) -> None:
+    """Measure all cores, for a model whose work can be held against that; known ones cost nothing.
+
+    For a moment at which nothing else is at work.
+    """
+    if flops_per_token:
+        flops_per_second(machine.usable_cores())
 
 
 def recall(cores: int) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import PoolForked, TextTooLarge, UsageError
+from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, UsageError, again
 from memworker.pool import plan
 from memworker.pool.admission import Ticket
 from memworker.pool.arena import Form
@@ -25,7 +26,7 @@ from memworker.pool.engine import Model, resolve
 from memworker.pool.meter import Work
 from memworker.pool.requests import Answer, Embedded, Floats, Request
 from memworker.pool.rows import text_rows, token_rows
-from memworker.pool.scheduler import Entry, Scheduler
+from memworker.pool.scheduler import CLOSED, Entry, Scheduler
 from memworker.pool.sizing import Wishes, sizes
 from memworker.pool.supervisor import Care
 
@@ -56,11 +57,13 @@ class EmbeddingPool:
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
     `memory_growth_bytes` more than at its beginning, is replaced. While no worker can
     be had at all, the pool goes on trying, and what has waited for `stall_timeout_s`
-    gets PoolUnavailable, with `retry_after_s`. Use the pool as a
-    context manager, or call `close`; a forgotten pool is cleaned up.
+    gets PoolUnavailable, with `retry_after_s`.
 
-    Raises UsageError for bad arguments, ModelError when the model cannot be
-    had, WorkerStartFailed and SharedMemoryExhausted when workers cannot start.
+    Its `identity` and `dim` are known at once; the workers start at its first text, or
+    by `start`, which the context manager calls. Leave that, or call `close`; a
+    forgotten pool is cleaned up.
+
+    Raises UsageError for bad arguments, ModelError when the model cannot be had.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class EmbeddingPool:
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
         memory_growth_bytes: int = DEFAULT_MEMORY_GROWTH_BYTES,
     ) -> None:
-        started = time.perf_counter()
+        began = time.perf_counter()
         wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens)
         engine = resolve(model, precision=precision, max_tokens=max_tokens)
         self.sizes = sizes(engine, wishes)
@@ -86,10 +89,32 @@ class EmbeddingPool:
         self.identity = engine.identity
         self.dim = self.identity.dim
         self._pid = os.getpid()
-        self._scheduler = Scheduler(self.sizes, Care(stall_timeout_s, memory_growth_bytes))
-        self._finalizer = weakref.finalize(self, _close_here, self._scheduler, self._pid)
-        self._scheduler.start()
-        self.startup_seconds = time.perf_counter() - started
+        self._care = Care(stall_timeout_s, memory_growth_bytes)
+        self._scheduler: Scheduler | None = None
+        self._start_failure: PoolError | None = None
+        self._closed = False
+        self._close: Callable[[], object] = _nothing
+        # Held as long as a start takes; the other one only ever for a moment.
+        self._starting, self._closing = threading.Lock(), threading.Lock()
+        self.startup_seconds = time.perf_counter() - began
+
+    def start(self) -> Self:
+        """Start the workers and wait until all are ready; nothing where they have started.
+
+        Of several threads, one starts them, and all get what comes of it. After a start
+        that failed the next one tries again.
+
+        Raises WorkerStartFailed and SharedMemoryExhausted when workers cannot start;
+        PoolClosed, also when the pool is closed meanwhile; PoolForked.
+        """
+        self._refuse_closed()
+        self._running()
+        return self
+
+    @property
+    def started(self) -> bool:
+        """Whether the workers have been started, so that nobody has to wait for that."""
+        return self._scheduler is not None
 
     def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
         """Embed texts; float32[n, dim] in input order.
@@ -129,7 +154,7 @@ class EmbeddingPool:
     ) -> Future[Embedded]:
         """Embed in the background, row by row: a bad text fails its own row only."""
         request = self._request(texts, kind)
-        self._scheduler.submit(request, wait_s)
+        (self._scheduler or self._running()).submit(request, wait_s)
         return request.future
 
     def submit_tokens(
@@ -144,20 +169,20 @@ class EmbeddingPool:
         self._refuse_forked()
         request = Request(token_rows(rows), self.dim, Form.TOKENS)
         self._refuse_large(request)
-        self._scheduler.submit(request, wait_s)
+        (self._scheduler or self._running()).submit(request, wait_s)
         return request.future
 
     def prepare(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Entry:
         """Plan a request, for `enter`; until then it may be forgotten."""
-        return self._scheduler.prepare(self._request(texts, kind))
+        return self._running().prepare(self._request(texts, kind))
 
     def enter(self, entry: Entry) -> Ticket | None:
         """Ask for admission without waiting for it; `queue` then takes what was admitted."""
-        return self._scheduler.enter(entry)
+        return self._running().enter(entry)
 
     def queue(self, entry: Entry) -> Future[Embedded]:
         """Embed what was admitted."""
-        self._scheduler.queue(entry)
+        self._running().queue(entry)
         return entry.request.future
 
     def embed_batches(
@@ -213,33 +238,39 @@ class EmbeddingPool:
     @property
     def work(self) -> Work:
         """Totals since the pool began: texts, tokens, padding, times."""
-        return self._scheduler.work
+        return self._scheduler.work if self._scheduler else Work()
 
     @property
     def pending_tokens(self) -> int:
         """Tokens (estimated) that were admitted and are not embedded yet."""
-        return self._scheduler.pending_tokens
+        return self._scheduler.pending_tokens if self._scheduler else 0
 
     @property
     def busy_workers(self) -> int:
         """How many workers have something to do at this moment."""
-        return self._scheduler.busy_workers()
+        return self._scheduler.busy_workers() if self._scheduler else 0
 
     @property
     def ready_workers(self) -> int:
         """How many workers are ready for work or at it; 0 while none can be had."""
-        return self._scheduler.ready_workers()
+        return self._scheduler.ready_workers() if self._scheduler else 0
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that live."""
-        return self._scheduler.worker_pids()
+        return self._scheduler.worker_pids() if self._scheduler else []
 
     def close(self) -> None:
-        """End the workers and release their memory; unfinished work gets PoolClosed."""
-        self._finalizer()
+        """End the workers and release their memory; unfinished work gets PoolClosed.
+
+        A start under way ends with PoolClosed too. In a child of os.fork() nothing is done.
+        """
+        if os.getpid() == self._pid:
+            with self._closing:
+                self._closed = True
+            self._close()
 
     def __enter__(self) -> Self:
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -257,6 +288,40 @@ class EmbeddingPool:
         request = Request(text_rows(texts), self.dim, form)
         self._refuse_large(request)
         return request
+
+    def _running(self) -> Scheduler:
+        """Give what feeds the workers, which are ready then."""
+        # First, for after a fork no lock can be relied on.
+        self._refuse_forked()
+        failed_before = self._start_failure
+        with self._starting:
+            if self._scheduler is None:
+                failed = self._start_failure
+                if failed is not None and failed is not failed_before:
+                    # Another thread tried while this one waited.
+                    raise again(failed)
+                self._scheduler = self._launched()
+            return self._scheduler
+
+    def _launched(self) -> Scheduler:
+        began = time.perf_counter()
+        with self._closing:
+            self._refuse_closed()
+            scheduler = Scheduler(self.sizes, self._care)
+            self._close = weakref.finalize(self, _close_here, scheduler, self._pid)
+        try:
+            scheduler.start()
+        except BaseException as error:
+            self._close()
+            if isinstance(error, PoolError):
+                self._start_failure = error
+            raise
+        self.startup_seconds += time.perf_counter() - began
+        return scheduler
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise PoolClosed(CLOSED)
 
     def _refuse_forked(self) -> None:
         if os.getpid() != self._pid:
@@ -282,6 +347,10 @@ def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:
     finally:
         # It holds what it raises, whose traceback holds this frame.
         del future
+
+
+def _nothing() -> None:
+    """Close what was never started."""
 
 
 def _close_here(scheduler: Scheduler, pid: int) -> None:

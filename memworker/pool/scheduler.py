@@ -32,7 +32,7 @@ from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
 _SHORTEST_RETRY_S = 0.05
-_CLOSED = "the pool is closed; make a new EmbeddingPool"
+CLOSED = "the pool is closed; make a new EmbeddingPool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,15 @@ class Scheduler:
     # ── callers' side ──
 
     def start(self) -> None:
-        """Start workers and wait until every one has its session open."""
+        """Start workers and wait until every one has its session open.
+
+        Raises PoolClosed where it is closed meanwhile.
+        """
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
+        if self._failure is not None or self._closing:
             self._thread.join()
-            raise self._failure
+            raise self._failure or PoolClosed(CLOSED)
 
     def submit(self, request: Request, wait_s: float | None = None) -> None:
         """Queue a request, waiting for room; its future completes on the pool's thread.
@@ -174,7 +177,7 @@ class Scheduler:
         with self._admission:
             self._closing = True
             self._wake()
-        self._close_admission(PoolClosed(_CLOSED))
+        self._close_admission(PoolClosed(CLOSED))
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -199,7 +202,7 @@ class Scheduler:
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args) from self._failure
         if self._closing:
-            raise PoolClosed(_CLOSED)
+            raise PoolClosed(CLOSED)
 
     def _close_admission(self, error: PoolError) -> None:
         self._bulk_admission.close(error)
@@ -216,7 +219,8 @@ class Scheduler:
     def _run(self) -> None:
         try:
             self._supervisor.watch(self._alarm, self._clear_alarm)
-            self._supervisor.start()
+            if not self._closing:
+                self._supervisor.start()
             while not self._closing:
                 self._step()
         except MemworkerError as error:

@@ -22,12 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import uvicorn
 
 from memworker.errors import PoolError, UsageError
-from memworker.pool import EmbeddingPool, limit, machine
+from memworker.pool import EmbeddingPool, limit
+from memworker.pool.opening import Opening
 from memworker.serve.app import create_app
 from memworker.serve.connection import patient
 from memworker.serve.options import ServeOptions
@@ -53,8 +53,9 @@ def run(
 ) -> int:
     """Serve until a signal ends it; returns that signal's number.
 
-    `make_pool` is called in a thread while the server answers already, and what
-    it raises ends the server and is raised here, as is what ends the pool later.
+    `make_pool` is called, and its pool started, in a thread while the server answers
+    already; what that raises ends the server and is raised here, as is what ends the pool
+    later.
     `on_listening` and `on_ready` are called with the server's address. Takes the
     process's signals: for the main thread alone. Raises UsageError where the address
     cannot be listened on.
@@ -136,22 +137,35 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         self._take_signals(loop)
 
-        def begin(pool: EmbeddingPool) -> None:
-            self.service.open(pool, names=names)
-            on_ready(self.service, address(self._listener))
-
-        start = Start(loop, make_pool, begin, self._stop)
+        # A daemon, for a download cannot be interrupted and must not hold up the end.
+        opening = Opening(lambda: _started(make_pool()), daemon=True)
+        beginning = loop.create_task(self._begin(opening, on_ready, names))
         try:
             await self.serve(sockets=[self._listener])
         finally:
             self._listener.close()
             self.service.close()
+            beginning.cancel()
             # Not on the loop, which must hear a second signal should this take long.
-            await loop.run_in_executor(None, start.close)
-        failure = start.failure or self._failure
-        if failure is not None:
-            raise failure
+            await loop.run_in_executor(None, opening.then, lambda pool: pool.close())
+        if self._failure is not None:
+            raise self._failure
         return self._signal
+
+    async def _begin(
+        self,
+        opening: Opening[EmbeddingPool],
+        on_ready: Callable[[Service, str], None],
+        names: tuple[str, ...],
+    ) -> None:
+        try:
+            pool = await opening.wait()
+        except Exception as error:
+            self._failure = error
+            self._stop()
+        else:
+            self.service.open(pool, names=names)
+            on_ready(self.service, address(self._listener))
 
     def forget_last_resort(self) -> None:
         """Let the process live on: everything is closed."""
@@ -203,57 +217,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class Start:
-    """Makes the pool in a thread of its own, while the server answers that it is starting."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        make_pool: Callable[[], EmbeddingPool],
-        begin: Callable[[EmbeddingPool], None],
-        give_up: Callable[[], None],
-    ) -> None:
-        self.failure: BaseException | None = None
-        self._loop = loop
-        self._make_pool = make_pool
-        self._begin = begin
-        self._give_up = give_up
-        self._pool: EmbeddingPool | None = None
-        self._closed = False
-        self._lock = threading.Lock()
-        # A daemon, for a download cannot be interrupted and must not hold up the end.
-        threading.Thread(target=self._run, name="memworker-start", daemon=True).start()
-
-    def close(self) -> None:
-        """Close the pool, now or as soon as it is made."""
-        with self._lock:
-            self._closed = True
-        if self._pool is not None:
-            self._pool.close()
-
-    def _run(self) -> None:
-        try:
-            pool = self._make_pool()
-            _know_limit(pool)
-        except BaseException as error:
-            self.failure = error
-            self._call(self._give_up)
-            return
-        with self._lock:
-            self._pool = pool
-            late = self._closed
-        if late:
-            pool.close()
-        else:
-            self._call(partial(self._begin, pool))
-
-    def _call(self, what: Callable[[], None]) -> None:
-        # A loop that is closed has nobody who waits for a pool.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(what)
-
-
-def _know_limit(pool: EmbeddingPool) -> None:
-    """Measure what the machine can do, once, for the live page; before there is work."""
-    if pool.identity.flops_per_token:
-        limit.flops_per_second(machine.usable_cores())
+def _started(pool: EmbeddingPool) -> EmbeddingPool:
+    """Start a pool; before there is work, measure what the machine can do, for the live page."""
+    limit.know_for(pool.identity.flops_per_token)
+    return pool.start()

@@ -93,7 +93,7 @@ def test_56_a_pool_none_of_whose_places_can_be_filled_does_not_start(tmp_path):
     gate = tmp_path / "gate"
     gate.touch()
     with pytest.raises(WorkerStartFailed, match="exit code 3.*fewer workers"):
-        EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=0.5)
+        EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=0.5).start()
 
 
 def test_56_a_process_that_cannot_be_made_is_one_that_died():

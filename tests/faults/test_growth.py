@@ -108,7 +108,7 @@ def test_59_a_pool_that_is_closed_under_its_callers():
 
 def test_59_a_pool_that_fails():
     with collector_off():
-        failed(EmbeddingPool, Saboteur(1024, boot="raise"), workers=1)
+        failed(EmbeddingPool(Saboteur(1024, boot="raise"), workers=1).start)
         with EmbeddingPool(Saboteur(1024), workers=1) as pool:
             failed(pool.embed, ["kill", *texts(100)])
 

@@ -300,7 +300,7 @@ class Lost:
 
 def test_a_loader_that_cannot_be_imported_is_told(capfd):
     with pytest.raises(WorkerStartFailed, match="ModuleNotFoundError.*there_is_no_such_module"):
-        EmbeddingPool(Lost(), workers=1)
+        EmbeddingPool(Lost(), workers=1).start()
     assert capfd.readouterr().err == ""
 
 

@@ -154,12 +154,12 @@ def test_11_an_exception_fails_its_text_alone(pool):
 
 def test_12_an_error_at_boot_is_fatal_at_once():
     with pytest.raises(WorkerStartFailed, match="RuntimeError: no such session"):
-        EmbeddingPool(Saboteur(boot="raise"), workers=2)
+        EmbeddingPool(Saboteur(boot="raise"), workers=2).start()
 
 
 def test_12_workers_that_die_while_starting_end_in_an_error():
     with pytest.raises(WorkerStartFailed, match="workers in a row.*SIGKILL.*memory"):
-        EmbeddingPool(Saboteur(boot="kill"), workers=2, stall_timeout_s=0.5)
+        EmbeddingPool(Saboteur(boot="kill"), workers=2, stall_timeout_s=0.5).start()
 
 
 def test_13_a_worker_whose_memory_grows_is_replaced():
@@ -254,7 +254,7 @@ def test_26_a_limit_on_open_files_is_named():
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
         "from memworker import EmbeddingPool, errors\n"
-        "try: EmbeddingPool('echo', workers=40)\n"
+        "try: EmbeddingPool('echo', workers=40).start()\n"
         "except errors.WorkerStartFailed as error: print(error)\n"
     )
     done = python(code)
@@ -355,11 +355,11 @@ def test_26_a_failed_start_leaves_no_descriptor_behind():
     code = (
         "import os, resource\n"
         "from memworker import EmbeddingPool, errors\n"
-        "EmbeddingPool('echo', workers=1).close()\n"
+        "EmbeddingPool('echo', workers=1).start().close()\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "for _ in range(3):\n"
-        "    try: EmbeddingPool('echo', workers=40)\n"
+        "    try: EmbeddingPool('echo', workers=40).start()\n"
         "    except errors.WorkerStartFailed: pass\n"
         "print(len(os.listdir('/proc/self/fd')) - before)\n"
     )

@@ -84,6 +84,9 @@ def test_functions_of_the_same_options_share_one_pool():
     )
     before = len(psutil.Process().children())
     assert first.ndims() == again.ndims() == other.ndims() == 384
+    assert len(psutil.Process().children()) == before
+    for function in (first, again, other):
+        assert function.compute_query_embeddings("four")[0][1] == 4.0
     assert len(psutil.Process().children()) - before == 2
     close_pools()
     assert len(psutil.Process().children()) == before

@@ -42,7 +42,7 @@ def test_an_own_pool_starts_at_the_first_use_and_ends_with_close():
 
 def test_an_own_pool_ends_with_its_adapter():
     source = PoolSource(None, ECHO)
-    (worker,) = source.get().worker_pids()
+    (worker,) = source.get().start().worker_pids()
     del source
     gc.collect()
     assert not psutil.pid_exists(worker)

@@ -96,7 +96,7 @@ def test_work_that_shares_a_worker_with_a_guilty_text_is_not_blamed():
 @pytest.mark.parametrize("boot", ["ready", "noise"])
 def test_lies_while_starting_end_in_an_error(boot):
     with pytest.raises(WorkerStartFailed):
-        EmbeddingPool(Liar(boot=boot), workers=1)
+        EmbeddingPool(Liar(boot=boot), workers=1).start()
 
 
 SHAPE = SlotShape(rows=4, dim=2, text_bytes=64)

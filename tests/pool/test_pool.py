@@ -109,11 +109,12 @@ def test_killed_idle_worker_is_replaced(echo):
 
 
 def test_closed_pool_says_so():
-    pool = EmbeddingPool("echo", workers=1)
+    pool = EmbeddingPool("echo", workers=1).start()
     pool.close()
     pool.close()
-    with pytest.raises(PoolClosed):
-        pool.embed(["x"])
+    for use in (pool.start, lambda: pool.embed(["x"])):
+        with pytest.raises(PoolClosed):
+            use()
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": -1}, {"max_text_bytes": 0}])

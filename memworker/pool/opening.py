@@ -1,0 +1,86 @@
+"""Whose pool it is, and waiting on an event loop for what takes long to make."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """A pool in use; `close`, or the end of the context, ends it if it is the user's own.
+
+    The context does not start the workers: the first text does, or `pool.start()`.
+    """
+
+    pool: EmbeddingPool
+    own: bool
+
+    def close(self) -> None:
+        """End the pool, unless it was borrowed."""
+        if self.own:
+            self.pool.close()
+
+    def __enter__(self) -> EmbeddingPool:
+        return self.pool
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def borrowed_or_own(
+    given: EmbeddingPool | None, model: Any = DEFAULT_MODEL, **options: Any
+) -> PoolUse:
+    """Use a pool that was given, else one of the user's own, made with the options.
+
+    Raises what `EmbeddingPool` raises when it is made.
+    """
+    if given is not None:
+        return PoolUse(given, own=False)
+    return PoolUse(EmbeddingPool(model, **options), own=True)
+
+
+class Opening(Generic[T]):
+    """Something that is made in a thread of its own, while coroutines of any loop wait for it.
+
+    The process waits for that thread at its end, unless it is a `daemon`.
+    """
+
+    def __init__(self, make: Callable[[], T], *, daemon: bool = False) -> None:
+        self._made: Future[T] = Future()
+        args = (make, self._made)
+        threading.Thread(target=_run, args=args, name="memworker-open", daemon=daemon).start()
+
+    @classmethod
+    def done(cls, made: T) -> Opening[T]:
+        """Stand for what is there already."""
+        opening = cls.__new__(cls)
+        opening._made = Future()
+        opening._made.set_result(made)
+        return opening
+
+    async def wait(self) -> T:
+        """Give it once it is there; raises what its making raised."""
+        if self._made.done():
+            return self._made.result()
+        # Shielded: giving up waiting must not cancel the making, which others wait for.
+        return await asyncio.shield(asyncio.wrap_future(self._made))
+
+    def then(self, end: Callable[[T], object]) -> None:
+        """Call `end` with it, now or as soon as it is made; not at all where that fails."""
+        self._made.add_done_callback(lambda made: made.exception() or end(made.result()))
+
+
+def _run(make: Callable[[], T], made: Future[T]) -> None:
+    try:
+        made.set_result(make())
+    except BaseException as error:
+        made.set_exception(error)
