@@ -69,6 +69,16 @@ def test_a_pause_lasts_until_it_is_ended():
         assert child.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.parametrize(("plan", "written"), [("", b"0123456789"), ("here:kill", b"01234")])
+def test_a_write_is_interrupted_in_its_midst(tmp_path, plan, written):
+    path = tmp_path / "file"
+    code = "from memworker import failpoints; failpoints.write('here', 1, b'0123456789')"
+    environment = os.environ | {"MEMWORKER_FAIL": plan}
+    with path.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, env=environment)
+    assert path.read_bytes() == written
+
+
 @pytest.mark.parametrize("wrong", ["here", "here:explode", ":kill", "here:kill@x"])
 def test_a_misspelt_plan_is_refused(wrong):
     with pytest.raises(ValueError, match="MEMWORKER_FAIL"):

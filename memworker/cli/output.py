@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 def name_standard_output() -> None:
     """Let `sys.stdout` raise errors that bear its name, as those of files bear their paths."""
     old = sys.stdout
-    if not isinstance(old, io.TextIOWrapper) or sys.platform == "win32":
+    if not isinstance(old, io.TextIOWrapper):
         return
     raw = _StandardOutput(old.fileno(), "w", closefd=False)
     # Unbuffered is what Python was asked to be, by -u or PYTHONUNBUFFERED.

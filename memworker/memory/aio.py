@@ -33,7 +33,7 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
 from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
-from memworker.pool.opening import Opening
+from memworker.pool.opening import Background
 from memworker.pool.pool import DEFAULT_MODEL
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class AsyncMemory:
         self._pid = os.getpid()
         self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
         given = (db, table, pool, model, precision, max_tokens, workers, durable)
-        self._opening = Opening(lambda: self._open(*given))
+        self._opening = Background(lambda: self._open(*given))
 
     async def add(
         self,

@@ -77,8 +77,6 @@ def _is_own(cache_dir: Path) -> bool:
     """
     if not cache_dir.is_absolute():
         return False
-    if not hasattr(os, "getuid"):
-        return True
     return cache_dir.is_dir() and cache_dir.stat().st_uid == os.getuid()
 
 

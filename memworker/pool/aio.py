@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from memworker.errors import UsageError
 from memworker.pool.admission import Ticket
-from memworker.pool.opening import Opening
+from memworker.pool.opening import Background
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind
 from memworker.pool.requests import Embedded, Floats
 from memworker.pool.scheduler import Entry
@@ -45,9 +45,9 @@ class AsyncEmbeddingPool:
             raise UsageError("give either a pool or the options to make one with, not both")
         self._owned = pool is None
         self._opening = (
-            Opening(lambda: EmbeddingPool(model, **options).start())
+            Background(lambda: EmbeddingPool(model, **options).start())
             if pool is None
-            else Opening.done(pool)
+            else Background.done(pool)
         )
 
     async def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
@@ -117,14 +117,14 @@ class AsyncEmbeddingPool:
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
         pool = await self.pool()
         if isinstance(texts, Sized) and len(texts) > _ROWS_ON_THE_LOOP:
-            entry = await asyncio.to_thread(pool.prepare, texts, kind=kind)
+            entry = await asyncio.to_thread(pool._entry, texts, kind)
         else:
-            entry = pool.prepare(texts, kind=kind)
+            entry = pool._entry(texts, kind)
         # Here on the loop: a thread's answer would be lost if this is cancelled meanwhile.
-        ticket = pool.enter(entry)
+        ticket = entry.enter()
         if ticket is not None:
             await _turn(ticket, entry)
-        return pool.queue(entry)
+        return entry.queue()
 
 
 async def _landed(

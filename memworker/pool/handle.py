@@ -7,15 +7,18 @@ which shard a slot holds, how many rows, since when, and in which order they wer
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memworker.pool import messages, worker
 from memworker.pool.arena import Form, Region, Slot
 from memworker.pool.incoming import Incoming, Nonsense, Result, checked
 from memworker.pool.outside import Child, Outside
+
+if TYPE_CHECKING:
+    from memworker.pool.requests import Request
 
 _BOOT_PATIENCE_S = 120.0
 _HALF_MESSAGE_S = 2.0
@@ -26,7 +29,7 @@ _LOOK_EVERY_S = 0.1
 
 
 class Shard(Protocol):
-    """What the supervisor must know of a piece of work.
+    """A piece of work: what the supervisor must know of it, and what takes its outcome.
 
     `blames` counts workers that ended while they were at it, `doubts` those that
     ended when it was next.
@@ -44,8 +47,12 @@ class Shard(Protocol):
     def cost(self) -> float: ...
     @property
     def abandoned(self) -> bool: ...
+    @property
+    def requests(self) -> list[Request]: ...
     def fill(self, slot: Slot) -> None: ...
-    def split(self) -> list[Any]: ...
+    def collect(self, got: Result) -> None: ...
+    def fail(self, reason: str) -> None: ...
+    def split(self) -> Sequence[Shard]: ...
 
 
 class WorkerState(Enum):
@@ -181,9 +188,8 @@ class WorkerHandle:
         self._cut_off_at = self._outside.monotonic()
 
     def _send(self, message: messages.ToWorker) -> None:
-        data = messages.encode(message)
         try:
-            self.child.channel.write(len(data).to_bytes(4, "big") + data)
+            self.child.channel.write(messages.framed(message))
         except BlockingIOError:
             raise Nonsense("left its orders unread") from None
         except OSError:

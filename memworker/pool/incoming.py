@@ -17,7 +17,6 @@ import numpy.typing as npt
 from memworker.pool import messages
 from memworker.pool.arena import RowStatus, Slot, SlotShape
 
-_HEAD_BYTES = 4
 _RECORD_BYTES = 4096
 _UTF8_BYTES = 4
 _STATUSES = len(RowStatus)
@@ -67,12 +66,12 @@ class Incoming:
                 self._half += data[start:]
                 self._needed = end - start
                 return
-            yield _decoded(data[start + _HEAD_BYTES : end])
+            yield _decoded(data[start + messages.HEAD_BYTES : end])
             start = end
 
     def _end(self, data: bytes, start: int) -> int:
         """Give where a message ends, or as much of it as tells."""
-        body = start + _HEAD_BYTES
+        body = start + messages.HEAD_BYTES
         if len(data) < body:
             return body
         size = int.from_bytes(data[start:body], "big")

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 REASON_CHARS = 300
+HEAD_BYTES = 4
 ERROR_CHARS = 4000
 
 # Far more than the tokens that any slot holds, and few enough to add up for ever.
@@ -70,3 +71,9 @@ ToParent = Ready | BootFailed | Done
 encode = msgspec.msgpack.Encoder().encode
 decode_for_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_for_parent = msgspec.msgpack.Decoder(ToParent).decode
+
+
+def framed(message: ToWorker | ToParent) -> bytes:
+    """Give a message as it goes through a pipe: behind its length, as multiprocess has it."""
+    data = encode(message)
+    return len(data).to_bytes(HEAD_BYTES, "big") + data

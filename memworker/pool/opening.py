@@ -48,7 +48,7 @@ def borrowed_or_own(
     return PoolUse(EmbeddingPool(model, **options), own=True)
 
 
-class Opening(Generic[T]):
+class Background(Generic[T]):
     """Something that is made in a thread of its own, while coroutines of any loop wait for it.
 
     The process waits for that thread at its end, unless it is a `daemon`.
@@ -60,7 +60,7 @@ class Opening(Generic[T]):
         threading.Thread(target=_run, args=args, name="memworker-open", daemon=daemon).start()
 
     @classmethod
-    def done(cls, made: T) -> Opening[T]:
+    def done(cls, made: T) -> Background[T]:
         """Stand for what is there already."""
         opening = cls.__new__(cls)
         opening._made = Future()

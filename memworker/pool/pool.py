@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, UsageError, again
 from memworker.pool import plan
-from memworker.pool.admission import Ticket
 from memworker.pool.arena import Form
 from memworker.pool.engine import Model, resolve
 from memworker.pool.meter import Work
@@ -93,7 +92,7 @@ class EmbeddingPool:
         self._scheduler: Scheduler | None = None
         self._start_failure: PoolError | None = None
         self._closed = False
-        self._close: Callable[[], object] = _nothing
+        self._finalizer: weakref.finalize[..., EmbeddingPool] | None = None
         # Held as long as a start takes; the other one only ever for a moment.
         self._starting, self._closing = threading.Lock(), threading.Lock()
         self.startup_seconds = time.perf_counter() - began
@@ -122,17 +121,21 @@ class EmbeddingPool:
         Raises TypeError for what is not `str`, TextTooLarge, and TextFailed for
         the first text that could not be embedded.
         """
+        embedded = self.embed_rows(texts, kind=kind)
+        embedded.raise_first()
+        return embedded.vectors
+
+    def embed_rows(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Embedded:
+        """Embed texts row by row: a bad text fails its own row only."""
         future = self.submit_rows(texts, kind=kind)
         try:
-            embedded = future.result()
+            return future.result()
         except BaseException:
             future.cancel()
             raise
         finally:
             # It holds what it raises, whose traceback holds this frame.
             del future
-        embedded.raise_first()
-        return embedded.vectors
 
     def submit(
         self, texts: Sequence[str], *, kind: Kind = "passage", wait_s: float | None = None
@@ -140,8 +143,9 @@ class EmbeddingPool:
         """Embed in the background; the future's result is what `embed` returns.
 
         While too much is waiting this blocks, for `wait_s` seconds at most: then it
-        raises PoolBusy, with `retry_after_s`, and nothing of the request was begun.
-        Cancelling the future drops what has not begun.
+        raises PoolBusy, with `retry_after_s`, and nothing of the request was begun. The
+        pool's first one waits for its start besides. Cancelling the future drops what
+        has not begun.
         """
         return _floats_of(self.submit_rows(texts, kind=kind, wait_s=wait_s))
 
@@ -171,19 +175,6 @@ class EmbeddingPool:
         self._refuse_large(request)
         (self._scheduler or self._running()).submit(request, wait_s)
         return request.future
-
-    def prepare(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Entry:
-        """Plan a request, for `enter`; until then it may be forgotten."""
-        return self._running().prepare(self._request(texts, kind))
-
-    def enter(self, entry: Entry) -> Ticket | None:
-        """Ask for admission without waiting for it; `queue` then takes what was admitted."""
-        return self._running().enter(entry)
-
-    def queue(self, entry: Entry) -> Future[Embedded]:
-        """Embed what was admitted."""
-        self._running().queue(entry)
-        return entry.request.future
 
     def embed_batches(
         self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
@@ -267,7 +258,8 @@ class EmbeddingPool:
         if os.getpid() == self._pid:
             with self._closing:
                 self._closed = True
-            self._close()
+            if self._finalizer is not None:
+                self._finalizer()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -279,6 +271,10 @@ class EmbeddingPool:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _entry(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Entry:
+        """Plan a request of `AsyncEmbeddingPool`'s, which waits for its turn in its own way."""
+        return self._running().prepare(self._request(texts, kind))
 
     def _request(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Request:
         self._refuse_forked()
@@ -308,11 +304,11 @@ class EmbeddingPool:
         with self._closing:
             self._refuse_closed()
             scheduler = Scheduler(self.sizes, self._care)
-            self._close = weakref.finalize(self, _close_here, scheduler, self._pid)
+            self._finalizer = weakref.finalize(self, _close_here, scheduler, self._pid)
         try:
             scheduler.start()
         except BaseException as error:
-            self._close()
+            self._finalizer()
             if isinstance(error, PoolError):
                 self._start_failure = error
             raise
@@ -347,10 +343,6 @@ def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:
     finally:
         # It holds what it raises, whose traceback holds this frame.
         del future
-
-
-def _nothing() -> None:
-    """Close what was never started."""
 
 
 def _close_here(scheduler: Scheduler, pid: int) -> None:

@@ -111,18 +111,21 @@ class Request:
         """Whether nobody waits for the result any more."""
         return self.future.done()
 
-    def cut(self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int) -> list[WorkShard]:
-        """Plan the request's shards, a window at a time."""
+    def cut(
+        self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int, urgent: bool
+    ) -> list[WorkShard]:
+        """Plan the request's shards, a window at a time, for the slots of one kind."""
         if len(self.byte_lengths) == 1:
             # A lone caller waits for this: planning one row would take longer than all the rest.
-            return [WorkShard(self, _FIRST_ROW, plan.estimate_one(self.rows.longest, costs))]
+            cost = plan.estimate_one(self.rows.longest, costs)
+            return [WorkShard(self, _FIRST_ROW, cost, urgent)]
         estimates = plan.estimate_tokens(self.byte_lengths, costs)
         shards, start = [], 0
         for end in plan.cut_windows(self.byte_lengths, costs, workers=workers):
             lengths = self.byte_lengths[start:end]
             for rows in plan.cut_shards(lengths, costs, limits, workers=workers):
                 rows += start
-                shards.append(WorkShard(self, rows, float(estimates[rows].sum())))
+                shards.append(WorkShard(self, rows, float(estimates[rows].sum()), urgent))
             start = end
         return shards
 
@@ -181,14 +184,14 @@ class WorkShard:
 
     gathered = 1
 
-    def __init__(self, request: Request, rows: plan.Int64s, cost: float) -> None:
+    def __init__(self, request: Request, rows: plan.Int64s, cost: float, urgent: bool) -> None:
         self.id = next(_shard_ids)
         self.request = request
         self.indices = rows
         self.rows = len(rows)
         self.cost = cost
         self.form = request.form
-        self.urgent = request.form is Form.QUERY
+        self.urgent = urgent
         self.blames = 0
         self.doubts = 0
 
@@ -225,11 +228,7 @@ class WorkShard:
         """Halve a shard that ended its workers, to find the text that does it."""
         middle = self.rows // 2
         parts = (self.indices[:middle], self.indices[middle:])
-        halves = [WorkShard(self.request, rows, self.cost / 2) for rows in parts]
-        for half in halves:
-            # Which kind of slot holds it was decided by the whole request.
-            half.urgent = self.urgent
-        return halves
+        return [WorkShard(self.request, rows, self.cost / 2, self.urgent) for rows in parts]
 
 
 class GatheredShard:

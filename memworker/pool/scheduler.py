@@ -27,7 +27,7 @@ from memworker.pool.handle import Shard
 from memworker.pool.incoming import Result
 from memworker.pool.meter import Meter, Work
 from memworker.pool.outside import Alarm, Outside, System
-from memworker.pool.requests import LOOK_AHEAD, Embedded, GatheredShard, Request, WorkShard, gather
+from memworker.pool.requests import LOOK_AHEAD, Embedded, Request, WorkShard, gather
 from memworker.pool.sizing import Sizes
 from memworker.pool.supervisor import Care, Outcomes, Supervisor
 
@@ -37,12 +37,25 @@ CLOSED = "the pool is closed; make a new EmbeddingPool"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A request on its way in: planned, and nothing asked for yet."""
+    """A request on its way in, for those who must not block: planned, and nothing asked for yet.
 
+    Until `enter` it may be forgotten. A ticket's turn can be waited for in any manner.
+    """
+
+    scheduler: Scheduler
     request: Request
     shards: list[WorkShard]
     cost: int
     admission: Admission
+
+    def enter(self) -> Ticket | None:
+        """See `Scheduler.enter`."""
+        return self.scheduler.enter(self)
+
+    def queue(self) -> Future[Embedded]:
+        """Embed what was admitted."""
+        self.scheduler.queue(self)
+        return self.request.future
 
 
 class Scheduler:
@@ -110,16 +123,14 @@ class Scheduler:
         """Cut a request into shards, which takes longer the larger it is."""
         self._refuse_if_closed()
         query = request.form is Form.QUERY
-        limits = self._urgent_limits if query else self._limits
-        if query and request.rows.longest > limits.text_bytes:
-            limits = self._limits
-        shards = request.cut(self._costs, limits, workers=self.workers)
-        for shard in shards:
-            shard.urgent = limits is self._urgent_limits
+        # Slots for questions are small: one with a longer text goes the way of all others.
+        urgent = query and request.rows.longest <= self._urgent_limits.text_bytes
+        limits = self._urgent_limits if urgent else self._limits
+        shards = request.cut(self._costs, limits, workers=self.workers, urgent=urgent)
         admission = self._query_admission if query else self._bulk_admission
         # Whole numbers: sums of floats would not come back to zero.
         cost = math.ceil(sum(shard.cost for shard in shards))
-        return Entry(request, shards, cost, admission)
+        return Entry(self, request, shards, cost, admission)
 
     def enter(self, entry: Entry) -> Ticket | None:
         """Ask for admission: given at once (None), or when the ticket's turn has come.
@@ -327,7 +338,6 @@ class Scheduler:
         self._woken = False
 
     def _shard_done(self, shard: Shard, result: Result) -> None:
-        assert isinstance(shard, (WorkShard, GatheredShard))
         self.meter.add(
             texts=shard.rows,
             truncated=result.truncated,
@@ -342,7 +352,6 @@ class Scheduler:
         self._touched += shard.requests
 
     def _shard_failed(self, shard: Shard, reason: str) -> None:
-        assert isinstance(shard, (WorkShard, GatheredShard))
         self.meter.add(texts=shard.rows, failed=shard.rows)
         shard.fail(reason)
         self._touched += shard.requests

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from multiprocess import context, get_start_method, reduction, spawn, util
+from multiprocess import context, get_start_method, popen_spawn_posix, reduction, spawn, util
 from multiprocess.process import ORIGINAL_DIR, current_process
 
 from memworker.interpreters import QUIET, on_our_path, our_path
@@ -62,81 +62,82 @@ class _WorkerProcess(context.SpawnProcess):  # type: ignore[misc]
         return _Popen(process)
 
 
-if sys.platform == "win32":
-    from multiprocess.popen_spawn_win32 import Popen as _Popen
-else:
-    from multiprocess import popen_spawn_posix
+class _Popen(popen_spawn_posix.Popen):  # type: ignore[misc]
+    """A spawn whose preparation data leaves the parent's main module out."""
 
-    class _Popen(popen_spawn_posix.Popen):  # type: ignore[misc]
-        """A spawn whose preparation data leaves the parent's main module out."""
+    def _launch(self, process: Any) -> None:
+        payload = self._payload(process)
+        with ExitStack() as child_ends:
+            ours: list[int] = []
+            # The write end stays open: its closing tells the worker that we are gone.
+            self.finalizer = util.Finalize(self, _close_all, (ours,))
+            child_reads, parent_writes = _pipe(ours, child_ends, ours_reads=False)
+            parent_reads, child_writes = _pipe(ours, child_ends, ours_reads=True)
+            command = _command_line(child_reads, process.channel)
+            passed = [*self._fds, child_reads, child_writes]
+            self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
+            self.sentinel = parent_reads
+            # Closed now, or a child that dies without reading would leave us writing for ever.
+            child_ends.close()
+            with open(parent_writes, "wb", closefd=False) as pipe:
+                pipe.write(payload)
 
-        def _launch(self, process: Any) -> None:
-            payload = self._payload(process)
-            with ExitStack() as child_ends:
-                ours: list[int] = []
-                # The write end stays open: its closing tells the worker that we are gone.
-                self.finalizer = util.Finalize(self, _close_all, (ours,))
-                child_reads, parent_writes = _pipe(ours, child_ends, ours_reads=False)
-                parent_reads, child_writes = _pipe(ours, child_ends, ours_reads=True)
-                command = _command_line(child_reads, process.channel)
-                passed = [*self._fds, child_reads, child_writes]
-                self.pid = util.spawnv_passfds(spawn.get_executable(), command, passed)
-                self.sentinel = parent_reads
-                # Closed now, or a child that dies without reading would leave us writing for ever.
-                child_ends.close()
-                with open(parent_writes, "wb", closefd=False) as pipe:
-                    pipe.write(payload)
+    def _payload(self, process: Any) -> bytes:
+        preparation = _preparation(process)
+        buffer = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(preparation, buffer)
+            reduction.dump(process, buffer)
+        finally:
+            context.set_spawning_popen(None)
+        return buffer.getvalue()
 
-        def _payload(self, process: Any) -> bytes:
-            preparation = _preparation(process)
-            buffer = io.BytesIO()
-            context.set_spawning_popen(self)
-            try:
-                reduction.dump(preparation, buffer)
-                reduction.dump(process, buffer)
-            finally:
-                context.set_spawning_popen(None)
-            return buffer.getvalue()
 
-    def _preparation(process: Any) -> dict[str, Any]:
-        """Say what the worker shares with us: its working directory it inherits anyway."""
-        # A pool that is made while a worker imports its loader would have no end.
-        spawn._check_not_importing_main()
-        told = {
-            "name": process.name,
-            "authkey": current_process().authkey,
-            "sys_argv": sys.argv,
-            "sys_path": _callers_path() if _needs_callers_path(process) else our_path(),
-            "orig_dir": ORIGINAL_DIR,
-        }
-        if method := get_start_method(allow_none=True):
-            told["start_method"] = method
-        return told
+def _preparation(process: Any) -> dict[str, Any]:
+    """Say what the worker shares with us: its working directory it inherits anyway."""
+    # A pool that is made while a worker imports its loader would have no end.
+    spawn._check_not_importing_main()
+    told = {
+        "name": process.name,
+        "authkey": current_process().authkey,
+        "sys_argv": sys.argv,
+        "sys_path": _callers_path() if _needs_callers_path(process) else our_path(),
+        "orig_dir": ORIGINAL_DIR,
+    }
+    if method := get_start_method(allow_none=True):
+        told["start_method"] = method
+    return told
 
-    def _needs_callers_path(process: Any) -> bool:
-        rooms = {str(getattr(part, "__module__", "")).partition(".")[0] for part in process._args}
-        return not rooms <= {"memworker", "multiprocess"}
 
-    def _callers_path() -> list[str]:
-        return [entry or ORIGINAL_DIR or "." for entry in sys.path]
+def _needs_callers_path(process: Any) -> bool:
+    rooms = {str(getattr(part, "__module__", "")).partition(".")[0] for part in process._args}
+    return not rooms <= {"memworker", "multiprocess"}
 
-    def _command_line(pipe_handle: int, channel: int) -> list[Any]:
-        # No resource tracker: nothing of ours has a name that one could clean up.
-        handles = {"tracker_fd": None, "pipe_handle": pipe_handle}
-        if getattr(sys, "frozen", False):
-            return list(spawn.get_command_line(**handles))
-        program = _PROGRAM.format(settings=QUIET, handles=handles, channel=channel)
-        code = on_our_path() + program
-        flags = util._args_from_interpreter_flags()
-        return [spawn.get_executable(), *flags, "-P", "-c", code, "--multiprocessing-fork"]
 
-    def _pipe(ours: list[int], child_ends: ExitStack, *, ours_reads: bool) -> tuple[int, int]:
-        """Make a pipe, one end ours and one for the child, each with its closing seen to."""
-        reads, writes = os.pipe()
-        ours.append(reads if ours_reads else writes)
-        child_ends.callback(os.close, writes if ours_reads else reads)
-        return reads, writes
+def _callers_path() -> list[str]:
+    return [entry or ORIGINAL_DIR or "." for entry in sys.path]
 
-    def _close_all(descriptors: list[int]) -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
+
+def _command_line(pipe_handle: int, channel: int) -> list[Any]:
+    # No resource tracker: nothing of ours has a name that one could clean up.
+    handles = {"tracker_fd": None, "pipe_handle": pipe_handle}
+    if getattr(sys, "frozen", False):
+        return list(spawn.get_command_line(**handles))
+    program = _PROGRAM.format(settings=QUIET, handles=handles, channel=channel)
+    code = on_our_path() + program
+    flags = util._args_from_interpreter_flags()
+    return [spawn.get_executable(), *flags, "-P", "-c", code, "--multiprocessing-fork"]
+
+
+def _pipe(ours: list[int], child_ends: ExitStack, *, ours_reads: bool) -> tuple[int, int]:
+    """Make a pipe, one end ours and one for the child, each with its closing seen to."""
+    reads, writes = os.pipe()
+    ours.append(reads if ours_reads else writes)
+    child_ends.callback(os.close, writes if ours_reads else reads)
+    return reads, writes
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

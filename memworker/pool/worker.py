@@ -149,8 +149,7 @@ def _settle_process() -> None:
     # Ctrl-C reaches the whole process group; it is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     _be_killed_with_parent()
     threading.Thread(target=_leave_with_parent, daemon=True, name="parent-watch").start()
 
@@ -169,7 +168,7 @@ def _leave_with_parent() -> None:
     assert parent is not None
     # A fork of the parent may keep the sentinel's pipe open: look at the parent's pid too.
     while not connection.wait([parent.sentinel], timeout=_PARENT_CHECK_S):
-        if sys.platform != "win32" and os.getppid() != parent.pid:
+        if os.getppid() != parent.pid:
             break
     os._exit(0)
 
@@ -258,15 +257,5 @@ class _Loop:
             },
         )
         failpoints.reach("after_slot_write")
-        self._send(messages.encode(done))
+        failpoints.write("mid_message", self._pipe.fileno(), messages.framed(done))
         failpoints.reach("after_message")
-
-    def _send(self, message: bytes) -> None:
-        if failpoints.armed("mid_message"):
-            # In two writes, as Connection frames it, to be interrupted between them.
-            head = len(message).to_bytes(4, "big") + message[:3]
-            os.write(self._pipe.fileno(), head)
-            failpoints.reach("mid_message")
-            os.write(self._pipe.fileno(), message[3:])
-        else:
-            self._pipe.send_bytes(message)

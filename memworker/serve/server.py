@@ -27,7 +27,7 @@ import uvicorn
 
 from memworker.errors import PoolError, UsageError
 from memworker.pool import EmbeddingPool, limit
-from memworker.pool.opening import Opening
+from memworker.pool.opening import Background
 from memworker.serve.app import create_app
 from memworker.serve.connection import patient
 from memworker.serve.options import ServeOptions
@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
         self._take_signals(loop)
 
         # A daemon, for a download cannot be interrupted and must not hold up the end.
-        opening = Opening(lambda: _started(make_pool()), daemon=True)
+        opening = Background(lambda: _started(make_pool()), daemon=True)
         beginning = loop.create_task(self._begin(opening, on_ready, names))
         try:
             await self.serve(sockets=[self._listener])
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
 
     async def _begin(
         self,
-        opening: Opening[EmbeddingPool],
+        opening: Background[EmbeddingPool],
         on_ready: Callable[[Service, str], None],
         names: tuple[str, ...],
     ) -> None:

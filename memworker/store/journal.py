@@ -22,7 +22,7 @@ from typing import Self, TypeAlias
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
-from memworker.failpoints import armed, reach
+from memworker.failpoints import write
 from memworker.store.disk import disk_errors
 from memworker.store.durable import sync_path
 
@@ -126,7 +126,7 @@ class Journal:
         with disk_errors(self._path, _SAFE):
             line, length = encode(record), os.fstat(self._fd).st_size
             try:
-                _write(self._fd, line)
+                write("mid_journal", self._fd, line)
                 if self._durable:
                     os.fsync(self._fd)
             except OSError:
@@ -231,18 +231,6 @@ def _decode_line(line: bytes) -> Record | None:
         # A later version's record: its check holds, but we cannot know what it says.
         return None
     return record
-
-
-def _write(fd: int, line: bytes) -> None:
-    half = len(line) // 2 if armed("mid_journal") else 0
-    _write_all(fd, line[:half])
-    reach("mid_journal")
-    _write_all(fd, line[half:])
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def _replace(path: Path, content: bytes, *, durable: bool) -> None:

@@ -15,6 +15,7 @@ from memworker import AsyncEmbeddingPool, EmbeddingPool
 from memworker.errors import PoolBusy, PoolClosed, UsageError
 from memworker.pool import plan
 from memworker.pool.admission import Admission
+from memworker.pool.arena import Form
 from memworker.pool.requests import Answer, Request, gather
 from memworker.pool.rows import text_rows
 from tests import PATIENCE_S
@@ -251,9 +252,20 @@ def test_of_those_who_complete_and_cancel_one_comes_first():
 def test_a_shard_cancelled_while_it_is_gathered_is_no_error():
     request = Request(text_rows(["text"]), 8)
     costs, limits = plan.Costs(max_tokens=256), plan.SlotLimits(rows=10, text_bytes=1000)
-    queue = deque(request.cut(costs, limits, workers=1))
+    queue = deque(request.cut(costs, limits, workers=1, urgent=False))
     request.future.cancel()
     assert gather(queue, limits, 512.0) == (queue[0], [])
+
+
+def test_the_cut_says_which_slots_a_shard_is_for(gated):
+    """And halves of it are for the same, whatever fits into them."""
+    short, long = Request(text_rows(["a"] * 99), 8, Form.QUERY), ["x" * 300_000, *["a"] * 99]
+    for request, urgent in ((short, True), (Request(text_rows(long), 8, Form.QUERY), False)):
+        shards = gated[0]._scheduler.prepare(request).shards
+        assert {shard.urgent for shard in shards} == {urgent}
+        assert {half.urgent for shard in shards for half in shard.split()} == {urgent}
+    (passage,) = gated[0]._scheduler.prepare(Request(text_rows(["a"]), 8)).shards
+    assert not passage.urgent
 
 
 def _ring_when_one_waits(pool, caller):
