@@ -26,7 +26,8 @@ from memworker.cli.memory_options import (
     scope_of,
 )
 from memworker.cli.output import printable
-from memworker.errors import MemoryNotFound, UnknownModel, UsageError
+from memworker.cli.search import query_vector
+from memworker.errors import MemoryNotFound, UsageError
 
 if TYPE_CHECKING:
     from memworker.memory.group import Delete, EraseOne, Sweep
@@ -117,7 +118,7 @@ def search(
     filters = filters_of(user_id, agent_id, run_id, where)
     checked = reads.checked_search(query, filters, limit, threshold, mode)
     opened = Table.open(db, table)
-    vector = None if mode == "text" else _query_vector(opened, query, model)
+    vector = None if mode == "text" else query_vector(opened, query, model)
     found = reads.search(opened, vector, query, checked, limit, threshold, mode)  # type: ignore[arg-type]
     if as_json:
         print_json({"query": query, "table": table, **found})
@@ -221,28 +222,6 @@ def history(
 # After the others, as `--help` lists them in this order.
 app.command("export")(memory_files.export)
 app.command("import")(memory_files.import_)
-
-
-def _query_vector(table: Table, query: str, model: str | None) -> Any:
-    from memworker.pool.pool import EmbeddingPool
-    from memworker.store import VectorSpace
-
-    space = table.space
-    try:
-        pool = EmbeddingPool(
-            model or space.model,
-            precision=space.precision,
-            max_tokens=space.max_tokens or None,
-            workers=1,
-        )
-    except UnknownModel as error:
-        raise UnknownModel(
-            f"table {table.name!r} was made with the model {space.model!r}, which is not in the"
-            " catalogue; give its directory with --model DIR"
-        ) from error
-    space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
-    with pool:
-        return pool.embed([query], kind="query")[0]
 
 
 def _operations(ids: list[str], scope: Scope, erase: bool) -> list[Delete | EraseOne | Sweep]:

@@ -14,7 +14,7 @@ from memworker.cli.output import printable
 from memworker.errors import UnknownModel
 
 if TYPE_CHECKING:
-    from memworker.store import Hit
+    from memworker.store import Hit, Table
 
 
 def search(
@@ -34,12 +34,27 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
-    from memworker.pool.pool import EmbeddingPool
-    from memworker.store import Table, VectorSpace, parse_where
+    from memworker.store import Table, parse_where
 
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
-    space = opened.space
+    vector = query_vector(opened, query, model)
+    started = time.perf_counter()
+    hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
+    seconds = time.perf_counter() - started
+    if as_json:
+        found = [_plain(hit) for hit in hits]
+        print(json.dumps({"query": query, "table": table, "seconds": seconds, "hits": found}))
+    else:
+        _show(hits)
+
+
+def query_vector(table: Table, query: str, model: str | None) -> Any:
+    """Embed a query as a table's vectors were; `model` is its model's directory, if need be."""
+    from memworker.pool import EmbeddingPool
+    from memworker.store import VectorSpace
+
+    space = table.space
     try:
         pool = EmbeddingPool(
             model or space.model,
@@ -49,20 +64,12 @@ def search(
         )
     except UnknownModel as error:
         raise UnknownModel(
-            f"table {table!r} was made with the model {space.model!r}, which is not in the"
+            f"table {table.name!r} was made with the model {space.model!r}, which is not in the"
             " catalogue; give its directory with --model DIR"
         ) from error
-    space.must_equal(VectorSpace.of(pool.identity, space.distance), table)
+    space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
     with pool:
-        (vector,) = pool.embed([query], kind="query")
-    started = time.perf_counter()
-    hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
-    seconds = time.perf_counter() - started
-    if as_json:
-        found = [_plain(hit) for hit in hits]
-        print(json.dumps({"query": query, "table": table, "seconds": seconds, "hits": found}))
-    else:
-        _show(hits)
+        return pool.embed([query], kind="query")[0]
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

@@ -241,12 +241,4 @@ class Memory:
             return added(batch, self._core.write(operation).result())
 
     def _embed(self, texts: list[str], kind: Kind = "passage") -> Embedded:
-        future = self._core.pool.submit_rows(texts, kind=kind)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            # It holds what it raises, whose traceback holds this frame.
-            del future
+        return self._core.pool.embed_rows(texts, kind=kind)

@@ -13,6 +13,7 @@ from memworker.pool import limit, machine, remembered, sizing
 from memworker.pool.budget import parse_bytes
 from memworker.pool.engine import Engine, resolve
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
+from memworker.pool.sizing import Choice
 
 BATCH_TOKENS = (128, 256, 512, 1024)
 _ROUNDS = 2
@@ -67,12 +68,6 @@ def tune(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    workers: int
-    batch_tokens: int
-
-
 class _Tuner:
     """Run sizes first, on all cores; then worker counts, with the best run size."""
 
@@ -94,15 +89,15 @@ class _Tuner:
         self._slice_s = seconds * (1 - _START_SHARE) / measurements
 
     def run(self) -> list[Trial]:
-        trials = self._try([_Setting(self._cores, tokens) for tokens in BATCH_TOKENS])
+        trials = self._try([Choice(self._cores, tokens) for tokens in BATCH_TOKENS])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
         if self._fewer:
-            trials += self._try([_Setting(workers, best.batch_tokens) for workers in self._fewer])
+            trials += self._try([Choice(workers, best.batch_tokens) for workers in self._fewer])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
-        sizing.keep(self._engine, sizing.Choice(best.workers, best.batch_tokens))
+        sizing.keep(self._engine, Choice(best.workers, best.batch_tokens))
         return [replace(trial, kept=trial is best) for trial in trials]
 
-    def _try(self, settings: list[_Setting]) -> list[Trial]:
+    def _try(self, settings: list[Choice]) -> list[Trial]:
         """Measure in rounds: a busy moment of the machine must not hit one setting alone."""
         settings = [setting for setting in settings if self._fits(setting)] or settings[-1:]
         rounds = [[self._measure(setting) for setting in settings] for _ in range(_ROUNDS)]
@@ -113,7 +108,7 @@ class _Tuner:
             self._report(trial)
         return best
 
-    def _measure(self, setting: _Setting) -> Trial:
+    def _measure(self, setting: Choice) -> Trial:
         with EmbeddingPool(
             self._engine,
             workers=setting.workers,
@@ -136,7 +131,7 @@ class _Tuner:
                 memory_bytes=pool.sizes.memory_bytes,
             )
 
-    def _fits(self, setting: _Setting) -> bool:
+    def _fits(self, setting: Choice) -> bool:
         if self._memory is None:
             return True
         wishes = sizing.Wishes(setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES)
