@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,16 @@ def test_a_worker_loads_nothing_of_the_parents_side():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_was_cleared_away_stays_away():
+    command = [sys.executable, ROOT / "scripts" / "count-house"]
+    counted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    counts = dict(re.findall(r"^(.+?): (\d+)", counted, re.MULTILINE))
+    assert int(counts["isinstance tests on engines"]) == 0
+    # Adapters, which get no model ready before they are used; a server that answers meanwhile;
+    # tools that try again after a failure.
+    assert int(counts["modules that open a pool later by themselves"]) <= 3
 
 
 def test_public_names_are_pinned():

@@ -9,7 +9,6 @@ import time
 import weakref
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from memworker.locks.kinds import Kind, Unsupported, kind_in, try_lock, unlock
@@ -84,12 +83,7 @@ class FileLock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def _acquire_file(self, timeout_s: float) -> None:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from concurrent.futures import Future
 from itertools import islice
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -106,12 +105,7 @@ class AsyncEmbeddingPool:
         await self.pool()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
