@@ -59,7 +59,8 @@ class Core:
         self.pool = self._use.pool
         # First of all: a table of another model must be refused before any worker starts.
         self.table = _table(options, VectorSpace.of(self.pool.identity))
-        self.pool.start()
+        if not self.pool.started:
+            self.pool.start()
         self._admission = Admission(PENDING_ROWS)
         self._upkeep = Upkeep(self.table)
         self._writer = Writer(self.table, self._upkeep.committed)

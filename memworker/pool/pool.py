@@ -92,8 +92,8 @@ class EmbeddingPool:
         self._start_failure: PoolError | None = None
         self._closed = False
         self._finalizer: weakref.finalize[..., EmbeddingPool] | None = None
-        # Held as long as a start takes; the other one only ever for a moment.
-        self._starting, self._closing = threading.Lock(), threading.Lock()
+        # Held as long as a start takes, so nothing but a start may wait for it.
+        self._starting = threading.Lock()
         self.startup_seconds = time.perf_counter() - began
 
     def start(self) -> Self:
@@ -255,8 +255,8 @@ class EmbeddingPool:
         A start under way ends with PoolClosed too. In a child of os.fork() nothing is done.
         """
         if os.getpid() == self._pid:
-            with self._closing:
-                self._closed = True
+            # In this order: a start looks for them in the other one.
+            self._closed = True
             if self._finalizer is not None:
                 self._finalizer()
 
@@ -294,11 +294,13 @@ class EmbeddingPool:
             return self._scheduler
 
     def _launched(self) -> Scheduler:
+        self._refuse_closed()
         began = time.perf_counter()
-        with self._closing:
-            self._refuse_closed()
-            scheduler = Scheduler(self.sizes, self._care)
-            self._finalizer = weakref.finalize(self, _close_here, scheduler, self._pid)
+        scheduler = Scheduler(self.sizes, self._care)
+        self._finalizer = weakref.finalize(self, _close_here, scheduler, self._pid)
+        if self._closed:
+            # By somebody who looked for a finalizer before there was one: the start finds out.
+            self._finalizer()
         try:
             scheduler.start()
         except BaseException as error:
