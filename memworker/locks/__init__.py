@@ -1,7 +1,7 @@
 """Locks between processes and machines, none of which outlives its holder in effect."""
 
 from memworker.locks.drafts import draft_of
-from memworker.locks.filelock import Busy, FileLock, Lost, holder_of
+from memworker.locks.filelock import Busy, FileLock, Lost, held, holder_of
 from memworker.locks.kinds import Kind, Unsupported, kind_in
 from memworker.locks.process import Process
 from memworker.locks.scratch import Scratch, sweep
@@ -15,6 +15,7 @@ __all__ = [
     "Scratch",
     "Unsupported",
     "draft_of",
+    "held",
     "holder_of",
     "kind_in",
     "sweep",

@@ -48,6 +48,7 @@ class FileLock:
         self._kind = Kind.FLOCK
         self._fd = -1
         self._lease: Lease | None = None
+        self._kept = False
 
     def acquire(self, timeout_s: float = 0.0, *, patient: bool = True) -> None:
         """Take the lock; wait for `timeout_s`, and if `patient`, longer for a silent machine.
@@ -70,7 +71,9 @@ class FileLock:
             raise Lost(f"{self.path} was removed by somebody")
 
     def release(self) -> None:
-        """Free the lock, if it is held."""
+        """Free the lock, if it is held and not kept."""
+        if self._kept:
+            return
         if self._lease is not None:
             self._lease.release()
             self._lease = None
@@ -79,6 +82,11 @@ class FileLock:
             with contextlib.suppress(OSError):
                 unlock(self._fd, self._kind)
             self._close()
+
+    def keep(self) -> None:
+        """Let the lock, if it is held, be freed by the end of this process alone."""
+        if self._lease is not None or self._fd >= 0:
+            self._kept = True
 
     def __enter__(self) -> Self:
         return self

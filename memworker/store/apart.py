@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from memworker import interpreters
 from memworker.errors import MemworkerError, StoreError
 from memworker.failpoints import reach
-from memworker.store import lock
+from memworker.store import bounded, lock
 from memworker.store.lance import connect, open_table
 from memworker.store.spill import folder_beside
 
@@ -137,12 +138,36 @@ def run(work: Work, db: Path, name: str, state: Path) -> None:
             child.stdin.write(request.encode() + b"\n")
             child.stdin.flush()
         said: list[bytes] = []
-        for line in child.stdout:
+        for line in _lines(child):
             if line.startswith(_REPLY):
                 _raise(json.loads(line.removeprefix(_REPLY)))
                 return
             said = [*said[-4:], line]
         raise ChildEnded(_end(child.pid, child.wait(), said))
+
+
+def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """Yield what a child says, line by line. Raises ChildEnded when it does nothing for long."""
+    assert child.stdout is not None
+    fd, rest = child.stdout.fileno(), b""
+
+    def said(timeout_s: float) -> bool:
+        return bool(select.select([fd], [], [], timeout_s)[0])
+
+    while True:
+        try:
+            bounded.await_end(said, bounded.work_of(child.pid))
+        except bounded.Stalled as stalled:
+            raise ChildEnded(
+                f"the process that did it (pid {child.pid}) did nothing any more ({stalled}) and"
+                " was ended"
+            ) from stalled
+        block = os.read(fd, 65_536)
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        if not block:
+            yield rest
+            return
 
 
 @contextmanager

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.errors import LockLost, StoreUnwritable, TableLocked
-from memworker.locks import Busy, FileLock, Lost, Process, holder_of
+from memworker.locks import Busy, FileLock, Lost, Process, held, holder_of
 
 COMMIT_TIMEOUT_S = 60.0
 """A commit takes well under a second; a minute of waiting means that something hangs."""
 
 # Whoever asks for the holder takes the lock for a moment, which must turn no job away.
 _JOB_PATIENCE_S = 0.2
+_WRITING = ("commit", "tend")
 _DOING = {
     "job": "is ingesting into table {0!r}, or re-embedding it",
     "tend": "is optimising table {0!r} or building an index of it",
@@ -75,6 +76,16 @@ def hold_job(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of the one ingest into a table. Raises TableLocked with the holder's pid."""
     with hold(folder, "job", timeout_s=max(wait_s, _JOB_PATIENCE_S)):
         yield
+
+
+def keep(folder: Path) -> None:
+    """Free the locks of a table by which this process writes only when it ends.
+
+    For a write that was left, and may be under way still: nobody may write beside it.
+    """
+    for lock in list(held()):
+        if lock.path.parent == folder and lock.path.stem in _WRITING:
+            lock.keep()
 
 
 def holder(folder: Path, purpose: str) -> int | None:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from memworker.errors import StoreError
 from memworker.failpoints import reach
-from memworker.store import lock
+from memworker.store import bounded, lock
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.readers import Readers
 from memworker.store.schema import (
@@ -134,7 +134,7 @@ class Reembedding:
         # Later than the first look, where a copy was not whole and has been taken back.
         self._seen = int(self._handle.version)
         copy = _Copy(self._handle, self._staged, self._schema(), self._seen)
-        made = copy.run(self._connection, self._name)
+        made = copy.run(self._connection, self._name, self._db)
         return Landed(self._seen if made is None else made, 0)
 
     def _came(self, _: int) -> Landed | None:
@@ -196,13 +196,21 @@ class _Copy:
         self._why: BaseException | None = None
         self._version: int | None = None
 
-    def run(self, connection: LanceDBConnection, name: str) -> int | None:
-        """Commit the copy; return its version, or None if it was given up."""
+    def run(self, connection: LanceDBConnection, name: str, db: Path) -> int | None:
+        """Commit the copy; return its version, or None if it was given up. Raises Stalled."""
         reader = pa.RecordBatchReader.from_batches(self._schema, self._batches())
-        thread = threading.Thread(target=self._write, args=(connection, name, reader))
+        thread = threading.Thread(target=self._write, args=(connection, name, reader), daemon=True)
         thread.start()
+
+        def joined(timeout_s: float) -> bool:
+            thread.join(timeout_s)
+            return not thread.is_alive()
+
         try:
-            thread.join()
+            bounded.await_end(joined, bounded.files_below(db / f"{name}.lance"))
+        except bounded.Stalled:
+            lock.keep(lock.state_dir(db, name))
+            raise
         except BaseException:
             # The lock goes with the caller, so the commit must not outlive it.
             self._why = _GivenUp("interrupted")

@@ -30,14 +30,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memworker.errors import MemworkerError, StoreError
-from memworker.store import apart, whole
+from memworker.store import apart, bounded, whole
 from memworker.store.apart import Work
+from memworker.store.bounded import Stalled
 from memworker.store.durable import Disk, NotForced, is_known
 from memworker.store.handle import renew
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
-from memworker.store.lock import Held, hold, state_dir
+from memworker.store.lock import Held, hold, keep, state_dir
 from memworker.store.manifest import (
     HINT,
+    INDICES,
     VERSIONS,
     Fragment,
     Manifest,
@@ -47,7 +49,7 @@ from memworker.store.manifest import (
     versions,
 )
 from memworker.store.schema import is_durable, vectors_of
-from memworker.store.spill import spilling_beside
+from memworker.store.spill import FOLDER, spilling_beside
 from memworker.vectors import bad_vectors
 
 if TYPE_CHECKING:
@@ -78,6 +80,10 @@ Locked = Callable[[], AbstractContextManager[None]]
 
 class CameFirst(StoreError):
     """Other writers' commits came first, again and again."""
+
+
+class StillWriting(StoreError):
+    """A write does not come back; what becomes of it is not known."""
 
 
 class _NotWhole(Exception):
@@ -114,13 +120,13 @@ class Writes:
         """Commit by `write`; return once the commit is known to be whole.
 
         `seen` is the newest version at this moment. `run` takes the place of
-        `uninterrupted` for a write that looks after interrupts itself. `spills`: LanceDB
+        `bounded.run` for a write that looks after interrupts itself. `spills`: LanceDB
         makes temporary files for it, as it does for a merge. Raises StoreError, and says
         then whether something was committed.
         """
         for left in reversed(range(_WRITES)):
             with self._spilling() if spills else nullcontext():
-                landed = self._written(doing, partial(run or uninterrupted, write), came, seen)
+                landed = self._written(doing, partial(run or self._bounded, write), came, seen)
             if landed.version <= seen:
                 return landed
             try:
@@ -152,7 +158,7 @@ class Writes:
             seen = self._newest(doing)
             try:
                 self._built(doing, work)
-            except CameFirst:
+            except (CameFirst, StillWriting):
                 raise
             except StoreError:
                 self._settled(doing, seen)  # it may have been committed before it failed
@@ -220,6 +226,8 @@ class Writes:
             try:
                 self._do(work)
                 return
+            except Stalled as stalled:
+                raise self._unknown(doing, stalled) from stalled
             except Exception as error:
                 forget_frames(error)
                 if not is_commit_conflict(error):
@@ -232,7 +240,23 @@ class Writes:
             apart.run(work, self._db, self._name, state_dir(self._db, self._name))
             return
         with self._spilling():
-            uninterrupted(partial(work.do, self.handle) if isinstance(work, Work) else work)
+            # Others may be committing meanwhile: their files say nothing.
+            write = partial(work.do, self.handle) if isinstance(work, Work) else work
+            self._bounded(write, self._folder / INDICES)
+
+    def _bounded(self, write: Callable[[], Any], *folders: Path) -> Any:
+        """Run a write; when it is left while it may be under way, nobody else writes any more."""
+        state = state_dir(self._db, self._name)
+        moved = bounded.files_below(*(folders or (self._folder,)), state / FOLDER)
+        return bounded.run(write, moved, partial(keep, state))
+
+    def _unknown(self, doing: str, stalled: Stalled) -> StoreError:
+        return StillWriting(
+            f"{doing}: LanceDB does not come back, {stalled}. Whether it was committed is not"
+            " known, and it may still be, so that no other process can write into the table until"
+            " this one has ended. End it, and run the same again: rows whose ids are there are"
+            " not written twice"
+        )
 
     def _settled(self, doing: str, seen: int) -> str | None:
         """Look at what a build has committed; what is not whole is taken back, and told."""
@@ -260,6 +284,8 @@ class Writes:
                 return write()
             except MemworkerError:
                 raise
+            except Stalled as stalled:
+                raise self._unknown(doing, stalled) from stalled
             except Exception as error:
                 forget_frames(error)
                 landed = self._came(doing, came, seen, error)
@@ -274,7 +300,10 @@ class Writes:
     def _came(self, doing: str, came: Came, seen: int, why: Exception) -> Landed | None:
         try:
             newest = self._settled_version()
-            return came(seen) if newest != seen else None
+            # It may write again.
+            return self._bounded(partial(came, seen)) if newest != seen else None
+        except Stalled as stalled:
+            raise self._unknown(doing, stalled) from stalled
         except Exception as error:
             raise StoreError(
                 f"{explain(doing, why)}; and whether it was committed cannot be told, for the"
@@ -402,7 +431,7 @@ class Writes:
             elif before.fragments == ours.fragments:
                 # An index. Those who search must not fall over it, and the next build makes it.
                 for name in {each.name for each in ours.indices if each not in before.indices}:
-                    self.handle.drop_index(name)
+                    self._bounded(partial(self.handle.drop_index, name))
             else:
                 raise StoreError("rows have been committed on top of it")
         except Exception as error:
@@ -425,7 +454,7 @@ class Writes:
         fresh = self._fresh()
         for _ in range(_WRITES):
             fresh.checkout(version)
-            fresh.restore()
+            self._bounded(fresh.restore)
             if self._is_safe(int(fresh.version)):
                 return
         raise StoreError(_NO_MANIFEST)
@@ -435,7 +464,7 @@ class Writes:
         ranges = (f"(_rowid >= {f.id << 32} AND _rowid < {(f.id + 1) << 32})" for f in fragments)
         where = " OR ".join(ranges)
         for _ in range(_WRITES):
-            if self._is_safe(int(self.handle.delete(where).version)):
+            if self._is_safe(int(self._bounded(partial(self.handle.delete, where)).version)):
                 return
         raise StoreError(_NO_MANIFEST)
 
@@ -475,7 +504,15 @@ def created(connection: LanceDBConnection, db: Path, name: str, schema: pa.Schem
     """Make an empty table; return it once its first version is known to be whole."""
     folder = db / f"{name}.lance"
     for _ in range(_WRITES):
-        handle = uninterrupted(partial(connection.create_table, name, schema=schema))
+        state = state_dir(db, name)
+        create = partial(connection.create_table, name, schema=schema)
+        try:
+            handle = bounded.run(create, bounded.files_below(folder), partial(keep, state))
+        except Stalled as stalled:
+            raise StillWriting(
+                f"making table {name!r}: LanceDB does not come back, {stalled}. End this process,"
+                " look at the disk and at the limits of memory and threads, and run the same again"
+            ) from stalled
         try:
             read_manifest(folder, int(handle.version))
             return handle
@@ -483,38 +520,3 @@ def created(connection: LanceDBConnection, db: Path, name: str, schema: pa.Schem
             # Nobody can have written into a table that cannot be opened.
             manifest_path(folder, 1).unlink()
     raise StoreError(f"the first version of table {name!r} is not written whole; look at the disk")
-
-
-def uninterrupted(write: Callable[[], Any]) -> Any:
-    """Run a write to its end, also when a KeyboardInterrupt comes meanwhile, which is raised then.
-
-    LanceDB goes on writing when its caller was interrupted, and the lock would be let go
-    before the commit. Only the main thread is ever interrupted.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return write()
-    done: list[Any] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(write())
-        except BaseException as error:  # raised again below
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="memworker-write", daemon=True)
-    thread.start()
-    interrupt: BaseException | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except BaseException as error:
-            if interrupt is not None:
-                raise  # a second one: whoever sends it does not want to wait
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
-    if failed:
-        # Not held here any more, for its traceback holds this frame.
-        raise failed.pop()
-    return done[0]

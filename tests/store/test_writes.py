@@ -67,9 +67,10 @@ def torn(tmp_path):
     Table.create(db, "t", SPACE).append(numbered(0, 300))
 
     def made(kind: str, times: int = 1) -> Table:
-        handle = open_table(connect(db, writable=True), db, "t")
+        connection = connect(db, writable=True)
+        handle = open_table(connection, db, "t")
         made.tearing = Tearing(handle, db / "t.lance", kind, times)
-        return Table(db, "t", made.tearing)
+        return Table(db, "t", connection, made.tearing)
 
     return made
 

@@ -76,9 +76,10 @@ def run(seed: int, folder: Path) -> int:
     chance = random.Random(seed)
     db = folder / f"db-{seed}"
     Table.create(db, "t", SPACE)
-    liar = Liar(open_table(connect(db, writable=True), db, "t"), chance, rate=0.35)
+    connection = connect(db, writable=True)
+    liar = Liar(open_table(connection, db, "t"), chance, rate=0.35)
     outsider = open_table(connect(db, writable=True), db, "t")
-    table = Table(db, "t", liar)
+    table = Table(db, "t", connection, liar)
     # Of each id the texts that it may have now; None means that it may be absent.
     may: dict[str, set[str | None]] = {row_id: {None} for row_id in IDS}
     for step in range(chance.randint(3, 6)):

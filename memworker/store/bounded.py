@@ -1,0 +1,165 @@
+"""Calls of LanceDB that write: on a thread of their own, not interrupted, and never for ever.
+
+Where the system refuses LanceDB a thread in the middle of a write, that waits for ever; so may
+one on a disk that does not answer. Then the caller gets `Stalled`. Bounded is not the time that a
+write takes, but for how long nothing moves: counted in looks, so that a process that was stopped
+for a day, or a machine that slept, has not waited for longer than it ran.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+LOOK_S = 5.0
+LOOKS = 60
+"""So many looks, `LOOK_S` apart, at which nothing has moved, and a write counts as stuck."""
+
+_IDLE_S = 5.0
+
+Moved = Callable[[], object]
+"""What looks otherwise as long as a write is getting on."""
+
+
+class Stalled(Exception):
+    """A write has not come back, and nothing has moved for long: it may still come through."""
+
+    def __init__(self) -> None:
+        super().__init__(f"nothing has moved for {LOOKS * LOOK_S:g} s")
+
+
+def run(write: Callable[[], Any], moved: Moved, left: Callable[[], None]) -> Any:
+    """Run a write to its end, also when a KeyboardInterrupt comes meanwhile, which is raised then.
+
+    LanceDB goes on writing when its caller was interrupted. A second interrupt is raised at once,
+    and `Stalled`: `left` is called before, for the write may still be under way.
+    """
+    task = _Task(write)
+    _helpers(os.getpid()).give(task)
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            await_end(task.ended.wait, moved)
+            break
+        except BaseException as error:
+            # Whoever sends a second interrupt does not want to wait.
+            if interrupt is not None or isinstance(error, Stalled):
+                left()
+                raise
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return task.result()
+
+
+def await_end(ended: Callable[[float], bool], moved: Moved) -> None:
+    """Wait until `ended(timeout_s)`. Raises Stalled when nothing has `moved` for long."""
+    # Nearly all writes have ended by then, and nobody looks.
+    if ended(LOOK_S):
+        return
+    seen, quiet = moved(), 0
+    while not ended(LOOK_S):
+        now = moved()
+        quiet, seen = (quiet + 1 if now == seen else 0), now
+        if quiet >= LOOKS:
+            raise Stalled
+
+
+def files_below(*folders: Path) -> Moved:
+    """Look at the names, sizes and times of all files in some folders and below them."""
+
+    def look() -> dict[str, tuple[int, int]]:
+        found = {}
+        for top in folders:
+            for folder, _, names in os.walk(top):
+                for name in names:
+                    with suppress(OSError):
+                        seen = os.stat(os.path.join(folder, name))
+                        found[f"{folder}/{name}"] = (seen.st_size, seen.st_mtime_ns)
+        return found
+
+    return look
+
+
+def work_of(pid: int) -> Moved:
+    """Look at the processor time of a process; where nothing tells, it never moves."""
+
+    def look() -> list[bytes]:
+        with suppress(OSError):
+            # After the name, which may hold spaces: user and system time.
+            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
+        return []
+
+    return look
+
+
+class _Task:
+    """A write, and what came of it."""
+
+    def __init__(self, write: Callable[[], Any]) -> None:
+        self._write: Callable[[], Any] | None = write
+        self._done: list[Any] = []
+        self._failed: list[BaseException] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        assert self._write is not None
+        try:
+            self._done.append(self._write())
+        except BaseException as error:  # raised again by `result`
+            self._failed.append(error)
+        self._write = None
+
+    def result(self) -> Any:
+        if self._failed:
+            # Not held here any more, for its traceback holds this frame.
+            raise self._failed.pop()
+        return self._done.pop()
+
+
+class _Helpers:
+    """Threads that wait for the next write a moment, for starting one takes some 100 µs."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._idle: list[SimpleQueue[_Task]] = []
+
+    def give(self, task: _Task) -> None:
+        with self._mutex:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = SimpleQueue()
+            # A daemon: a write that is stuck must not keep the process from ending.
+            threading.Thread(
+                target=self._serve, args=(inbox,), name="memworker-write", daemon=True
+            ).start()
+        inbox.put(task)
+
+    def _serve(self, inbox: SimpleQueue[_Task]) -> None:
+        while True:
+            try:
+                task = inbox.get(timeout=_IDLE_S)
+            except Empty:
+                with self._mutex:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                continue  # taken at this moment: its task comes
+            task.run()
+            with self._mutex:
+                self._idle.append(inbox)
+            task.ended.set()
+            # What it returned is the caller's alone.
+            del task
+
+
+@lru_cache(maxsize=1)
+def _helpers(_pid: int) -> _Helpers:
+    # By pid: a forked child has none of its parent's threads.
+    return _Helpers()
