@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from tests.faults.every_call.cases import ANY, Case, News
+from tests.faults.every_call.cases import ANY, Case, News, Placed
 from tests.faults.every_call.driver import Driver, Result, workshop
 from tests.faults.every_call.progress import Progress
 from tests.faults.every_call.scenarios import SCENARIOS
@@ -49,7 +49,8 @@ def main(given: list[str] | None = None) -> int:
             cases = _cases(lanes[0], options.scenario or list(SCENARIOS), options.seed)
             if not lanes[0].sees_all:
                 print("seccomp is not to be had: renames of Rust are not failed", file=sys.stderr)
-            _run_all(lanes, progress.left(cases[: options.limit]), progress, deadline)
+            chosen = [case for _, case in cases[: options.limit]]
+            _run_all(lanes, progress.left(chosen), progress, deadline)
         finally:
             for lane_ in lanes:
                 lane_.close()
@@ -73,13 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cases(lane: Driver, scenarios: list[str], seed: int) -> list[Case]:
+def _cases(lane: Driver, scenarios: list[str], seed: int) -> list[Placed]:
     """Return all cases of the scenarios, the most telling ones first."""
-    cases: list[tuple[tuple[int, int, float], Case]] = []
+    cases: list[Placed] = []
     news, mixed = News(), random.Random(seed)
     for name in scenarios:
         cases += news.placed(name, lane.count(name), mixed)
-    return [case for _, case in sorted(cases, key=lambda placed: placed[0])]
+    return sorted(cases, key=lambda placed: placed[0])
 
 
 def _run_all(
@@ -138,8 +139,9 @@ def _replayed(lane: Driver, names: list[str]) -> int:
     return int(failed)
 
 
-def _print(cases: list[Case], progress: Progress, *, as_json: bool) -> int:
-    results = [progress.results[case.name] for case in cases if case.name in progress.results]
+def _print(cases: list[Placed], progress: Progress, *, as_json: bool) -> int:
+    there = progress.results
+    results = [there[case.name] for _, case in cases if case.name in there]
     broken = [result for result in results if result.violations]
     figures = list(_figures(cases, results))
     if as_json:
@@ -151,24 +153,32 @@ def _print(cases: list[Case], progress: Progress, *, as_json: bool) -> int:
     return int(bool(broken) or len(results) < len(cases))
 
 
-def _figures(cases: list[Case], results: list[Result]) -> Iterator[dict[str, object]]:
-    for scenario in dict.fromkeys(case.scenario for case in cases):
-        ours = [result for result in results if result.case.scenario == scenario]
-        sites_ = {(c.kind, c.nth) for c in cases if c.scenario == scenario and c.kind != ANY}
-        reached = {(r.case.kind, r.case.nth) for r in ours if r.acted and r.case.kind != ANY}
+def _figures(cases: list[Placed], results: list[Result]) -> Iterator[dict[str, object]]:
+    names = dict.fromkeys(case.scenario for _, case in cases)
+    for scenario in [*names, "all"]:
+        theirs = [(at, case) for at, case in cases if scenario in ("all", case.scenario)]
+        ours = [result for result in results if scenario in ("all", result.case.scenario)]
+        run = {result.case.name for result in ours}
+        news = [case.name for (rank, *_), case in theirs if rank == 0]
         ends = Counter(r.status for r in ours if r.acted)
         yield {
             "scenario": scenario,
-            "calls": len(sites_),
-            "reached": len(reached),
-            "cases": sum(case.scenario == scenario for case in cases),
+            "calls": len(_calls(case for _, case in theirs)),
+            "reached": len(_calls(result.case for result in ours if result.acted)),
+            "cases": len(theirs),
             "run": len(ours),
+            "of calls like none before": len(news),
+            "of these run": sum(name in run for name in news),
             "not reached": sum(not r.acted for r in ours),
             "acknowledged": ends[0] + ends[3],
             "refused": ends[1],
             "killed": ends[-9],
             "violations": sum(bool(r.violations) for r in ours),
         }
+
+
+def _calls(cases: Iterable[Case]) -> set[tuple[str, str, int]]:
+    return {(case.scenario, case.kind, case.nth) for case in cases if case.kind != ANY}
 
 
 if __name__ == "__main__":

@@ -112,6 +112,10 @@ def sites(scenario: str, calls: Iterable[Called]) -> Iterator[Case]:
             yield Case(scenario, ANY, nth, name)
 
 
+Placed = tuple[tuple[int, int, float], Case]
+"""A case, and before it what it is sorted by: its rank, how special its mode is, and chance."""
+
+
 class News:
     """Says which calls are like none before, so that they are failed first."""
 
@@ -120,7 +124,7 @@ class News:
 
     def placed(
         self, scenario: str, calls: Sequence[Called], mixed: random.Random
-    ) -> Iterator[tuple[tuple[int, int, float], Case]]:
+    ) -> Iterator[Placed]:
         """Give each case of a scenario with its place.
 
         A call that is like no earlier one goes first, in every mode; then one that is like an
