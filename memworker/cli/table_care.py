@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import typer
 
 from memworker.cli.options import Db, Json, TableName, print_result, size
 from memworker.cli.output import printable
+from memworker.cli.panics import panics_unseen
 
 if TYPE_CHECKING:
     from memworker.store.repair import Repair
@@ -42,13 +42,14 @@ def optimize(
     from memworker.errors import NotOptimized
     from memworker.store import Table
 
-    opened = Table.open(db, table)
-    before = opened.info()
-    try:
-        done = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
-    except NotOptimized as error:
-        done = error.report
-    after = opened.info()
+    with panics_unseen():
+        opened = Table.open(db, table)
+        before = opened.info()
+        try:
+            done = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
+        except NotOptimized as error:
+            done = error.report
+        after = opened.info()
     result = {
         "table": table,
         "rows": after.rows,
@@ -83,7 +84,7 @@ def verify(db: Db, table: TableName, as_json: Json = False) -> None:
     """
     from memworker.store.verify import verify as run
 
-    with _panics_unseen(), _progress() as observer:
+    with panics_unseen(), _progress() as observer:
         found = run(db, table, observer=observer)
     print_result(_findings(found), found.to_dict(), as_json=as_json)
     if not found.healthy:
@@ -98,7 +99,7 @@ def repair(db: Db, table: TableName, as_json: Json = False) -> None:
     """
     from memworker.store.repair import repair as run
 
-    with _panics_unseen(), _progress() as observer:
+    with panics_unseen(), _progress() as observer:
         done = run(db, table, observer=observer)
     print_result(_told(done), done.to_dict(), as_json=as_json)
     if not done.healthy:
@@ -191,24 +192,3 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield observe
     finally:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _panics_unseen() -> Iterator[None]:
-    """Keep what LanceDB's threads print of damaged pages off the screen; we say it ourselves."""
-    ours = sys.stderr
-    if ours is None:
-        yield  # it is closed, and its number may be another file's
-        return
-    real = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        sys.stderr = os.fdopen(os.dup(real), "w", buffering=1, errors="replace")
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(real, 2)
-        sys.stderr.close()
-        sys.stderr = ours
-        os.close(real)
-        os.close(nowhere)

@@ -178,12 +178,12 @@ def explain(doing: str, error: BaseException) -> str:
             f"{doing} failed: its newest version file is empty, as a power loss leaves it; "
             "`memworker table repair` goes back to the version before"
         )
-    hint = "; `memworker table verify` says what is damaged" if is_damage(error) else ""
+    hint = "; `memworker table verify` says if and what is damaged" if is_damage(error) else ""
     return f"{doing} failed: {brief(error)}{hint}"
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tell whether an error comes of a file that is not what was written."""
+    """Tell whether an error comes of a file that is not what was written, or may do so."""
     found: BaseException | None = error
     while found is not None:
         text = str(found)
@@ -196,7 +196,7 @@ def is_damage(error: BaseException) -> bool:
 def brief(error: BaseException) -> str:
     """Say in some words what LanceDB or Arrow raised, without where in their source."""
     if type(error).__name__ == _PANIC:
-        return "LanceDB cannot decode it"
+        return "LanceDB broke off, as it does at a damaged file and where the disk fails"
     text = " ".join(str(error).split())
     # Nested causes can run to kilobytes.
     return f"{type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from memworker.cli.panics import panics_unseen
 from memworker.ingest import ingest, reembed
 from memworker.store import Table, staged
 from tests.faults.every_call.scenario import (
@@ -95,7 +96,8 @@ class Index(OfTable):
 
     def run(self, folder: Path, arm: Arm) -> None:
         arm()
-        as_command(lambda: build_all(folder))
+        with panics_unseen():
+            as_command(lambda: build_all(folder))
 
     def table(self, folder: Path, outcome: Outcome) -> Iterator[str]:
         yield from same(folder, OLD)
