@@ -47,6 +47,10 @@ class Driver:
         result = self.run(Case(scenario, "any", 0, "gone"))
         if result.violations:
             raise RuntimeError(f"{scenario} fails without any fault: {result}")
+        return self.calls()
+
+    def calls(self) -> list[Called]:
+        """Return the calls of the last run."""
         return list(self._control.calls())
 
     @property
@@ -93,7 +97,7 @@ class Driver:
             ongoing=case.ongoing,
             failed=tuple(path for _, path in failed),
         )
-        calls = list(self._control.calls()) if scenario.durable else []
+        calls = self.calls() if scenario.durable else []
         violations = list(_ended_well(ended, outcome))
         violations += _said(scenario.check(folder, outcome, self.bench), "check")
         violations += _said(healthy(folder), "verify")
