@@ -61,7 +61,9 @@ def _call(error: BaseException) -> str:
 
 def _advice(error: BaseException) -> str:
     number = getattr(error, "errno", None) or 0
-    if isinstance(error, RuntimeError) or number == errno.EAGAIN:
+    # With a path it was a file that was not to be had at this moment, and no process.
+    nameless = number == errno.EAGAIN and getattr(error, "filename", None) is None
+    if isinstance(error, RuntimeError) or nameless:
         # A thread also needs an address for its stack.
         return f"Allow more processes and threads, or use fewer workers{_limits('uv')}"
     if isinstance(error, MemoryError | ImportError | SystemError) or number == errno.ENOMEM:

@@ -12,6 +12,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
+def stderr_is_terminal() -> bool:
+    """Tell whether somebody looks at stderr, which may be closed, or None where there is none."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (OSError, ValueError):
+        return False
+
+
 def name_standard_output() -> None:
     """Let `sys.stdout` raise errors that bear its name, as those of files bear their paths."""
     old = sys.stdout

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
+from memworker.cli.output import stderr_is_terminal
 from memworker.ingest.job import Live
 from memworker.pool import limit as limit_of_machine
 from memworker.pool import machine
@@ -19,7 +19,7 @@ _REFRESH_S = 0.25
 @contextmanager
 def shown(limit: int | None) -> Iterator[Callable[[Live], None] | None]:
     """Give the observer that shows a job; None where stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    if not stderr_is_terminal():
         yield None
         return
     stop = threading.Event()

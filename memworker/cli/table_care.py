@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memworker.cli.options import Db, Json, TableName, print_result, size
-from memworker.cli.output import printable
+from memworker.cli.output import printable, stderr_is_terminal
 from memworker.cli.panics import panics_unseen
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _findings(found: Verified) -> str:
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
     """Show on a terminal how many rows were looked at."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not stderr_is_terminal():
         yield None
         return
     shown = [0.0]

@@ -101,7 +101,10 @@ def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
         "files": [[file.path, file.required] for file in files],
         "folder": str(folder),
     }
-    shown = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        shown = sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it was closed
+        shown = False
     quiet = {} if shown else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     notes = {"HF_XET_CACHE": str(folder / ".cache" / "xet"), "TMPDIR": str(folder)}
     with subprocess.Popen(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ METADATA_CACHE_BYTES = 32 * 2**20
 _OPENINGS = 5
 _DAMAGE = ("corrupt file", "not appear to be a Lance file", "fill whole buffer", "Not found: ")
 _MORE_THREADS = 16
+_LOG, _TOLD_BY_US = "LANCEDB_LOG", "warn,lance::dataset::optimize=error"
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
@@ -69,11 +72,30 @@ def connect(db: Path, *, writable: bool, cache_bytes: int = INDEX_CACHE_BYTES) -
         )
     _ensure_threads()
     # Lazy: importing lancedb takes up to 5 s, and not every command needs it.
-    import lancedb
+    with _without_its_own_words():
+        import lancedb
 
     with lance_errors(f"opening the database {db}"):
         caches = lancedb.Session(cache_bytes, min(cache_bytes, METADATA_CACHE_BYTES))
         return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
+
+
+@contextmanager
+def _without_its_own_words() -> Iterator[None]:
+    """Keep from stderr what LanceDB logs of a compaction that met a conflict, which we tell.
+
+    It looks the variable up once, as it is imported. Set as C code sees it, as in spill.py, and
+    not where somebody has set it, or has imported LanceDB before.
+    """
+    if "lancedb" in sys.modules or _LOG in os.environ:
+        yield
+        return
+    libc = ctypes.PyDLL(None)
+    libc.setenv(_LOG.encode(), _TOLD_BY_US.encode(), 0)
+    try:
+        yield
+    finally:
+        libc.unsetenv(_LOG.encode())
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -169,15 +170,19 @@ print(ready.graph, ready.spec.dim, ready.pooled, ready.max_tokens)
 
 @pytest.fixture
 def hub(tmp_path):
-    """A hub on this machine that serves a small stand-in for bge-small-en-v1.5."""
+    """A hub on this machine that serves a small stand-in for bge-small-en-v1.5.
+
+    Gives its address, and what it was asked for: paths, and by whom as they say.
+    """
     served = tmp_path / "served"
     sizes = Sizes(hidden=384, layers=1, heads=12, inner=8, positions=64)
     model = ready_model(make_bert(tmp_path / "m", sizes=sizes), cache_dir=tmp_path / "c")
     _inline(export_reference(model, served), served / "model_optimized.onnx")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _hub_handler(served))
+    asked: list[tuple[str, str]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _hub_handler(served, asked))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
     thread.join()
     server.server_close()
@@ -189,7 +194,7 @@ def _inline(source: Path, target: Path) -> None:
     onnx.save(onnx.load(str(source)), str(target))
 
 
-def _hub_handler(served: Path):
+def _hub_handler(served: Path, asked: list[tuple[str, str]]):
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
             self._answer(body=False)
@@ -198,6 +203,7 @@ def _hub_handler(served: Path):
             self._answer(body=True)
 
         def _answer(self, body):
+            asked.append((self.path, self.headers.get("User-Agent", "")))
             path = served / self.path.rpartition("/")[2]
             found = "/resolve/" in self.path and path.is_file()
             data = path.read_bytes() if found else b""
@@ -218,10 +224,13 @@ def _hub_handler(served: Path):
 
 
 def test_a_catalogue_model_comes_from_the_hub(hub, tmp_path, cache):
+    endpoint, asked = hub
     settings = {
-        "HF_ENDPOINT": hub,
+        "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "hf"),
         "FASTEMBED_CACHE_PATH": str(tmp_path / "fe"),
+        # What its client would tell of, unasked.
+        "CLAUDECODE": "1",
     }
     child = start(FETCH, cache, **settings)
     graph, dim, pooled, limit = child.communicate(timeout=PATIENCE_S)[0].split()
@@ -232,6 +241,11 @@ def test_a_catalogue_model_comes_from_the_hub(hub, tmp_path, cache):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {"model_optimized.onnx", "tokenizer.json", "config.json"} <= set(manifest)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest, "manifest.json"])
+    # Nothing is asked for but that it is there and the files; no word of the machine; no notes.
+    assert [path for path, _ in asked if path != "/" and "/resolve/" not in path] == []
+    assert any("/resolve/" in path for path, _ in asked)
+    assert [who for _, who in asked if re.search("torch|tensorflow|agent/", who, re.I)] == []
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "fe").exists()
 
 
 def test_a_hub_that_is_not_there_is_said_to_be(tmp_path, cache):

@@ -146,6 +146,39 @@ def test_what_compactions_left_that_met_conflicts_goes(table):
     all_is_gone(table, ROWS)
 
 
+CONFLICTS = """
+import threading
+from memworker.store import Table
+from tests.store.helpers import numbered
+table, other, stop = Table.open(sys.argv[1], 't'), Table.open(sys.argv[1], 't'), threading.Event()
+def change_rows():
+    row = 0
+    while not stop.is_set():
+        with other.changing() as change:
+            change.replace(numbered(row % 50, row % 50 + 1))
+        row += 1
+changing = threading.Thread(target=change_rows)
+changing.start()
+try:
+    while True:
+        table._handle.optimize()
+except RuntimeError as error:
+    assert 'onflict' in str(error), error
+finally:
+    stop.set()
+    changing.join()
+"""
+
+
+def test_lancedb_says_nothing_of_a_conflict_on_stderr(table):
+    """We tell of it, where it matters."""
+    table.ensure_text_index()
+    command = [sys.executable, "-c", "import sys" + CONFLICTS, table.db]
+    env = {name: value for name, value in os.environ.items() if name != "LANCEDB_LOG"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_a_write_that_was_taken_back_left_goes(table):
     before = left(table)
     version = table.version
