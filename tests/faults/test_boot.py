@@ -44,7 +44,7 @@ def test_56_what_passes_in_time_costs_time_alone(marker):
 
 
 def test_56_what_lasts_is_told_and_passes_too(marker):
-    with EmbeddingPool(Mortal(str(marker)), workers=1, stall_timeout_s=0.5) as pool:
+    with EmbeddingPool(Mortal(str(marker)), workers=1, stall_timeout_s=1.5) as pool:
         marker.touch()
         kill_all(pool)
         with pytest.raises(PoolUnavailable, match=r"workers in a row.*SIGKILL.*come again") as told:
@@ -66,7 +66,7 @@ def test_56_a_job_ends_with_the_reason_and_the_same_command_finishes_it(marker, 
     rows = [{"id": str(row), "text": "x" * (row % 90 + 1)} for row in range(3000)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     where = {"db": tmp_path / "db", "table": "t"}
-    with EmbeddingPool(Mortal(str(marker)), workers=1, stall_timeout_s=0.5) as pool:
+    with EmbeddingPool(Mortal(str(marker)), workers=1, stall_timeout_s=1.5) as pool:
         marker.touch()
         kill_all(pool)
         with pytest.raises(PoolUnavailable, match="SIGKILL"):
@@ -79,7 +79,7 @@ def test_56_a_job_ends_with_the_reason_and_the_same_command_finishes_it(marker, 
 
 def test_56_one_place_that_cannot_be_filled_does_not_concern_the_other(tmp_path):
     gate = tmp_path / "gate"
-    with EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=0.5) as pool:
+    with EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=1.5) as pool:
         gate.touch()
         kill_all(pool)
         while pool.work.restarts < 7:
@@ -93,14 +93,14 @@ def test_56_a_pool_none_of_whose_places_can_be_filled_does_not_start(tmp_path):
     gate = tmp_path / "gate"
     gate.touch()
     with pytest.raises(WorkerStartFailed, match="exit code 3.*fewer workers"):
-        EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=0.5).start()
+        EmbeddingPool(OnlyOne(str(gate)), workers=2, stall_timeout_s=1.5).start()
 
 
 def test_56_a_process_that_cannot_be_made_is_one_that_died():
     code = (
         "import os, resource, signal, time\n"
         "from memworker import EmbeddingPool, errors\n"
-        "with EmbeddingPool('echo', workers=1, stall_timeout_s=0.5) as pool:\n"
+        "with EmbeddingPool('echo', workers=1, stall_timeout_s=1.5) as pool:\n"
         "    before = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))\n"
         "    os.kill(pool.worker_pids()[0], signal.SIGKILL)\n"

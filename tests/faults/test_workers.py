@@ -159,7 +159,7 @@ def test_12_an_error_at_boot_is_fatal_at_once():
 
 def test_12_workers_that_die_while_starting_end_in_an_error():
     with pytest.raises(WorkerStartFailed, match="workers in a row.*SIGKILL.*memory"):
-        EmbeddingPool(Saboteur(boot="kill"), workers=2, stall_timeout_s=0.5).start()
+        EmbeddingPool(Saboteur(boot="kill"), workers=2, stall_timeout_s=1.5).start()
 
 
 def test_13_a_worker_whose_memory_grows_is_replaced():

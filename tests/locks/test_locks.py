@@ -19,7 +19,7 @@ from memworker.locks.kinds import kind_in
 from tests.preload import preload  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
-LEASE_S = 0.6
+LEASE_S = 1.5
 
 # Holds the lock until told otherwise, and then says whether it held it all the while.
 HOLDER = """

@@ -248,7 +248,7 @@ def test_a_missing_package_is_said_with_the_command_that_gets_it():
 
 
 def test_a_server_without_workers_says_so_and_recovers(tmp_path):
-    marker, patience = tmp_path / "marker", {"stall_timeout_s": 0.5}
+    marker, patience = tmp_path / "marker", {"stall_timeout_s": 1.5}
     with hosting("loads_unless", loader={"marker": str(marker)}, pool=patience) as served:
         assert served.embed().status_code == 200
         assert "memworker_workers_ready 1.0" in served.http.get("/metrics").text
