@@ -95,6 +95,8 @@ class WorkerHandle:
         self._incoming = incoming
         self._outside = outside
         self._generation = 0
+        # Slots whose order never reached the worker: nothing it does is their shards' doing.
+        self._unsent: set[int] = set()
         self._cut_off_at: float | None = None
         self._baseline_bytes = 0
         self._look_again = 0.0
@@ -140,7 +142,10 @@ class WorkerHandle:
             self.last_sign = now
         self._generation += 1
         self.slots[index] = Given(shard, shard.rows, self._generation, now)
-        self._send(messages.Encode(shard.id, index, self._generation, shard.rows, int(shard.form)))
+        self._unsent.add(index)
+        order = messages.Encode(shard.id, index, self._generation, shard.rows, int(shard.form))
+        if self._send(order):
+            self._unsent.discard(index)
 
     def stop(self) -> None:
         """Ask the worker to leave."""
@@ -187,13 +192,15 @@ class WorkerHandle:
         """Note that nothing more will come from it."""
         self._cut_off_at = self._outside.monotonic()
 
-    def _send(self, message: messages.ToWorker) -> None:
+    def _send(self, message: messages.ToWorker) -> bool:
+        """Tell the worker; False where it has closed its pipe, Nonsense where it reads nothing."""
         try:
             self.child.channel.write(messages.framed(message))
         except BlockingIOError:
             raise Nonsense("left its orders unread") from None
         except OSError:
-            pass  # a broken pipe means a death, which the sentinel tells
+            return False  # a broken pipe means a death, which the sentinel tells
+        return True
 
     # ── life ──
 
@@ -272,8 +279,8 @@ class WorkerHandle:
 
         That is how it works, whatever it has written into its slots.
         """
-        urgent = [index >= worker.URGENT_SLOT for index in self.slots]
-        indices = list(self.slots)
+        indices = [index for index in self.slots if index not in self._unsent]
+        urgent = [index >= worker.URGENT_SLOT for index in indices]
         return [indices[urgent.index(kind)] for kind in (False, True) if kind in urgent]
 
     def begun(self) -> set[int]:

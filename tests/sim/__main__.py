@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict
 from itertools import islice
 
-from tests.sim import schedule
+from tests.sim import mutations, schedule
 from tests.sim.runs import BATCH, Result, parts
 
 
@@ -24,9 +24,13 @@ def main(given: list[str] | None = None) -> int:
     options = _parser().parse_args(given)
     if options.replay:
         return _replay(options.seed)
+    if options.mutations:
+        return _mutations(options)
     result, began = Result(), time.monotonic()
     seeds = iter(range(options.seed, options.seed + options.schedules))
-    batches = iter(lambda: list(islice(seeds, BATCH)), [])
+    # A broken schedule may take a hundred times as long: whoever wants one only gets it soon.
+    size = min(BATCH, 5 * options.most_broken)
+    batches = iter(lambda: list(islice(seeds, size)), [])
     for part in parts(batches, options.jobs):
         result.add(part)
         if sys.stderr.isatty():
@@ -49,6 +53,19 @@ def _replay(seed: int) -> int:
     return 0
 
 
+def _mutations(options: argparse.Namespace) -> int:
+    """Say of each broken rule after how many schedules it was complained of."""
+    missed = 0
+    for found in mutations.find(options.seed, options.schedules):
+        missed += found.schedules is None
+        if options.json:
+            print(json.dumps(asdict(found)), flush=True)
+            continue
+        after = "never" if found.schedules is None else f"after {found.schedules:,}"
+        print(f"{after:>12}  {found.rule}: {found.complaint[:100]}", flush=True)
+    return 1 if missed else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
     parser.add_argument("--schedules", type=int, default=100_000, help="nightly: 1000000")
@@ -56,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--most-broken", type=int, default=20, help="stop after so many")
     parser.add_argument("--replay", action="store_true", help="run one seed and print its story")
+    parser.add_argument(
+        "--mutations", action="store_true", help="break a rule at a time, and see it found"
+    )
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -63,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 def _print(result: Result, options: argparse.Namespace) -> None:
     rate = result.schedules / max(result.seconds, 0.1)
     if options.json:
-        print(json.dumps(asdict(result) | {"schedules_per_s": round(rate, 1)}))
+        # Not asdict: it cannot copy a Counter.
+        print(json.dumps(vars(result) | {"schedules_per_s": round(rate, 1)}))
         return
     print(
         f"{result.schedules:,} schedules from seed {options.seed} in {result.seconds:.0f} s"

@@ -125,7 +125,8 @@ class Caller:
         wait = 0.05
         while not request.future.done():
             yield wait
-            wait *= 1.5
+            # Not so seldom that an answer would be taken for none in the end.
+            wait = min(1.5 * wait, 60.0)
         self._end(request, given)
 
     def _patience(self) -> float:

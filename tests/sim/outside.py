@@ -84,6 +84,8 @@ class SimAlarm:
         self._rung = self._world.stirred = True
 
     def clear(self) -> None:
+        # Somebody may ring just before.
+        self._world.breathe()
         self._rung = False
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.mutations import MUTATIONS, ROOT
 from tests.sim.schedule import run
 
 
@@ -17,3 +18,9 @@ def test_a_seed_replays_its_run():
     first, again = run(7, replay=True), run(7, replay=True)
     assert first.notes and first.notes == again.notes
     assert first.ends == again.ends
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.rule)
+def test_the_rules_that_mutations_break_stand_where_they_say(mutation):
+    """That the simulation finds them is seen by `scripts/simulate --mutations`."""
+    assert mutation.broken(ROOT) != (ROOT / "memworker" / mutation.file).read_text()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -68,9 +69,12 @@ class Weather:
 class SimChannel:
     """Both directions of a worker's pipe, and the parent's view of it."""
 
-    def __init__(self, world: World, woken: object) -> None:
+    def __init__(
+        self, world: World, woken: Callable[[], None], ordered: Callable[[], None]
+    ) -> None:
         self._world = world
         self._woken = woken
+        self._ordered = ordered
         self.to_parent = bytearray()
         self.to_worker = bytearray()
         self.written = 0
@@ -108,6 +112,7 @@ class SimChannel:
         self._world.breathe()
         if self.closed_by_parent:
             raise Violation("a closed pipe was written to")
+        self._ordered()
         if self.closed_by_worker:
             raise BrokenPipeError
         if self.deaf or len(self.to_worker) + len(data) > _ORDERS_BYTES:
@@ -135,7 +140,7 @@ class SimWorker:
         self.pid = next(weather.pids)
         self.exit_code: int | None = None
         self.resident = 50 * MEGABYTE
-        self.channel = SimChannel(world, self._wake)
+        self.channel = SimChannel(world, self._wake, self._die_early)
         self.sentinel = SimSentinel()
         self.is_ready = False
         self.released = False
@@ -227,6 +232,16 @@ class SimWorker:
 
     def _wake(self) -> None:
         self._actor.wake()
+
+    def _die_early(self) -> None:
+        """Perhaps end when an order is on its way, with every slot looking as if begun."""
+        if self._trouble(0.02):
+            self._scribble(Progress.BEGUN)
+            self.die(-11)
+
+    def _scribble(self, what: int) -> None:
+        for slot in self._slots:
+            slot._progress[0] = what
 
     def _trouble(self, share: float = 1.0) -> bool:
         return self._random.random() < self._weather.trouble * share
@@ -355,8 +370,7 @@ class SimWorker:
         elif how == "lie":
             yield from self._lie()
         elif how == "scribble":
-            for slot in self._slots:
-                slot._progress[0] = self._random.choice(_INT64)
+            self._scribble(self._random.choice(_INT64))
             if self._random.random() < 0.5:
                 self.die(-11)
                 yield None

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=int, default=6, help="each has a few memories")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=40, help="of processes, each replaced")
+    parser.add_argument("--seconds", type=float, default=6 * 3600.0, help="call no more after this")
     parser.add_argument("--keep", action="store_true", help="leave the database and the logs")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -143,7 +144,15 @@ class _Crew:
         # Kills come by the number of operations done, so that a slow machine gets as many.
         every = max(1, self._options.operations // (self._options.kills + 1))
         due = every if self._options.kills else self._options.operations
+        until = time.monotonic() + self._options.seconds
         while self._running:
+            if time.monotonic() > until:
+                # What they are at is of unknown outcome, as with every other kill.
+                for name, process in list(self._running.items()):
+                    process.kill()
+                    process.wait()
+                    self._ended(name)
+                return
             for name, process in list(self._running.items()):
                 with suppress(subprocess.TimeoutExpired):
                     code = process.wait(0.2)

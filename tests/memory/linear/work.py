@@ -91,7 +91,8 @@ class _Worker:
         ids = self._seen[user]
         if not ids or self._random.random() < 0.2:
             return self._random.choice(("add", "get_all")), self._random.choice(ADDED)
-        weights = {"add": 20, "update": 20, "delete": 18, "get": 17, "get_all": 12, "search": 13}
+        weights = {"add": 20, "update": 20, "delete": 17, "get": 16, "get_all": 6, "newest": 6}
+        weights |= {"count": 3, "search": 12}
         name = self._random.choices(list(weights), list(weights.values()))[0]
         if len(ids) > MANY:
             name = "delete"
@@ -120,8 +121,13 @@ class _Worker:
         if name == "get":
             found = memory.get(argument)
             return None if found is None else found["memory"]
+        if name == "count":
+            return memory.count(filters)
         if name == "get_all":
-            results = memory.get_all(filters=filters)["results"]
+            results = memory.get_all(filters=filters, limit=None)["results"]
+        elif name == "newest":
+            # By another way than all of them: their times first, then the rows.
+            results = memory.get_all(filters=filters, limit=100)["results"]
         else:
             results = memory.search(WORD, filters=filters, limit=100, mode=argument)["results"]
         self._seen[user] = [each["id"] for each in results]
