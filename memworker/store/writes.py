@@ -33,7 +33,7 @@ from memworker.errors import MemworkerError, StoreError
 from memworker.store import apart, bounded, whole
 from memworker.store.apart import Work
 from memworker.store.bounded import Stalled
-from memworker.store.durable import Disk, NotForced, is_known
+from memworker.store.durable import Disk, NotForced, files_of, is_known
 from memworker.store.handle import renew
 from memworker.store.lance import connect, explain, forget_frames, is_commit_conflict, open_table
 from memworker.store.lock import Held, hold, keep, state_dir
@@ -124,6 +124,8 @@ class Writes:
         makes temporary files for it, as it does for a merge. Raises StoreError, and says
         then whether something was committed.
         """
+        if self.durable and self._last[0] != seen:
+            self._force_before(doing, seen)
         for left in reversed(range(_WRITES)):
             with self._spilling() if spills else nullcontext():
                 landed = self._written(doing, partial(run or self._bounded, write), came, seen)
@@ -357,6 +359,21 @@ class Writes:
             return whole.parts_of(read_manifest(self._folder, version))
         except (FileNotFoundError, TornManifest):
             return frozenset()
+
+    def _force_before(self, doing: str, seen: int) -> None:
+        """Force what others have committed, so that what fails then is not a commit of ours."""
+        try:
+            manifest = self._manifest(seen)
+            with self._mutex:
+                self._disk.force(manifest, frozenset(files_of(self._folder, manifest)))
+        except TornManifest:
+            return  # the write will tell
+        except OSError as error:
+            raise StoreError(
+                f"{doing} failed: {error.filename} holds earlier rows, which a power loss may take,"
+                f" for it could not be forced to the disk ({error.strerror}). Nothing of this"
+                " batch was committed. `memworker table optimize` writes the earlier rows anew"
+            ) from error
 
     def _force(self, manifest: Manifest, known: frozenset[str]) -> None:
         try:

@@ -320,7 +320,20 @@ def test_what_an_fsync_failed_for_in_a_build_is_built_anew(durable, disk, part):
 
 def test_a_folder_that_cannot_be_forced_is_an_error_with_its_path(durable, disk):
     disk.fail = lambda path: path == str(durable.db)
-    with pytest.raises(StoreError, match="db could not be forced to the disk"):
+    with pytest.raises(StoreError, match="db .*could not be forced to the disk"):
         Table.open(durable.db, "t").append(numbered(0, 3))
     disk.fail = lambda path: False
     assert Table.open(durable.db, "t").append(numbered(0, 3)).written == 3
+
+
+@pytest.mark.parametrize("part", [DATA, VERSIONS])
+def test_earlier_rows_that_cannot_be_forced_fail_a_commit_before_it_is_made(durable, disk, part):
+    durable.append(numbered(0, 3))
+    other = Table.open(durable.db, "t")
+    disk.fail = lambda path: f"/{part}/" in path and os.path.isfile(path)
+    with pytest.raises(StoreError, match=f"{part}/.* holds earlier rows.*Nothing of this batch"):
+        other.append(numbered(3, 5))
+    assert len(texts_by_id(Table.open(durable.db, "t"))) == 3
+    disk.fail = lambda path: False
+    assert other.append(numbered(3, 5)).written == 2
+    assert not _unsynced(other, disk)
