@@ -17,6 +17,7 @@ BENCHES = {
     "scaling": "costs a text and a shard, and the curve they predict",
     "memory_of_a_worker": "what one more worker costs in memory, and start-up",
     "memory": "the memory layer beside Mem0: adds, batches, searches, at many stored memories",
+    "growth": "whether memory grows with the rows, and stays within --memory",
     "soak": "an hour of the server and of a Memory: nothing may grow, every answer must be right",
     "report": "one HTML page of all results",
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from memworker import heap
 from memworker.errors import RowRejected
 from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.job import Live, checked_choice, gemm_facts, not_empty, start
@@ -71,6 +72,7 @@ def embed_to_file(
         refused,
         use as pool,
         ahead(timed_reads(chunks, counts), Stop()) as coming,
+        heap.given_back(),
     ):
         start(use)
         startup_seconds = time.perf_counter() - began
@@ -90,6 +92,7 @@ def embed_to_file(
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
+            notes=use.notes,
             **gemm_facts(kind),
         )
         return report(counts, pool.work, setting)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from memworker import heap
 from memworker.errors import NoRows, PoolClosed, StoreError, TableNotFound, UsageError
 from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.committer import Committer
@@ -25,6 +26,7 @@ from memworker.ingest.reuse import Reuse, Shared
 from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.ingest.windows import Sieve, Window
 from memworker.pool import limit, machine
+from memworker.pool.budget import parse_bytes
 from memworker.pool.engine import Identity
 from memworker.pool.meter import Work
 from memworker.pool.opening import PoolUse, borrowed_or_own
@@ -100,7 +102,7 @@ def ingest(
     chunks = not_empty(source.chunks)
     ensure_writable(db, table)
     began = time.perf_counter()
-    options = {"precision": precision, "max_tokens": max_tokens}
+    options = {"precision": precision, "max_tokens": max_tokens, "storing": True}
     use = borrowed_or_own(pool, model, workers=workers, memory=memory, **options)
     space = VectorSpace.of(use.pool.identity, distance)
     existing(db, table, space)
@@ -135,7 +137,7 @@ def ingest(
             done = job.run()
             if done.table is not None:
                 if not job.stop.cut_short:
-                    told.notes += _indexed(done.table)
+                    told.notes += _indexed(done.table, memory)
                 if durable:
                     # Rows may be known from a run that was killed before it forced them.
                     done.table.sync()
@@ -189,8 +191,9 @@ class _Job:
             return self._embed(chain([first], windows))
 
     def _embed(self, windows: Iterator[Window]) -> _Done:
-        with self.use as pool:
+        with self.use as pool, heap.given_back():
             startup_s = start(self.use)
+            self.history.notes += self.use.notes
             self.live.pool, before = pool, pool.work
             committer = Committer(self.open_table, self.sieve, self.history)
             with closed_after_grace(self.use, self.stop):
@@ -227,16 +230,43 @@ def _texts_to_embed(part: tuple[Window, Shared]) -> pa.Array:
     return part[1].texts
 
 
-def _indexed(table: Table) -> list[str]:
+def _indexed(table: Table, memory: int | str | None) -> list[str]:
     """Build the index when the table deserves one; an index that fails costs no row."""
     try:
-        table.ensure_index()
+        if table.wants_index():
+            if short := _too_little(table.index_bytes(), memory):
+                return [
+                    f"the rows are committed, but no index was built, so searches scan: {short}"
+                ]
+            table.ensure_index()
     except StoreError as error:
         return [
             f"the rows are committed, but no index was built, so searches scan: {error}."
             " `memworker table optimize` tries again."
         ]
     return []
+
+
+def _too_little(need: int, memory: int | str | None) -> str | None:
+    """Say what is missing where building an index takes more than is allowed or there."""
+    heap.give_back()
+    held = heap.private_bytes() or 0
+    allowed = machine.memory_bytes() if memory is None else parse_bytes(memory)
+    if held + need > allowed:
+        ample = (held + need) * 11 // 10**7  # a tenth more: another run holds more or less
+        whose = "this machine has" if memory is None else "--memory (memory=) allows"
+        return (
+            f"building it takes about {need >> 20:,} MiB beside the {held >> 20:,} MiB that are"
+            f" held, and {whose} {allowed >> 20:,} MiB. Allow {ample:,}MB or"
+            " more, or run `memworker table optimize` where there is more"
+        )
+    free = machine.free_bytes()
+    if need > free:
+        return (
+            f"building it takes about {need >> 20:,} MiB, and {free >> 20:,} MiB of memory are free"
+            " now. `memworker table optimize` builds it later"
+        )
+    return None
 
 
 def start(use: PoolUse) -> float:

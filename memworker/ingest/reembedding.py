@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker import heap
 from memworker.errors import PoolClosed, StoreError, UsageError
 from memworker.failpoints import reach
 from memworker.ingest.job import Live, start
@@ -105,7 +106,7 @@ def reembed(
     began = time.perf_counter()
     if pool is None and model is None:
         raise UsageError("name the model whose vectors the table shall get, or give a pool")
-    options = {"precision": precision, "max_tokens": max_tokens}
+    options = {"precision": precision, "max_tokens": max_tokens, "storing": True}
     use = borrowed_or_own(pool, model, workers=workers, memory=memory, **options)
     prepared_s = time.perf_counter() - began
     folder = state_dir(path, name)
@@ -156,7 +157,7 @@ class _Job:
     def run(self) -> int | None:
         """Return the version that has the new vectors; None if it was interrupted."""
         self.filled_before = len(self.staged)
-        with self.use, closed_after_grace(self.use, self.stop):
+        with self.use, closed_after_grace(self.use, self.stop), heap.given_back():
             try:
                 table = Reembedding(self.before.db, self.before.name, self.staged)
                 self._fill(table)
@@ -302,7 +303,7 @@ def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedRep
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,
         tokens=work.real_tokens,
         tokens_per_second=round(work.real_tokens / work.seconds, 1) if work.seconds else 0.0,
-        notes=tuple(job.notes),
+        notes=(*job.use.notes, *job.notes),
     )
 
 

@@ -7,14 +7,11 @@ hours, though less than half of it is in use. So it is given back to the system 
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import cache
 
+from memworker import heap
 from memworker.store import Table
 
 # So many commits, or so many times as many rows, until the table is looked at.
@@ -70,7 +67,7 @@ class Upkeep:
                 _log.warning("upkeep of table %r failed: %s", self._table.name, error)
             more = self._more()
             if time.monotonic() - given_back_at >= _GIVE_BACK_S:
-                give_memory_back()
+                heap.give_back()
                 given_back_at = time.monotonic()
 
     def _awaited(self, more: bool) -> bool:
@@ -88,20 +85,3 @@ class Upkeep:
             return self._table.upkeep().step is not None
         except Exception:
             return False  # told above; a later commit asks again
-
-
-def give_memory_back() -> None:
-    """Give memory that was freed back to the system, where the C library can."""
-    arrow = sys.modules.get("pyarrow")
-    if arrow is not None:
-        arrow.default_memory_pool().release_unused()
-    _trim()(0)
-
-
-@cache
-def _trim() -> Callable[[int], object]:
-    try:
-        # Without the interpreter's lock: others go on meanwhile.
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return lambda _: None

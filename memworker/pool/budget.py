@@ -12,15 +12,21 @@ from dataclasses import dataclass, replace
 from memworker.errors import UsageError
 
 _MIB = 1 << 20
-# Interpreter, LanceDB, pyarrow and what an ingest holds besides its windows.
-_PARENT_BYTES = 320 * _MIB
+# Interpreter, pyarrow and the scheduler: a parent that does nothing but embed.
+_PARENT_BYTES = 48 * _MIB
 # Interpreter, ONNX Runtime, tokenizer, session with its weights mapped.
-_WORKER_BYTES = 48 * _MIB
+_WORKER_BYTES = 36 * _MIB
 # Activations of a padded token, a dimension: feed-forward, attention, their copies.
 _TOKEN_BYTES = 128
-# A row of a window beyond its vector: text, ids, keys, Arrow and Python around them.
-_ROW_BYTES = 2048
+# LanceDB, readers, journal and committer; and of each row under way a second copy of its vector,
+# ids, keys and metadata in Arrow, and LanceDB's own copies.
+_STORE_BYTES = 56 * _MIB
+_STORED_ROW_BYTES = 3584
+# A row of a window beyond its vector: the text, and what is known of it.
+_ROW_BYTES = 512
 _WINDOW_ROWS = 8192
+# Texts shorter than that on the average are rare, and their rows are small.
+_SHORT_TOKENS = 32
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -32,13 +38,23 @@ class Budget:
     batch_tokens: int
     windows_in_flight: int = 3
 
+    def than(self, wanted: Budget) -> str:
+        """Say what is less than was wanted."""
+        parts = (
+            ("workers", self.workers, wanted.workers),
+            ("tokens a run", self.batch_tokens, wanted.batch_tokens),
+            ("windows under way", self.windows_in_flight, wanted.windows_in_flight),
+        )
+        return ", ".join(f"{now} {name} instead of {was}" for name, now, was in parts if now != was)
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What is fixed about a model's memory, in bytes and dimensions.
 
     All workers share the weights; each has `worker_bytes`, `token_bytes` for each padded
-    token of a session run and dimension, and the region that its slots lie in.
+    token of a session run and dimension, and the region that its slots lie in. A window has
+    `window_tokens` a worker. `storing`: the parent also puts the rows into a table.
     """
 
     dim: int
@@ -46,13 +62,20 @@ class Footprint:
     region_bytes: int = 0
     worker_bytes: int = _WORKER_BYTES
     token_bytes: int = _TOKEN_BYTES
+    storing: bool = False
+    window_tokens: int = 1 << 40
 
     def estimate(self, budget: Budget) -> int:
         """Estimate the bytes that parent and workers hold together at their peak."""
-        window = _WINDOW_ROWS * (4 * self.dim + _ROW_BYTES)
+        rows = min(_WINDOW_ROWS, budget.workers * self.window_tokens // _SHORT_TOKENS)
+        row = 4 * self.dim + _ROW_BYTES
+        parent = _PARENT_BYTES
+        if self.storing:
+            row += 4 * self.dim + _STORED_ROW_BYTES
+            parent += _STORE_BYTES
         activations = budget.batch_tokens * self.token_bytes * self.dim
         worker = self.worker_bytes + activations + self.region_bytes
-        parent = _PARENT_BYTES + window * budget.windows_in_flight
+        parent += rows * row * budget.windows_in_flight
         return parent + self.weights_bytes + budget.workers * worker
 
 

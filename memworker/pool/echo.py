@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from memworker.pool.worker import Rows, Texts
 
 @dataclass(frozen=True, slots=True)
 class EchoLoader:
-    """Loads an `EchoEncoder` of `dim` dimensions."""
+    """Loads an `EchoEncoder` of `dim` dimensions; the bytes are measured, see pool/budget."""
 
     dim: int = 384
+    worker_bytes: ClassVar[int] = 22 << 20
+    token_bytes: ClassVar[int] = 0
 
     def __call__(self) -> EchoEncoder:
         return EchoEncoder(self.dim)

@@ -6,7 +6,7 @@ import, and a line in `resolve` that chooses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -20,6 +20,8 @@ from memworker.pool.worker import Loader
 
 _MINILM_FLOPS = 21.2e6
 _SHARD_TOKENS = 4096
+_STATIC_WORKER_BYTES = 84 << 20
+_STATIC_TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,12 @@ class StaticEngine(OnnxEngine):
             run_tokens=100.0,
         )
 
+    @property
+    def footprint(self) -> Footprint:
+        # The tokenizer's cache grows to its bound; of the table a run reads rows, and adds them up.
+        known = super().footprint
+        return replace(known, worker_bytes=_STATIC_WORKER_BYTES, token_bytes=_STATIC_TOKEN_BYTES)
+
 
 @dataclass(frozen=True, slots=True)
 class LoaderEngine:
@@ -168,7 +176,13 @@ class LoaderEngine:
 
     @property
     def footprint(self) -> Footprint:
-        return Footprint(self.load.dim, weights_bytes=0)
+        # A loader may say what a worker of it takes, and a padded token of a run.
+        known = {
+            name: getattr(self.load, name)
+            for name in ("worker_bytes", "token_bytes")
+            if hasattr(self.load, name)
+        }
+        return Footprint(self.load.dim, weights_bytes=0, **known)
 
     def loader(self, costs: plan.Costs) -> Loader:
         return self.load

@@ -24,6 +24,12 @@ class PoolUse:
     pool: EmbeddingPool
     own: bool
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should be told: what of an own pool is less than was wanted."""
+        reduced = self.pool.sizes.reduced
+        return (reduced,) if self.own and reduced else ()
+
     def close(self) -> None:
         """End the pool, unless it was borrowed."""
         if self.own:

@@ -49,7 +49,8 @@ class EmbeddingPool:
     defaults to what `memworker tune` found here, else to the physical cores that this
     process may use; `batch_tokens`, the padded tokens of a session run, likewise.
     `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
-    smaller runs, then fewer workers keep under it. What waits is bounded by
+    smaller runs, then fewer workers keep under it, which `sizes.reduced` tells;
+    `storing` counts what it takes to put the rows into a table too. What waits is bounded by
     `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
     windows): beyond that, callers wait their turn. A worker that gives no
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
@@ -77,9 +78,10 @@ class EmbeddingPool:
         max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES,
         stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
         memory_growth_bytes: int = DEFAULT_MEMORY_GROWTH_BYTES,
+        storing: bool = False,
     ) -> None:
         began = time.perf_counter()
-        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens)
+        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens, storing)
         engine = resolve(model, precision=precision, max_tokens=max_tokens)
         self.sizes = sizes(engine, wishes)
         self.workers = self.sizes.workers

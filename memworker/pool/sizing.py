@@ -23,13 +23,17 @@ _WINDOW_SHARD_TOKENS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the caller asked for; None leaves it to measurements."""
+    """What the caller asked for; None leaves it to measurements.
+
+    `storing`: this process also puts the rows into a table, which takes memory.
+    """
 
     workers: int | None
     batch_tokens: int | None
     memory: int | str | None
     max_text_bytes: int
     max_pending_tokens: int | None = None
+    storing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_tokens", "max_text_bytes", "max_pending_tokens"):
@@ -42,7 +46,11 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The measures that a pool is made to."""
+    """The measures that a pool is made to.
+
+    `memory_bytes` is an estimate of what parent and workers hold together. `reduced` says what
+    is less than was wanted, and for which bound; None where nothing is.
+    """
 
     loader: Loader
     costs: plan.Costs
@@ -51,6 +59,7 @@ class Sizes:
     windows_in_flight: int
     memory_bytes: int
     pending_tokens: int
+    reduced: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +78,24 @@ def sizes(engine: Engine, wishes: Wishes) -> Sizes:
     costs = engine.costs
     tuned = recall(engine)
     usual = Choice(machine.usable_cores(), costs.batch_tokens) if tuned is None else tuned
-    budget = Budget(wishes.workers or usual.workers, wishes.batch_tokens or usual.batch_tokens)
+    wanted = Budget(wishes.workers or usual.workers, wishes.batch_tokens or usual.batch_tokens)
     footprint = engine.footprint
     shapes = _slot_shapes(footprint.dim, wishes.max_text_bytes)
-    footprint = replace(footprint, region_bytes=sum(shape.layout()[1] for shape in shapes))
-    if wishes.memory is not None:
-        budget = fit(parse_bytes(wishes.memory), budget, footprint)
-    elif wishes.workers is None:
-        budget = _within_what_there_is(budget, footprint)
+    region = sum(shape.layout()[1] for shape in shapes)
+    footprint = replace(
+        footprint,
+        region_bytes=region,
+        storing=wishes.storing,
+        window_tokens=plan.SHARDS_PER_WINDOW * costs.shard_tokens,
+    )
+    budget, reduced = _within_bounds(wanted, wishes, footprint)
     costs = replace(costs, batch_tokens=budget.batch_tokens)
     needed = footprint.estimate(budget)
     _refuse_more_than_there_is(needed, budget.workers)
     windows = budget.windows_in_flight
     pending = wishes.max_pending_tokens or windows * _window_tokens(costs, budget.workers)
     loader = engine.loader(costs)
-    return Sizes(loader, costs, shapes, budget.workers, windows, needed, pending)
+    return Sizes(loader, costs, shapes, budget.workers, windows, needed, pending, reduced)
 
 
 def _window_tokens(costs: plan.Costs, workers: int) -> int:
@@ -91,23 +103,25 @@ def _window_tokens(costs: plan.Costs, workers: int) -> int:
     return plan.SHARDS_PER_WINDOW * workers * min(costs.shard_tokens, _WINDOW_SHARD_TOKENS)
 
 
-def _within_what_there_is(wanted: Budget, footprint: Footprint) -> Budget:
-    """Give fewer and smaller workers where the machine, or the cgroup, has no memory for all."""
-    there = machine.memory_bytes()
-    if footprint.estimate(wanted) <= there:
-        return wanted
-    budget = fit(there, wanted, footprint)
-    _log.warning(
-        "%d workers would need about %d MiB of memory, and there are %d MiB: going on with %d of"
-        " them, %d tokens a run and %d windows under way; memory= (--memory) sets another bound",
-        wanted.workers,
-        footprint.estimate(wanted) >> 20,
-        there >> 20,
-        budget.workers,
-        budget.batch_tokens,
-        budget.windows_in_flight,
+def _within_bounds(
+    wanted: Budget, wishes: Wishes, footprint: Footprint
+) -> tuple[Budget, str | None]:
+    """Give what fits, and what had to be less for that; how many workers is the caller's to say."""
+    if wishes.memory is not None:
+        allowed, whose = parse_bytes(wishes.memory), "memory= (--memory) allows"
+    elif wishes.workers is None:
+        allowed, whose = machine.memory_bytes(), "there is of memory (--memory sets another bound)"
+    else:
+        return wanted, None
+    budget = fit(allowed, wanted, footprint)
+    if budget == wanted:
+        return wanted, None
+    reduced = (
+        f"to stay within the {allowed >> 20:,} MiB that {whose}, where {wanted.workers} workers"
+        f" would need about {footprint.estimate(wanted) >> 20:,}: {budget.than(wanted)}"
     )
-    return budget
+    _log.warning("%s", reduced)
+    return budget, reduced
 
 
 def _refuse_more_than_there_is(needed: int, workers: int) -> None:

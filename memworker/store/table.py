@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import pyarrow as pa
 
 from memworker.errors import StoreError, TableLocked, TableNotFound, UsageError
-from memworker.store import fuse, index, lock, read, search, spill, upkeep
+from memworker.store import apart, fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
@@ -399,7 +399,7 @@ class Table:
 
     def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
         """Build the vector index when there is none and `min_rows` are there; tell whether."""
-        if self.count() < min_rows or self._has_vector_index():
+        if not self.wants_index(min_rows=min_rows):
             return False
         with self.tending():
             # Whoever had the lock before may have built it.
@@ -407,6 +407,14 @@ class Table:
                 return False
             index.build(self._writes, self.space.distance)
         return True
+
+    def wants_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
+        """Tell whether there is no vector index, and `min_rows` that are worth one."""
+        return self.count() >= min_rows and not self._has_vector_index()
+
+    def index_bytes(self) -> int:
+        """Estimate the memory that building the vector index takes now, on top of what is held."""
+        return apart.index_bytes(self.count(), self.space.dim)
 
     def _has_vector_index(self) -> bool:
         with lance_errors(f"reading table {self.name!r}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,19 @@ def test_stays_under_the_allowance_and_uses_it(allowed):
 def test_workers_go_last():
     budget = fit(MINILM.estimate(WANTED) - 1, WANTED, MINILM)
     assert budget == Budget(workers=16, batch_tokens=512, windows_in_flight=2)
+
+
+def test_what_is_less_is_said():
+    assert Budget(2, 256, 2).than(Budget(4, 256)) == (
+        "2 workers instead of 4, 2 windows under way instead of 3"
+    )
+
+
+def test_storing_and_long_texts_count():
+    stored, few = replace(MINILM, storing=True), replace(MINILM, window_tokens=1 << 16)
+    one = Budget(workers=1, batch_tokens=512)
+    assert stored.estimate(one) > MINILM.estimate(one) + (100 << 20)
+    assert few.estimate(one) < MINILM.estimate(one)
 
 
 def test_too_little_says_how_much_is_needed():

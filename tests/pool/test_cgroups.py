@@ -170,7 +170,7 @@ def test_the_own_groups_can_be_read():
 
 def test_a_pool_goes_on_with_fewer_and_smaller_workers_before_it_refuses(tmp_path):
     """What two workers would need is not there: one does, and that is said."""
-    with limited(480 * MIB) as group:
+    with limited(195 * MIB) as group:
         if group is None:
             pytest.skip("needs the right to make memory cgroups (root)")
         code = (
