@@ -40,7 +40,7 @@ class Disk:
             try:
                 sync_path(self._table / path)
             except NotForced:
-                self._lost.add(path)
+                self._lost |= {path} if not is_known(path, known) else set()
                 raise
         folders = {(self._table / path).parent for path in new}
         # A new folder is a new entry of the folder above it.
@@ -48,7 +48,12 @@ class Disk:
         if not self._forced:
             folders |= {self._table, self._table.parent, self._table.parent.parent}
         for folder in sorted(folders, reverse=True):
-            sync_path(folder)
+            try:
+                sync_path(folder)
+            except NotForced:
+                # Their names may never be on the disk.
+                self._lost |= {path for path in new if not is_known(path, known)}
+                raise
         self._forced.update(new)
         return len(new)
 

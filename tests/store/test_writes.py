@@ -12,7 +12,7 @@ from memworker.errors import StoreError
 from memworker.store import Table
 from memworker.store.durable import files_of
 from memworker.store.lance import connect, open_table
-from memworker.store.manifest import DATA, DELETIONS, INDICES, VERSIONS, read_manifest
+from memworker.store.manifest import DATA, DELETIONS, INDICES, VERSIONS, read_manifest, versions
 from tests.store.helpers import SPACE, batch, numbered, texts_by_id
 
 TEXTS = {f"id-{i}": f"text {i}" for i in range(300)}
@@ -292,30 +292,33 @@ def test_a_memory_makes_its_table_durable_and_obeys_one_that_is(tmp_path, disk):
     assert not _unsynced(table, disk)
 
 
+@pytest.mark.parametrize("folders", [False, True])
 @pytest.mark.parametrize("part", [VERSIONS, DATA, "_transactions", INDICES])
-def test_what_an_fsync_failed_for_in_a_build_is_built_anew(durable, disk, part):
+def test_what_an_fsync_failed_for_in_a_build_is_built_anew(durable, disk, part, folders):
     for i in range(5):
         durable.append(numbered(60 * i, 60 * i + 60))
-    failed = []
+    folder = durable.db / "t.lance"
+    failed: list[str] = []
 
     def once(path: str) -> bool:
-        if f"/{part}/" in path and os.path.isfile(path) and not failed:
-            failed.append(path)
+        if f"/{part}" in path and os.path.isdir(path) == folders and not failed:
+            failed.append(read_manifest(folder, max(versions(folder))).path)
+            failed.append(os.path.relpath(path, folder))
             return True
         return False
 
-    disk.fail = once
     table = Table.open(durable.db, "t")
+    table.append(numbered(300, 301))
+    disk.fail = once
     if part == INDICES:
         table.ensure_text_index()
     else:
         table.optimize(keep_versions=timedelta(days=1))
     assert failed
-    newest = read_manifest(durable.db / "t.lance", Table.open(durable.db, "t").version)
-    used = {str(durable.db / "t.lance" / path) for path in files_of(durable.db / "t.lance", newest)}
-    assert failed[0] not in used
+    newest = read_manifest(folder, Table.open(durable.db, "t").version)
+    assert not set(failed).intersection(files_of(folder, newest))
     assert not _unsynced(durable, disk)
-    assert len(texts_by_id(Table.open(durable.db, "t"))) == 300
+    assert len(texts_by_id(Table.open(durable.db, "t"))) == 301
 
 
 def test_a_folder_that_cannot_be_forced_is_an_error_with_its_path(durable, disk):
