@@ -31,7 +31,7 @@ from bench.texts import many_texts
 from memworker import ingest, interpreters
 from memworker.errors import UsageError
 from memworker.heap import mapped_bytes, private_bytes
-from memworker.ingest.job import Live
+from memworker.ingest.loop import Live
 from memworker.pool.budget import parse_bytes
 
 MB = 1e6

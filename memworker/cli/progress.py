@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 
 from memworker.cli.output import stderr_is_terminal
-from memworker.ingest.job import Live
+from memworker.ingest.loop import Live
 from memworker.pool import limit as limit_of_machine
 from memworker.pool import machine
 from memworker.pool.pool import EmbeddingPool

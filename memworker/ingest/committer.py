@@ -130,7 +130,7 @@ class Committer:
         self._pending.vectors.append(vectors[good] if reasons else vectors)
         self._pending.rows += int(good.sum())
         self._pending.position = window.rows["ordinal"][-1].as_py() + 1
-        self._sieve.refuse_rows(window, reasons)
+        self._sieve.refusals.add(window.rejects(reasons))
         due = self._outside.monotonic() - self._pending.since >= COMMIT_S
         if self._pending.rows >= COMMIT_ROWS or due:
             self._commit()

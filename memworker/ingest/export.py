@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from memworker import heap
-from memworker.errors import RowRejected
-from memworker.ingest.ahead import ahead, timed_reads
-from memworker.ingest.job import Live, checked_choice, gemm_facts, not_empty, start
-from memworker.ingest.readers import Chunk, Fields, read
-from memworker.ingest.records import ReadProgress, Reject, rejected
-from memworker.ingest.rejects import RejectFile
+from memworker.ingest.loop import Live, Loop, gemm_facts
+from memworker.ingest.readers import Chunk, Fields
+from memworker.ingest.records import ReadProgress
+from memworker.ingest.rejects import Refusals, RejectFile
 from memworker.ingest.report import Counts, IngestReport, Setting, report
-from memworker.ingest.reuse import Outcome, Reuse, Shared
+from memworker.ingest.reuse import Outcome
+from memworker.ingest.source import JobOptions, open_input
 from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
-from memworker.pool.opening import borrowed_or_own
+from memworker.ingest.windows import Window
+from memworker.pool.opening import PoolOptions, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import dedup_keys
+
+_GAP_ROWS = 8192
 
 
 def embed_to_file(
@@ -55,90 +55,82 @@ def embed_to_file(
     """
     path = Path(out)
     check_suffix(path)
-    stop = checked_choice("on_error", on_error, ("reject", "stop")) == "stop"
-    fields = Fields(text_field, id_field, metadata=False)
-    progress = ReadProgress()
-    chunks = not_empty(
-        read(inputs, fields, limit=limit, format=format, allow_empty=True, progress=progress)
+    options = JobOptions(
+        Fields(text_field, id_field, metadata=False),
+        limit=limit,
+        format=format,
+        on_error=on_error,
+        allow_empty=True,
     )
+    live, stop = Live(Counts(), ReadProgress()), Stop()
+    source = open_input(inputs, options, live)
     began = time.perf_counter()
-    options = {"precision": precision, "max_tokens": max_tokens}
-    use = borrowed_or_own(None, model, workers=workers, memory=memory, **options)
+    use = borrowed_or_own(None, PoolOptions(model, precision, workers, memory, max_tokens))
     kind = use.pool.identity
-    counts = Counts()
+    live.prepared_seconds = time.perf_counter() - began
     refused = RejectFile(Path(rejects) if rejects else path.with_name(path.name + ".rejects.jsonl"))
-    with (
-        vectors_file(path, kind.dim) as file,
-        refused,
-        use as pool,
-        ahead(timed_reads(chunks, counts), Stop()) as coming,
-        heap.given_back(),
-    ):
-        start(use)
-        startup_seconds = time.perf_counter() - began
-        if observer is not None:
-            observer(Live(counts, progress, pool))
-        export = _Export(file, refused, counts, stop)
-        reuse = Reuse(pool.dim)
-        parts = ((chunk, _planned(chunk, reuse)) for chunk in coming)
-        for (chunk, shared), embedded in pool.stream(parts, texts=_texts_to_embed):
-            counts.add(reused=shared.reused)
-            export.write(chunk, reuse.settle(shared, embedded))
-            # Not held while the next one is waited for; it may be megabytes.
-            del chunk, shared, embedded
+    loop = Loop(use, stop, live)
+    if observer is not None:
+        observer(live)
+    with vectors_file(path, kind.dim) as file, refused:
+        refusals = Refusals(live.counts, refused, on_error == "stop")
+        sink = _Sink(file, refusals, kind.dim)
+        with loop.running(), source.coming(live, stop) as chunks:
+            loop.run(_windows(chunks, refusals), sink.take)
+        sink.finish(live.counts.read)
         setting = Setting(
-            startup_seconds=startup_seconds,
-            workers=pool.workers,
+            startup_seconds=live.prepared_seconds + loop.startup_seconds,
+            workers=loop.workers,
             model=kind.name,
             precision=kind.precision,
             rejects=str(refused.path) if refused.rows else None,
-            notes=use.notes,
+            notes=loop.notes,
             **gemm_facts(kind),
         )
-        return report(counts, pool.work, setting)
+        return report(live.counts, loop.work, setting)
 
 
-def _planned(chunk: Chunk, reuse: Reuse) -> Shared:
-    texts = chunk.rows["text"]
-    return reuse.plan(texts, dedup_keys(texts))
+def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:
+    """Turn chunks into windows whose rows keep their ids as they were."""
+    for chunk in chunks:
+        refusals.counts.add(read=chunk.read)
+        refusals.add(chunk.rejects)
+        keys = dedup_keys(chunk.rows["text"])
+        if chunk.rows.num_rows:
+            yield Window(chunk.path, chunk.rows.append_column("key", keys))
 
 
-def _texts_to_embed(part: tuple[Chunk, Shared]) -> pa.Array:
-    return part[1].texts
+class _Sink:
+    """Writes rows in their places; between them stand the refused ones, as NaN."""
 
+    def __init__(self, file: VectorsFile, refusals: Refusals, dim: int) -> None:
+        self._file, self._refusals, self._dim = file, refusals, dim
+        self._next = 0
 
-@dataclass(frozen=True, slots=True)
-class _Export:
-    file: VectorsFile
-    rejects: RejectFile
-    counts: Counts
-    stop_at_reject: bool
+    def take(self, window: Window, outcome: Outcome) -> None:
+        """Write the rows of a window, and the gaps before them."""
+        self._refusals.add(window.rejects(outcome.failures))
+        ordinals = window.rows["ordinal"].to_numpy()
+        self._skip_to(int(ordinals[0]))
+        rows = int(ordinals[-1]) + 1 - self._next
+        if rows == len(ordinals):
+            self._file.write(outcome.vectors, window.texts, window.ids)
+        else:
+            vectors = np.full((rows, self._dim), np.nan, np.float32)
+            vectors[ordinals - self._next] = outcome.vectors
+            sources = np.full(rows, -1, np.int64)
+            sources[ordinals - self._next] = np.arange(len(ordinals))
+            taken = pa.array(sources, mask=sources < 0)
+            self._file.write(vectors, window.texts.take(taken), window.ids.take(taken))
+        self._next += rows
 
-    def write(self, chunk: Chunk, outcome: Outcome) -> None:
-        """Write a chunk's rows in their places, the refused ones as NaN."""
-        self.counts.add(read=chunk.read)
-        self._refuse([*chunk.rejects, *_failures(chunk, outcome)])
-        texts, ids = chunk.rows["text"], chunk.rows["id"]
-        if not chunk.rejects:
-            self.file.write(outcome.vectors, texts, ids)
-            return
-        places = chunk.rows["ordinal"].to_numpy()
-        places = places - min([*places[:1].tolist(), *(reject.ordinal for reject in chunk.rejects)])
-        vectors = np.full((chunk.read, outcome.vectors.shape[1]), np.nan, np.float32)
-        vectors[places] = outcome.vectors
-        sources = np.full(chunk.read, -1, np.int64)
-        sources[places] = np.arange(len(places))
-        rows = pa.array(sources, mask=sources < 0)
-        self.file.write(vectors, texts.take(rows), ids.take(rows))
+    def finish(self, read: int) -> None:
+        """Write what was refused behind the last good row."""
+        self._skip_to(read)
 
-    def _refuse(self, rejects: list[Reject]) -> None:
-        self.counts.add(rejected=len(rejects))
-        self.rejects.add(rejects)
-        if rejects and self.stop_at_reject:
-            first = rejects[0]
-            raise RowRejected(f"{first.path}:{first.line}: {first.reason}. Nothing was written.")
-
-
-def _failures(chunk: Chunk, outcome: Outcome) -> list[Reject]:
-    failures = sorted(outcome.failures.items())
-    return [rejected(chunk.path, chunk.rows, row, reason) for row, reason in failures]
+    def _skip_to(self, row: int) -> None:
+        # In blocks: a whole file may have been refused.
+        while (rows := min(row - self._next, _GAP_ROWS)) > 0:
+            none = pa.nulls(rows, pa.string())
+            self._file.write(np.full((rows, self._dim), np.nan, np.float32), none, none)
+            self._next += rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker import heap
-from memworker.errors import PoolClosed, StoreError, UsageError
+from memworker.errors import StoreError, UsageError
 from memworker.failpoints import reach
-from memworker.ingest.job import Live, start
+from memworker.ingest.loop import Live, Loop
 from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts
-from memworker.ingest.stop import Stop, closed_after_grace
-from memworker.pool.meter import Work
-from memworker.pool.opening import PoolUse, borrowed_or_own
+from memworker.ingest.reuse import Outcome
+from memworker.ingest.stop import Stop
+from memworker.pool.opening import PoolOptions, borrowed_or_own
 from memworker.pool.pool import EmbeddingPool
-from memworker.pool.requests import Embedded
 from memworker.store import Table, VectorSpace, ensure_writable, staged
 from memworker.store.lance import database_path, table_name
 from memworker.store.lock import hold_job, state_dir
-from memworker.store.reembed import Missing, Reembedding, build_indices
+from memworker.store.reembed import Reembedding, build_indices
 from memworker.store.staged import Digests, Staged
 
 # Another program may write without our lock, or optimise: then the last step is done again.
@@ -106,8 +103,8 @@ def reembed(
     began = time.perf_counter()
     if pool is None and model is None:
         raise UsageError("name the model whose vectors the table shall get, or give a pool")
-    options = {"precision": precision, "max_tokens": max_tokens, "storing": True}
-    use = borrowed_or_own(pool, model, workers=workers, memory=memory, **options)
+    pools = PoolOptions(model, precision, workers, memory, max_tokens, storing=True)
+    use = borrowed_or_own(pool, pools)
     prepared_s = time.perf_counter() - began
     folder = state_dir(path, name)
     with hold_job(folder, wait_s=wait_s):
@@ -119,23 +116,31 @@ def reembed(
             staged.discard(folder)
         waiting = Staged.open(folder, name, space)
         try:
-            live = Live(Counts(), ReadProgress())
+            live, stop = Live(Counts(), ReadProgress(), prepared_seconds=prepared_s), stop or Stop()
             if observer is not None:
                 observer(live)
-            job = _Job(before, waiting, use, stop or Stop(), live, use.pool.work)
-            version = job.run()
-            return _job_report(job, version, prepared_s)
+            job = _Job(before, waiting, Loop(use, stop, live), use.pool.max_text_bytes, stop, live)
+            return _job_report(job, job.run())
         finally:
             waiting.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Texts that are embedded together: Arrow string[n] of a row's id each, and of the texts."""
+    """Texts that are embedded together, each once: Arrow string[n] of a row's id, and of texts."""
 
     ids: pa.Array
     texts: pa.Array
     digests: Digests
+    text_keys = None
+
+    def cut(self, ends: Iterable[int]) -> Iterator[_Part]:
+        """Give the parts that end before these texts, without copying."""
+        start = 0
+        for end in ends:
+            rows = slice(start, end)
+            yield _Part(self.ids[rows], self.texts[rows], self.digests[rows])
+            start = end
 
 
 @dataclass(slots=True)
@@ -144,11 +149,10 @@ class _Job:
 
     before: Table
     staged: Staged
-    use: PoolUse
+    loop: Loop
+    max_text_bytes: int
     stop: Stop
     live: Live
-    work_before: Work
-    startup_s: float = 0.0
     filled_before: int = 0
     switch_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -156,21 +160,16 @@ class _Job:
 
     def run(self) -> int | None:
         """Return the version that has the new vectors; None if it was interrupted."""
-        self.filled_before = len(self.staged)
-        with self.use, closed_after_grace(self.use, self.stop), heap.given_back():
-            try:
-                table = Reembedding(self.before.db, self.before.name, self.staged)
-                self._fill(table)
-                reach("reembed_after_fill")
-                version = None if self.stop.cut_short else self._switch(table)
-            except PoolClosed:
-                if not self.stop.obeyed():
-                    raise
-                return None
+        self.filled_before, version = len(self.staged), None
+        with self.loop.running():
+            table = Reembedding(self.before.db, self.before.name, self.staged)
+            self._fill(table)
+            reach("reembed_after_fill")
+            version = None if self.stop.cut_short else self._switch(table)
             if version is not None:
                 reach("reembed_after_switch")
                 self.notes += finish(self.before, self.staged)
-            return version
+        return version
 
     def _switch(self, table: Reembedding) -> int | None:
         began = time.perf_counter()
@@ -191,49 +190,29 @@ class _Job:
         )
 
     def _fill(self, table: Reembedding) -> None:
-        chunks = self._chunks(table)
-        first = next(chunks, None)
-        if first is not None:
-            self.startup_s += start(self.use)
-            pool = self.live.pool = self.use.pool
-            parts = self._parts(chain([first], chunks), pool)
-            for part, embedded in pool.stream(parts, texts=_texts):
-                self._keep(part, embedded)
+        self.loop.run(self._parts(table), self._keep)
         self._refuse_failed()
 
-    def _chunks(self, table: Reembedding) -> Iterator[Missing]:
+    def _parts(self, table: Reembedding) -> Iterator[_Part]:
         self.live.counts.read = self.live.counts.duplicates = 0
         for found in table.missing():
             fresh = len(found.texts)
             self.live.counts.add(read=found.rows, duplicates=found.rows - fresh)
-            if fresh:
-                if self.stop.obeyed():
-                    return
-                yield found
-
-    def _parts(self, chunks: Iterable[Missing], pool: EmbeddingPool) -> Iterator[_Part]:
-        for found in chunks:
             lengths = np.asarray(pc.binary_length(found.texts))
-            fits = lengths <= pool.max_text_bytes
+            fits = lengths <= self.max_text_bytes
             for row in np.flatnonzero(~fits):
-                too_long = f"it has {lengths[row]:,} bytes, over the cap of {pool.max_text_bytes:,}"
+                too_long = f"it has {lengths[row]:,} bytes, over the cap of {self.max_text_bytes:,}"
                 self.failed[found.ids[row].as_py()] = too_long
-            kept = pa.array(fits)
-            ids, texts = found.ids.filter(kept), found.texts.filter(kept)
-            start = 0
-            for end in pool.window_ends(texts) if len(texts) else ():
-                if self.stop.obeyed():
-                    return
-                rows = slice(start, end)
-                yield _Part(ids[rows], texts[rows], found.digests[fits][rows])
-                start = end
+            if fits.any():
+                kept = pa.array(fits)
+                yield _Part(found.ids.filter(kept), found.texts.filter(kept), found.digests[fits])
 
-    def _keep(self, part: _Part, embedded: Embedded) -> None:
-        reasons = embedded.unstorable()
+    def _keep(self, part: _Part, outcome: Outcome) -> None:
+        reasons = outcome.unstorable()
         self.failed |= {part.ids[row].as_py(): why for row, why in reasons.items()}
         good = np.ones(len(part.ids), np.bool_)
         good[list(reasons)] = False
-        self.staged.add(part.digests[good], embedded.vectors[good])
+        self.staged.add(part.digests[good], outcome.vectors[good])
         self.live.counts.add(written=int(good.sum()))
         reach("reembed_after_batch")
 
@@ -264,10 +243,6 @@ def finish(table: Table, waiting: Staged) -> list[str]:
     return notes
 
 
-def _texts(part: _Part) -> pa.Array:
-    return part.texts
-
-
 def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
     """Say that the table has these vectors already; end what a killed run left."""
     there, notes = staged.unfinished(folder), []
@@ -285,8 +260,8 @@ def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
     return _report(table, table.space, version, rows=rows, notes=tuple(notes))
 
 
-def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedReport:
-    work = job.use.pool.work.since(job.work_before)
+def _job_report(job: _Job, version: int | None) -> ReembedReport:
+    work = job.loop.work
     return _report(
         job.before,
         job.staged.space,
@@ -296,14 +271,14 @@ def _job_report(job: _Job, version: int | None, prepared_s: float) -> ReembedRep
         filled_before=job.filled_before,
         switched=version is not None,
         interrupted=version is None,
-        workers=job.live.pool.workers if job.live.pool is not None else 0,
-        startup_seconds=round(prepared_s + job.startup_s, 4),
+        workers=job.loop.workers,
+        startup_seconds=round(job.live.prepared_seconds + job.loop.startup_seconds, 4),
         seconds=round(work.seconds, 4),
         switch_seconds=round(job.switch_seconds, 4),
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,
         tokens=work.real_tokens,
         tokens_per_second=round(work.real_tokens / work.seconds, 1) if work.seconds else 0.0,
-        notes=(*job.use.notes, *job.notes),
+        notes=(*job.loop.notes, *job.notes),
     )
 
 

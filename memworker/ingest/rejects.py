@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
 import msgspec
 
-from memworker.errors import StoreUnwritable
+from memworker.errors import RowRejected, StoreUnwritable
 from memworker.ingest.records import Reject
+from memworker.ingest.report import Counts
 from memworker.store.disk import disk_errors
 
 _SAFE = (
     "What was committed before is safe. Make room, or name another file with --rejects, and run"
     " the same command again"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Where a job's refused rows go: counted, listed in a file, and the first may end the job."""
+
+    counts: Counts
+    file: RejectFile
+    stop_at_first: bool = False
+
+    def add(self, rejects: Sequence[Reject]) -> None:
+        """Count and list rows. Raises StoreUnwritable; RowRejected where one is too many."""
+        self.counts.add(rejected=len(rejects))
+        self.list(rejects)
+
+    def list(self, rejects: Sequence[Reject]) -> None:
+        """List rows that count as something else. Raises as `add` does."""
+        self.file.add(rejects)
+        if rejects and self.stop_at_first:
+            first = rejects[0]
+            raise RowRejected(
+                f"{first.path}:{first.line}: {first.reason}. Mend the row, or leave out"
+                " --on-error stop to have such rows set aside."
+            )
 
 
 class RejectFile:

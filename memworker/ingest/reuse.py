@@ -32,11 +32,12 @@ class Shared:
     """Which rows of a window are embedded, and where each row finds its vector.
 
     `texts` (Arrow string[m]) are those to embed; they are numbered from `first`
-    on. `sources` int64[n] names a number for each row, or is None when m = n.
+    on, or not at all where it is None. `sources` int64[n] names a number for each
+    row, or is None when m = n.
     """
 
     texts: pa.Array
-    first: int
+    first: int | None
     sources: Int64s | None
 
     @property
@@ -67,8 +68,13 @@ class Reuse:
         self._settled: deque[tuple[int, Embedded]] = deque()
         self._next = 0
 
-    def plan(self, texts: pa.Array, keys: pa.Array) -> Shared:
-        """Choose what is embedded of `texts`; equal `keys` (string[n]) mean equal texts."""
+    def plan(self, texts: pa.Array, keys: pa.Array | None) -> Shared:
+        """Choose what is embedded of `texts`; equal `keys` (string[n]) mean equal texts.
+
+        Without keys, each text is embedded, and none is remembered.
+        """
+        if keys is None:
+            return Shared(texts, None, None)
         encoded = keys.dictionary_encode()
         distinct, first = encoded.dictionary.to_pylist(), self._next
         known = list(map(self._numbers.get, distinct))
@@ -87,6 +93,8 @@ class Reuse:
 
     def settle(self, shared: Shared, embedded: Embedded) -> Outcome:
         """Give every row its vector; must be called in the order of the plans."""
+        if shared.first is None:
+            return Outcome(embedded.vectors, embedded.failures)
         self._settled.append((shared.first, embedded))
         if shared.sources is None:
             outcome = Outcome(embedded.vectors, embedded.failures)

@@ -10,9 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import RowRejected
 from memworker.ingest.records import SCOPE_COLUMNS, Chunk, Reject, rejected, scopes_of
-from memworker.ingest.rejects import RejectFile
+from memworker.ingest.rejects import Refusals
 from memworker.ingest.report import Counts
 from memworker.store import OnConflict, RowStatus, Table, dedup_keys
 
@@ -57,23 +56,29 @@ class Window:
         """Describe one row as refused."""
         return rejected(self.path, self.rows, row, reason)
 
+    def rejects(self, reasons: dict[int, str]) -> list[Reject]:
+        """Describe rows that could not be embedded or written."""
+        return [self.reject(row, reason) for row, reason in sorted(reasons.items())]
+
 
 @dataclass(frozen=True, slots=True)
 class Sieve:
     """Lets through the rows that must be embedded; counts and reports the others."""
 
     table: Table | None
-    counts: Counts
-    rejects: RejectFile
+    refusals: Refusals
     on_conflict: OnConflict
-    stop_at_reject: bool
     contested: set[str] = field(default_factory=set)
+
+    @property
+    def counts(self) -> Counts:
+        return self.refusals.counts
 
     def windows(self, chunks: Iterable[Chunk]) -> Iterator[Window]:
         """Turn chunks into windows of new rows, in input order, none of them empty."""
         for chunk in chunks:
             self.counts.add(read=chunk.read)
-            self._refuse(list(chunk.rejects))
+            self.refusals.add(chunk.rejects)
             window = self._new_rows(_window(chunk))
             if len(window):
                 yield window
@@ -110,24 +115,7 @@ class Sieve:
         ]
         self.counts.add(conflicts=len(found))
         if self.on_conflict is OnConflict.REJECT:
-            self._report(found)
-
-    def refuse_rows(self, window: Window, reasons: dict[int, str]) -> None:
-        """Count and report rows that could not be embedded or written."""
-        self._refuse([window.reject(row, reason) for row, reason in reasons.items()])
-
-    def _refuse(self, rejects: list[Reject]) -> None:
-        self.counts.add(rejected=len(rejects))
-        self._report(rejects)
-
-    def _report(self, rejects: list[Reject]) -> None:
-        self.rejects.add(rejects)
-        if rejects and self.stop_at_reject:
-            first = rejects[0]
-            raise RowRejected(
-                f"{first.path}:{first.line}: {first.reason}. Mend the row, or leave out"
-                " --on-error stop to have such rows set aside."
-            )
+            self.refusals.list(found)
 
 
 def _window(chunk: Chunk) -> Window:

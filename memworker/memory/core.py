@@ -22,7 +22,7 @@ from memworker.memory.upkeep import Upkeep
 from memworker.memory.writer import CLOSED, Writer
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.opening import PoolUse, borrowed_or_own
+from memworker.pool.opening import PoolOptions, PoolUse, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import Table, VectorSpace
 
@@ -222,10 +222,12 @@ def _pool_use(options: Options) -> PoolUse:
         raise UsageError(f"pool must be an open EmbeddingPool, not {given!r:.80}")
     return borrowed_or_own(
         given,
-        options.model,
-        precision=options.precision,
-        max_tokens=options.max_tokens,
-        workers=options.workers,
+        PoolOptions(
+            options.model,
+            options.precision,
+            workers=options.workers,
+            max_tokens=options.max_tokens,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
@@ -42,16 +42,30 @@ class PoolUse:
         self.close()
 
 
-def borrowed_or_own(
-    given: EmbeddingPool | None, model: Any = DEFAULT_MODEL, **options: Any
-) -> PoolUse:
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """Which pool somebody is to have: those arguments of `EmbeddingPool` that its users pass on."""
+
+    model: Any = DEFAULT_MODEL
+    precision: str = "fp32"
+    workers: int | None = None
+    memory: int | str | None = None
+    max_tokens: int | None = None
+    storing: bool = False
+
+    def make(self) -> EmbeddingPool:
+        """Make the pool; its workers start later. Raises what `EmbeddingPool` raises."""
+        return EmbeddingPool(**{item.name: getattr(self, item.name) for item in fields(self)})
+
+
+def borrowed_or_own(given: EmbeddingPool | None, options: PoolOptions) -> PoolUse:
     """Use a pool that was given, else one of the user's own, made with the options.
 
     Raises what `EmbeddingPool` raises when it is made.
     """
     if given is not None:
         return PoolUse(given, own=False)
-    return PoolUse(EmbeddingPool(model, **options), own=True)
+    return PoolUse(options.make(), own=True)
 
 
 class Background(Generic[T]):

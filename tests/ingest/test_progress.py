@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memworker.cli import progress
-from memworker.ingest.job import Live
+from memworker.ingest.loop import Live
 from memworker.ingest.readers import read
 from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts

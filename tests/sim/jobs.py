@@ -14,6 +14,7 @@ from memworker.errors import PoolError, StoreError
 from memworker.ingest import committer as committing
 from memworker.ingest.committer import Committer
 from memworker.ingest.records import row_batch
+from memworker.ingest.rejects import Refusals
 from memworker.ingest.report import Counts
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.windows import Sieve, Window
@@ -118,7 +119,7 @@ class Job:
 
     def _life(self) -> Life:
         yield from started(self._scheduler)
-        sieve = Sieve(None, self._counts, self._rejects, OnConflict.REJECT, False)  # type: ignore[arg-type]
+        sieve = Sieve(None, Refusals(self._counts, self._rejects), OnConflict.REJECT)  # type: ignore[arg-type]
         committer = Committer(lambda: self._table, sieve, self._told, self._system)  # type: ignore[arg-type,return-value]
         end = "committed"
         try:

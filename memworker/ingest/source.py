@@ -1,0 +1,118 @@
+"""What a job reads: paths or Python records, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from memworker.errors import NoRows, UsageError
+from memworker.ingest.ahead import ahead, timed_reads
+from memworker.ingest.loop import Live
+from memworker.ingest.readers import Chunk, Fields, Source, expand, read, read_records
+from memworker.ingest.readers.objects import RECORDS_PATH
+from memworker.ingest.stop import Stop
+from memworker.store import OnConflict
+
+_NO_ROWS = "the input holds no rows; nothing was written"
+
+Records = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """How a job reads, what becomes of bad rows, and who is told.
+
+    Raises UsageError for an `on_error` that there is not.
+    """
+
+    fields: Fields
+    limit: int | None = None
+    format: str | None = None
+    on_error: str = "reject"
+    rejects: str | Path | None = None
+    allow_empty: bool = False
+    stop: Stop | None = None
+    observer: Callable[[Live], None] | None = None
+
+    def __post_init__(self) -> None:
+        checked_choice("on_error", self.on_error, ("reject", "stop"))
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input that is about to be read: its chunks, its names, and its files if it has any.
+
+    Python records are not read ahead: their iterator may belong to one thread, as
+    a database cursor does.
+    """
+
+    chunks: Iterator[Chunk]
+    names: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
+    read_ahead: bool = False
+
+    def coming(self, live: Live, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
+        """Give the chunks, their reading timed and, where it may be, ahead of their use."""
+        timed = timed_reads(self.chunks, live.counts)
+        return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
+
+
+def open_input(given: Records, options: JobOptions, live: Live) -> Input:
+    """Open paths or Python records, whichever `given` holds, and look at the first chunk.
+
+    Nothing has been made or started when that raises; NoRows where there is none.
+    """
+    if isinstance(given, (str, Path)):
+        given = [given]
+    items = _items(given)
+    first = next(items, None)
+    if first is None:
+        raise NoRows(_NO_ROWS)
+    fields, limit, empty = options.fields, options.limit, options.allow_empty
+    if not isinstance(first, (str, Path)):
+        records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
+        return Input(_not_empty(records), (RECORDS_PATH,))
+    paths = [first, *items]
+    chunks = read(
+        paths,
+        fields,
+        limit=limit,
+        format=options.format,
+        allow_empty=empty,
+        progress=live.progress,
+    )
+    sources = tuple(expand(paths, options.format))
+    return Input(_not_empty(chunks), tuple(map(str, paths)), sources, read_ahead=True)
+
+
+def _items(given: Any) -> Iterator[Any]:
+    if isinstance(given, (pa.Table, pa.RecordBatch)):
+        table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
+        return chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
+    if isinstance(given, (Mapping, bytes)) or not isinstance(given, Iterable):
+        raise UsageError(
+            "give paths, or an iterable of records such as [{'text': …}], not one"
+            f" {type(given).__name__}"
+        )
+    return iter(given)
+
+
+def _not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    first = next(chunks, None)
+    if first is None:
+        raise NoRows(_NO_ROWS)
+    return chain([first], chunks)
+
+
+def checked_choice(name: str, value: str, allowed: Sequence[str] | type[OnConflict]) -> str:
+    """Return `value` if it is allowed; raises UsageError naming the choices."""
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value
