@@ -6,7 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memworker.pool.opening import PoolUse
 
 GRACE_S = 10.0
 
@@ -62,19 +65,15 @@ class Stop:
             self._listeners.remove(listener)
 
 
-class Closable(Protocol):
-    def close(self) -> None: ...
-
-
 @contextmanager
-def closed_after_grace(pool: Closable, stop: Stop) -> Iterator[None]:
-    """Close the pool `grace_s` after the word came; unfinished work then raises PoolClosed."""
+def closed_after_grace(use: PoolUse, stop: Stop) -> Iterator[None]:
+    """Close an own pool `grace_s` after the word came; unfinished work then raises PoolClosed."""
     news: SimpleQueue[str | None] = SimpleQueue()
     done = threading.Event()
 
     def watch() -> None:
         if news.get() is None and not done.wait(stop.grace_s):
-            pool.close()
+            use.close()
 
     watcher = threading.Thread(target=watch, name="memworker-grace", daemon=True)
     watcher.start()

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from concurrent.futures import Future
-from itertools import islice
 from typing import Any, Self
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow as pa
 from memworker.errors import UsageError
 from memworker.pool.admission import Ticket
 from memworker.pool.opening import Background
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind, batches_of
 from memworker.pool.requests import Embedded, Floats
 from memworker.pool.scheduler import Entry
 
@@ -69,12 +68,9 @@ class AsyncEmbeddingPool:
         self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
     ) -> AsyncIterator[tuple[list[str], Floats]]:
         """Stream any number of texts; yields (texts, float32[k, dim]) in input order."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
-        source = iter(texts)
         flying: deque[tuple[list[str], asyncio.Task[Floats]]] = deque()
         try:
-            while batch := list(islice(source, batch_size)):
+            for batch in batches_of(texts, batch_size):
                 flying.append((batch, asyncio.ensure_future(self.embed(batch, kind=kind))))
                 # The others are embedded while the caller works on this one.
                 if len(flying) >= _BATCHES_IN_FLIGHT:

@@ -184,11 +184,7 @@ class EmbeddingPool:
 
         Memory is bounded by a few batches, however long the stream is.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
-        source = iter(texts)
-        batches = iter(lambda: list(islice(source, batch_size)), [])
-        for batch, embedded in self.stream(batches, kind=kind):
+        for batch, embedded in self.stream(batches_of(texts, batch_size), kind=kind):
             embedded.raise_first()
             yield batch, embedded.vectors
             # Not held while the next one is waited for; it may be megabytes.
@@ -332,6 +328,14 @@ class EmbeddingPool:
                 f"texts[{row}] has {lengths[row]:,} bytes, over the cap of"
                 f" {self.max_text_bytes:,}. Split it, or raise max_text_bytes."
             )
+
+
+def batches_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Cut a stream of texts into lists of `size`; UsageError where that is none."""
+    if size < 1:
+        raise UsageError(f"batch_size must be at least 1, not {size}")
+    source = iter(texts)
+    return iter(lambda: list(islice(source, size)), [])
 
 
 def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:

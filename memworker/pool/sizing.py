@@ -62,22 +62,13 @@ class Sizes:
     reduced: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What tuning found best for a model on this machine."""
-
-    workers: int
-    batch_tokens: int
-
-
 def sizes(engine: Engine, wishes: Wishes) -> Sizes:
     """Choose what was asked for, else what was tuned here, else what is usual.
 
     Raises UsageError when the memory allowed is too little for one worker.
     """
     costs = engine.costs
-    tuned = recall(engine)
-    usual = Choice(machine.usable_cores(), costs.batch_tokens) if tuned is None else tuned
+    usual = recall(engine) or Budget(machine.usable_cores(), costs.batch_tokens)
     wanted = Budget(wishes.workers or usual.workers, wishes.batch_tokens or usual.batch_tokens)
     footprint = engine.footprint
     shapes = _slot_shapes(footprint.dim, wishes.max_text_bytes)
@@ -134,18 +125,18 @@ def _refuse_more_than_there_is(needed: int, workers: int) -> None:
         )
 
 
-def recall(engine: Engine) -> Choice | None:
+def recall(engine: Engine) -> Budget | None:
     """Give what tuning chose for a model on this machine, if it has been tuned here."""
     known = remembered.recall(_name(engine))
     try:
-        return Choice(**known) if known else None
+        return Budget(**known) if known else None
     except TypeError:
         return None
 
 
-def keep(engine: Engine, choice: Choice) -> None:
-    """Remember a choice for the pools to come."""
-    value = {"workers": choice.workers, "batch_tokens": choice.batch_tokens}
+def keep(engine: Engine, best: Budget) -> None:
+    """Remember a choice of workers and session runs for the pools to come."""
+    value = {"workers": best.workers, "batch_tokens": best.batch_tokens}
     remembered.keep(_name(engine), value)
 
 

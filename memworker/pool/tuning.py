@@ -10,10 +10,9 @@ from pathlib import Path
 
 from memworker.errors import NoRows, UsageError
 from memworker.pool import limit, machine, remembered, sizing
-from memworker.pool.budget import parse_bytes
+from memworker.pool.budget import Budget, parse_bytes
 from memworker.pool.engine import Engine, resolve
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
-from memworker.pool.sizing import Choice
 
 BATCH_TOKENS = (128, 256, 512, 1024)
 _ROUNDS = 2
@@ -89,15 +88,15 @@ class _Tuner:
         self._slice_s = seconds * (1 - _START_SHARE) / measurements
 
     def run(self) -> list[Trial]:
-        trials = self._try([Choice(self._cores, tokens) for tokens in BATCH_TOKENS])
+        trials = self._try([Budget(self._cores, tokens) for tokens in BATCH_TOKENS])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
         if self._fewer:
-            trials += self._try([Choice(workers, best.batch_tokens) for workers in self._fewer])
+            trials += self._try([Budget(workers, best.batch_tokens) for workers in self._fewer])
         best = max(trials, key=lambda trial: trial.tokens_per_s)
-        sizing.keep(self._engine, Choice(best.workers, best.batch_tokens))
+        sizing.keep(self._engine, Budget(best.workers, best.batch_tokens))
         return [replace(trial, kept=trial is best) for trial in trials]
 
-    def _try(self, settings: list[Choice]) -> list[Trial]:
+    def _try(self, settings: list[Budget]) -> list[Trial]:
         """Measure in rounds: a busy moment of the machine must not hit one setting alone."""
         settings = [setting for setting in settings if self._fits(setting)] or settings[-1:]
         rounds = [[self._measure(setting) for setting in settings] for _ in range(_ROUNDS)]
@@ -108,7 +107,7 @@ class _Tuner:
             self._report(trial)
         return best
 
-    def _measure(self, setting: Choice) -> Trial:
+    def _measure(self, setting: Budget) -> Trial:
         with EmbeddingPool(
             self._engine,
             workers=setting.workers,
@@ -131,7 +130,7 @@ class _Tuner:
                 memory_bytes=pool.sizes.memory_bytes,
             )
 
-    def _fits(self, setting: Choice) -> bool:
+    def _fits(self, setting: Budget) -> bool:
         if self._memory is None:
             return True
         wishes = sizing.Wishes(setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES)

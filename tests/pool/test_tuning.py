@@ -7,6 +7,7 @@ import pytest
 from memworker import EmbeddingPool
 from memworker.errors import NoRows, UsageError
 from memworker.pool import machine, remembered, sizing
+from memworker.pool.budget import Budget
 from memworker.pool.engine import resolve
 from memworker.pool.tuning import BATCH_TOKENS, tune
 
@@ -31,7 +32,7 @@ def test_the_best_setting_is_kept_and_used(own_memory):
 
 
 def test_what_is_asked_for_goes_before_what_was_tuned(own_memory):
-    sizing.keep(resolve("all-MiniLM-L6-v2"), sizing.Choice(workers=2, batch_tokens=128))
+    sizing.keep(resolve("all-MiniLM-L6-v2"), Budget(workers=2, batch_tokens=128))
     with EmbeddingPool(workers=1, batch_tokens=64) as pool:
         assert (pool.workers, pool.sizes.costs.batch_tokens) == (1, 64)
 
