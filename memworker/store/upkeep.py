@@ -281,7 +281,7 @@ def _compact(writes: Writes, db: Path, writing: Lock) -> None:
         writes.build(doing, Compaction())
     except CameFirst:
         with writing():
-            writes.build(doing, Compaction())
+            writes.build(doing, Compaction(), holding=True)
 
 
 def _drop_unreadable(writes: Writes, names: list[str]) -> list[str]:

@@ -150,11 +150,13 @@ class Writes:
                     ) from flaw
         raise AssertionError("the last attempt returns or raises")
 
-    def build(self, doing: str, work: Work | Callable[[], object]) -> None:
+    def build(
+        self, doing: str, work: Work | Callable[[], object], *, holding: bool = False
+    ) -> None:
         """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
 
-        `Work` on a large table is done by a process of its own. Raises StoreError; no row
-        is lost by it.
+        `holding`: the calling thread has the lock. `Work` on a large table is done by a
+        process of its own. Raises StoreError; no row is lost by it.
         """
         for left in reversed(range(_WRITES)):
             seen = self._newest(doing)
@@ -163,9 +165,9 @@ class Writes:
             except (CameFirst, StillWriting):
                 raise
             except StoreError:
-                self._settled(doing, seen)  # it may have been committed before it failed
+                self._settled(doing, seen, holding)  # it may have been committed before it failed
                 raise
-            flaw = self._settled(doing, seen)
+            flaw = self._settled(doing, seen, holding)
             if flaw is None:
                 return
             if not left:
@@ -260,7 +262,7 @@ class Writes:
             " not written twice"
         )
 
-    def _settled(self, doing: str, seen: int) -> str | None:
+    def _settled(self, doing: str, seen: int, holding: bool) -> str | None:
         """Look at what a build has committed; what is not whole is taken back, and told."""
         try:
             self._look_at(self._newest(doing), before=seen)
@@ -271,7 +273,7 @@ class Writes:
                 " `memworker table verify`"
             ) from error
         except _NotWhole as flaw:
-            with self._locked():
+            with nullcontext() if holding else self._locked():
                 self._undo(doing, seen, flaw)
             return str(flaw)
         # The indices there were before are nobody's now.

@@ -13,6 +13,7 @@ from memworker.store import Table
 from memworker.store.durable import files_of
 from memworker.store.lance import connect, open_table
 from memworker.store.manifest import DATA, DELETIONS, INDICES, VERSIONS, read_manifest, versions
+from memworker.store.writes import CameFirst, Writes
 from tests.store.helpers import SPACE, batch, numbered, texts_by_id
 
 TEXTS = {f"id-{i}": f"text {i}" for i in range(300)}
@@ -183,6 +184,25 @@ def test_a_torn_compaction_loses_no_row(torn):
         table.append(numbered(i, i + 1))
     torn.tearing.times = 1
     table.optimize(keep_versions=timedelta(0))
+    assert texts_by_id(Table.open(table.db, "t")) == {f"id-{i}": f"text {i}" for i in range(305)}
+
+
+def test_a_torn_compaction_is_taken_back_where_updates_came_first(torn, monkeypatch):
+    table = torn(DATA, times=0)
+    for i in range(300, 305):
+        table.append(numbered(i, i + 1))
+    built, locked = Writes._built, []
+
+    def first_conflicts(writes, doing, work):
+        if not locked:
+            locked.append(True)
+            torn.tearing.times = 1
+            raise CameFirst("updates of others came first")
+        built(writes, doing, work)
+
+    monkeypatch.setattr(Writes, "_built", first_conflicts)
+    table.optimize(keep_versions=timedelta(0))
+    assert torn.tearing.times == 0, "the compaction with the lock held was torn"
     assert texts_by_id(Table.open(table.db, "t")) == {f"id-{i}": f"text {i}" for i in range(305)}
 
 
