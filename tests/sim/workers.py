@@ -171,6 +171,8 @@ class SimWorker:
             self._world.after(self._world.latency(), lambda: self.die(-15))
 
     def kill(self) -> None:
+        if self.sentinel.fired:
+            self._must_be_heard()
         self._world.breathe()
         self._count_end()
         if self._undead:
@@ -206,6 +208,16 @@ class SimWorker:
         self.channel.closed_by_worker = True
         self.sentinel.fired = True
         self._world.stirred = True
+
+    def _must_be_heard(self) -> None:
+        """Hold that what one answered that died by itself was taken, before it is buried."""
+        scheduler = self._world.scheduler
+        if scheduler._closing or self._lied_at is not None:
+            return
+        handle = scheduler._supervisor.workers[self.number]
+        unread = [end for end in self._answered.values() if end > self.channel.consumed]
+        if unread and handle.pid == self.pid and not handle.ended_by:
+            raise Violation(f"worker {self.number} (pid {self.pid}) died, its answer not read")
 
     def _count_end(self) -> None:
         """Note which texts the parent, which ends it now, may hold this end against."""
