@@ -91,8 +91,9 @@ _SUPERVISOR, _SCHEDULER = "pool/supervisor.py", "pool/scheduler.py"
 _HANDLE, _ADMISSION = "pool/handle.py", "pool/admission.py"
 _REQUESTS, _COMMITTER = "pool/requests.py", "ingest/committer.py"
 
-# Not that a worker is kept free for a shard on trial: that bulk work waits while one has come back
-# sees to it already, and whoever breaks one of the two rules is kept from harm by the other.
+# Left out is what another rule makes good: that a worker is kept free for a shard on trial (bulk
+# work waits anyway while one has come back), and that half a message has a deadline (the work
+# has one too).
 MUTATIONS = (
     Mutation(
         "a shard that ended workers is tried alone",
@@ -165,12 +166,6 @@ MUTATIONS = (
         _SUPERVISOR,
         "number, now, how)\n                self._restarts.schedule(number, now)",
         "number, now, how)",
-    ),
-    Mutation(
-        "half a message has a deadline",
-        _HANDLE,
-        "                self._cut_off_at = self._outside.monotonic()\n            return",
-        "                pass\n            return",
     ),
     Mutation(
         "an answer's turn is checked",

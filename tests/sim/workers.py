@@ -152,6 +152,7 @@ class SimWorker:
         self._given: dict[int, list[bytes]] = {}
         self._answered: dict[int, int] = {}
         self._lied_at: int | None = None
+        self._well = True
         self._counted = False
         self._stopping = False
         self._undead = self._random.random() < 0.02 * weather.trouble
@@ -173,10 +174,13 @@ class SimWorker:
     def kill(self) -> None:
         if self.sentinel.fired:
             self._must_be_heard()
+        elif self._well:
+            self._must_be_spared()
         self._world.breathe()
         self._count_end()
         if self._undead:
             self._world.after(self._random.choice((1.0, 3.0, 500.0)), lambda: self.die(-9))
+            self._haunt(300)
         else:
             self.die(-9)
 
@@ -209,6 +213,14 @@ class SimWorker:
         self.sentinel.fired = True
         self._world.stirred = True
 
+    def _haunt(self, times: int) -> None:
+        """Write into all that was its own, as a process may that is killed and does not die yet."""
+        if self.sentinel.fired or self._world.scheduler._closing or not times:
+            return
+        for slot in self._slots:
+            slot.vectors[:] = -1.0
+        self._world.after(self._random.random() * 0.02, lambda: self._haunt(times - 1))
+
     def _must_be_heard(self) -> None:
         """Hold that what one answered that died by itself was taken, before it is buried."""
         scheduler = self._world.scheduler
@@ -218,6 +230,15 @@ class SimWorker:
         unread = [end for end in self._answered.values() if end > self.channel.consumed]
         if unread and handle.pid == self.pid and not handle.ended_by:
             raise Violation(f"worker {self.number} (pid {self.pid}) died, its answer not read")
+
+    def _must_be_spared(self) -> None:
+        """Hold that one that is well is not taken for hung, however long its parent was stopped."""
+        supervisor = self._world.scheduler._supervisor
+        handle = supervisor.workers[self.number]
+        # With less patience the pool's guess of how long work takes may be too short.
+        patient = supervisor._care.stall_s >= 5.0
+        if patient and handle.pid == self.pid and "no sign of life" in handle.ended_by:
+            raise Violation(f"worker {self.number} (pid {self.pid}) is well, and {handle.ended_by}")
 
     def _count_end(self) -> None:
         """Note which texts the parent, which ends it now, may hold this end against."""
@@ -277,6 +298,7 @@ class SimWorker:
         yield draw.choice((0.1, 0.3, 0.3, 2.0, 40.0 if weather.hard_start else 0.5))
         spared = self._world.now < 1003.0 and not weather.hard_start
         if not spared and (weather.storms or draw.random() < weather.boot_trouble):
+            self._well = False
             how = draw.choice(("die", "die", "die", "failed", "hang", "lie"))
             if how == "die":
                 self.die(draw.choice((-9, -11, 1, -40)))
@@ -361,6 +383,7 @@ class SimWorker:
                 self.die(-11)
                 yield None
             if what == texts.HANGS:
+                self._well = False
                 yield None  # nothing but a death ends this
                 yield 1e6
             if what == texts.GREEDY and len(rows) > 2:
@@ -373,6 +396,7 @@ class SimWorker:
 
     def _misbehave(self) -> Life:
         how = self._random.choice(("die", "die", "die", "hang", "lie", "lie", "scribble", "slow"))
+        self._well = False
         self._world.note(f"worker {self.number} (pid {self.pid}) misbehaves: {how}")
         if how == "die":
             self.die(self._random.choice((-9, -9, -11, -6, 0, 1, -40)))
@@ -390,6 +414,7 @@ class SimWorker:
             yield self._random.choice((1.0, 10.0))
 
     def _lie(self) -> Life:
+        self._well = False
         if self._lied_at is None:
             self._lied_at = self.channel.written
         lie = self._random.choice(_LIES)
