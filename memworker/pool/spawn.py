@@ -15,7 +15,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from multiprocess import context, get_start_method, popen_spawn_posix, reduction, spawn, util
@@ -79,7 +79,8 @@ class _Popen(popen_spawn_posix.Popen):  # type: ignore[misc]
             self.sentinel = parent_reads
             # Closed now, or a child that dies without reading would leave us writing for ever.
             child_ends.close()
-            with open(parent_writes, "wb", closefd=False) as pipe:
+            # One that has died by now is told by its sentinel, as any other death.
+            with suppress(BrokenPipeError), open(parent_writes, "wb", closefd=False) as pipe:
                 pipe.write(payload)
 
     def _payload(self, process: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from memworker import EmbeddingPool
 from memworker.errors import PoolClosed, PoolForked, TextFailed, TextTooLarge, UsageError
+from memworker.pool import spawn as spawning
 from tests import PATIENCE_S
 from tests.faults.loaders import Gated
 
@@ -203,3 +205,14 @@ def test_a_cancelled_request_among_gathered_ones(echo):
     for number, future in enumerate(futures):
         if number not in dropped:
             assert future.result(PATIENCE_S)[0, 1] == len(f"request {number}")
+
+
+def test_a_worker_that_dies_before_it_has_read_its_task_is_one_more_death(monkeypatch):
+    monkeypatch.setattr(spawning.spawn, "get_executable", lambda: shutil.which("true").encode())
+    # More than a pipe holds, so that the death comes in the midst of the writing.
+    monkeypatch.setattr(spawning._Popen, "_payload", lambda self, process: bytes(1 << 20))
+    process = spawning._WorkerProcess(target=print)
+    process.channel = 0
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0

@@ -37,6 +37,7 @@ class Caller:
         tally: Tally,
         name: str,
         then: Callable[[], None],
+        end: Callable[[], None],
     ) -> None:
         self._world = world
         self._random = world.random
@@ -44,6 +45,7 @@ class Caller:
         self._weather = weather
         self._tally = tally
         self._name = name
+        self._end_all = end
         self._guilt = world.random.choice((0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.5, 1.0))
         self.more: list[Actor] = []
         self.actor = Actor(world, self._life(), then)
@@ -73,9 +75,12 @@ class Caller:
                     self._tally.add(self._told(self._scheduler._busy(entry)))
                     return
                 ticket.turn.result()
-            elif draw.random() < 0.1:
-                yield self._world.latency()
+            if draw.random() < 0.15:
+                # Its thread may not run for long; meanwhile the pool may end.
+                yield draw.choice((self._world.latency(), draw.uniform(0, 20)))
             self._scheduler.queue(entry)
+            if draw.random() < 0.02:
+                self._end_all()
         except (PoolClosed, WorkerStartFailed) as error:
             self._tally.add(self._told(error))
             return

@@ -92,8 +92,8 @@ _HANDLE, _ADMISSION = "pool/handle.py", "pool/admission.py"
 _REQUESTS, _COMMITTER = "pool/requests.py", "ingest/committer.py"
 
 # Left out is what another rule makes good: that a worker is kept free for a shard on trial (bulk
-# work waits anyway while one has come back), and that half a message has a deadline (the work
-# has one too).
+# work waits anyway while one has come back), that half a message has a deadline (the work
+# has one too), and that who leaves the line lets in those behind (whoever is done next does).
 MUTATIONS = (
     Mutation(
         "a shard that ended workers is tried alone",
@@ -270,12 +270,6 @@ MUTATIONS = (
         _ADMISSION,
         "            self._pending = max(0, self._pending - cost)\n            self._let_in()\n",
         "            self._pending = max(0, self._pending - cost)\n",
-    ),
-    Mutation(
-        "who leaves the line lets in those behind",
-        _ADMISSION,
-        "            with self._mutex:\n                self._let_in()\n        elif",
-        "            pass\n        elif",
     ),
     Mutation(
         "who gives up a turn that has come gives back its room",

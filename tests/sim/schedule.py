@@ -25,6 +25,9 @@ _URGENT = SlotShape(rows=3, dim=texts.DIM, text_bytes=96)
 _COSTS = plan.Costs(
     max_tokens=2000, shard_tokens=1200, batch_tokens=600, bytes_per_token=0.1, row_tokens=60.0
 )
+_WATCH_S = 20.0
+# Three lives that hang while they start, and the patience after the first of them.
+_TOLD_S = 900.0
 
 
 class _Loader:
@@ -70,17 +73,19 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
     tally = Tally()
     closing = Closing(world, scheduler)
     callers = [
-        Caller(world, scheduler, weather, tally, f"c{number}", closing.one_less)
+        Caller(world, scheduler, weather, tally, f"c{number}", closing.one_less, closing.now)
         for number in range(draw.choice((1, 2, 3, 4, 8)))
     ]
     asking = [caller.actor for caller in callers]
+    watch = Actor(world, _watch(scheduler))
     if draw.random() < 0.3:
         asking.append(Job(world, scheduler, system, weather, tally, closing.one_less).actor)
     closing.left = len(asking)
     try:
         scheduler._run()
         _settle(
-            world, [*asking, *(more for caller in callers for more in caller.more), closing.actor]
+            world,
+            [*asking, *(more for caller in callers for more in caller.more), closing.actor, watch],
         )
         _look(world, scheduler, system, weather)
     except BaseException as error:
@@ -89,6 +94,17 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
             error.add_note("\n".join(world.notes[-200:]))
         raise
     return Outcome(seed, tally.ends, len(system.workers), world.now - 1000.0, world.notes or [])
+
+
+def _watch(scheduler: Scheduler) -> Life:
+    """Look now and then whether somebody waits, with no worker at all, and is not told."""
+    waited_s = 0.0
+    while not scheduler._closing:
+        yield _WATCH_S
+        bare = bool(scheduler._requests) and not scheduler._supervisor.working
+        waited_s = waited_s + _WATCH_S if bare else 0.0
+        if waited_s > _TOLD_S:
+            raise Violation(f"nobody is told that there was no worker for {waited_s:.0f} s")
 
 
 class Closing:
@@ -105,6 +121,11 @@ class Closing:
         self.left -= 1
         if not self.left:
             self.actor.wake()
+
+    def now(self) -> None:
+        """Close in the same moment in which somebody has asked for something."""
+        self._world.note("the pool is closed at once")
+        self._scheduler.close()
 
     def _life(self) -> Life:
         draw = self._world.random

@@ -53,7 +53,9 @@ class Weather:
             trouble=draw.choice((0.0, 0.02, 0.1, 0.1, 0.3, 0.9)),
             boot_trouble=draw.choice((0.0, 0.0, 0.1, 0.4)),
             hard_start=draw.random() < 0.1,
-            storm=(begins, begins + draw.choice((1.0, 20.0, 200.0))) if stormy else (0.0, 0.0),
+            storm=(begins, begins + draw.choice((1.0, 20.0, 200.0, 3000.0)))
+            if stormy
+            else (0.0, 0.0),
             greed=draw.choice((0.0, 0.0, 0.2)),
         )
 
