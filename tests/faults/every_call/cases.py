@@ -42,7 +42,7 @@ MODES = {
     "torn-kill": Mode(Action.TEAR, kinds=(Kind.WRITE,)),
 }
 # What can happen to any call comes before what happens to some kinds only.
-_FIRST = ("eio", "eio-on", "kill", "enospc-on", "enospc")
+_FIRST = ("eio", "kill", "eio-on", "enospc-on", "enospc")
 
 # Any call, whatever its kind: from the n-th on the disk is gone, or full.
 ANY = "any"
