@@ -157,7 +157,7 @@ class SimWorker:
         self._well = True
         self._counted = False
         self._stopping = False
-        self._undead = self._random.random() < 0.02 * weather.trouble
+        self._undead = self._random.random() < 0.1 * weather.trouble
         self._actor = Actor(world, self._life())
         world.note(f"worker {number} starts (pid {self.pid})")
 
@@ -270,7 +270,7 @@ class SimWorker:
 
     def _die_early(self) -> None:
         """Perhaps end when an order is on its way, with every slot looking as if begun."""
-        if self._trouble(0.02):
+        if self._trouble(0.1):
             self._scribble(Progress.BEGUN)
             self.die(-11)
 
