@@ -99,6 +99,9 @@ class SimChannel:
         self._world.breathe()
         if self.closed_by_parent:
             raise Violation("a closed pipe was read")
+        # Just before an answer is taken.
+        for haunt in list(self._world.haunts):
+            haunt()
         if not self.to_parent:
             if self.closed_by_worker:
                 return b""
@@ -182,7 +185,7 @@ class SimWorker:
         self._count_end()
         if self._undead:
             self._world.after(self._random.choice((1.0, 3.0, 500.0)), lambda: self.die(-9))
-            self._haunt(300)
+            self._world.haunts.append(self._haunt)
         else:
             self.die(-9)
 
@@ -215,13 +218,13 @@ class SimWorker:
         self.sentinel.fired = True
         self._world.stirred = True
 
-    def _haunt(self, times: int) -> None:
+    def _haunt(self) -> None:
         """Write into all that was its own, as a process may that is killed and does not die yet."""
-        if self.sentinel.fired or self._world.scheduler._closing or not times:
+        if self.sentinel.fired or self._world.scheduler._closing:
+            self._world.haunts.remove(self._haunt)
             return
         for slot in self._slots:
             slot.vectors[:] = -1.0
-        self._world.after(self._random.random() * 0.02, lambda: self._haunt(times - 1))
 
     def _must_be_heard(self) -> None:
         """Hold that what one answered that died by itself was taken, before it is buried."""

@@ -86,6 +86,8 @@ class World:
         # Whether something may have become ready since somebody looked.
         self.stirred = True
         self.notes: list[str] | None = None
+        # Processes that were killed, and write before they die.
+        self.haunts: list[Callable[[], None]] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
         self._acting = False
