@@ -25,6 +25,7 @@ _STYLE = {
     "text.color": INK,
     "text.parse_math": False,
 }
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,6 @@ def _svg(draw: Callable[[Axes], None], height: float) -> str:
         figure: Figure = new_figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata=_NO_METADATA)
     # What precedes the element belongs to a file of its own, not into a page.
     return out.getvalue()[out.getvalue().index("<svg") :]

@@ -24,7 +24,7 @@ from memworker.errors import (
     WorkerStartFailed,
 )
 from memworker.pool.echo import EchoEncoder, EchoLoader
-from memworker.pool.opening import borrowed_or_own
+from memworker.pool.opening import PoolOptions, borrowed_or_own
 from tests import PATIENCE_S
 from tests.faults.harness import wait_for
 from tests.serve.loaders import LoadsUnless, SlowStart
@@ -135,7 +135,7 @@ def test_each_way_to_begin_starts_once(begin):
 
 
 def test_threads_that_use_it_first_at_once_start_it_once(counted):
-    with borrowed_or_own(None, counted, workers=1) as pool:
+    with borrowed_or_own(None, PoolOptions(counted, workers=1)) as pool:
         ends, threads = started_by_many(pool)
         wait_for(lambda: all_inside(threads, "_running"))
         Path(counted.gate).touch()
@@ -162,7 +162,7 @@ def test_a_failed_start_is_told_to_all_who_waited_and_tried_again_by_the_next(tm
 def test_a_start_that_failed_may_succeed_later(tmp_path):
     marker = tmp_path / "marker"
     marker.touch()
-    with borrowed_or_own(None, LoadsUnless(str(marker)), workers=1) as pool:
+    with borrowed_or_own(None, PoolOptions(LoadsUnless(str(marker)), workers=1)) as pool:
         before = children()
         for _ in range(2):
             with pytest.raises(WorkerStartFailed, match="could not start"):
@@ -245,10 +245,10 @@ def test_a_child_of_fork_can_neither_start_nor_close_it():
 
 def test_a_borrowed_pool_stays_open_and_an_own_one_ends():
     with EmbeddingPool("echo", workers=1) as given:
-        with borrowed_or_own(given, "a model that is not looked at") as pool:
+        with borrowed_or_own(given, PoolOptions("a model that is not looked at")) as pool:
             assert pool is given
         assert given.embed(["a"]).shape == (1, 384)
-    with borrowed_or_own(None, "echo", workers=1) as own:
+    with borrowed_or_own(None, PoolOptions("echo", workers=1)) as own:
         assert not own.started
         own.embed(["a"])
         (worker,) = own.worker_pids()
@@ -264,7 +264,7 @@ def test_an_event_loop_goes_on_while_a_given_pool_starts(counted):
         Path(counted.gate).touch()
         assert (await asked)[0, 1] == 4.0
 
-    with borrowed_or_own(None, counted, workers=1) as pool:
+    with borrowed_or_own(None, PoolOptions(counted, workers=1)) as pool:
         asyncio.run(main(pool))
 
 

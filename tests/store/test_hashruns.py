@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memworker import heap
 from memworker.store import hashruns
 from memworker.store.known import KnownIds, RowStatus
 from tests.buffers import collector_off, private_bytes
@@ -33,11 +34,13 @@ def hashes(*values):
 def test_59_a_million_known_ids_take_no_private_memory(tmp_path):
     rng = np.random.default_rng(1)
     known = KnownIds(folder=tmp_path)
+    heap.give_back()
     with collector_off():
         before = private_bytes()
         for _ in range(0, 1 << 20, 8192):
             keys = rng.integers(0, 1 << 63, 8192, np.uint64)
             known.add(keys, keys)
+        heap.give_back()
         grown = private_bytes() - before
     # All of them are 16 MB, and while two halves are merged 40.
     assert grown < 12 << 20, f"{grown:,} bytes"

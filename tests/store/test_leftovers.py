@@ -237,7 +237,7 @@ def test_a_child_that_outlives_its_parent_keeps_leftovers(table):
     """As one does that was stopped when its parent was killed, which had the locks."""
     (home(table) / "data" / "made-by-it.lance").write_bytes(b"rows")
     grow_old(table)
-    request = json.dumps([str(table.db), "t", "Compaction", {}])
+    request = json.dumps([os.getpid(), str(table.db), "t", "Compaction", {}])
     command = [sys.executable, "-c", "from memworker.store import apart\napart.main()"]
     env = os.environ | {"MEMWORKER_FAIL": "apart_before:pause"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE) as child:
