@@ -79,11 +79,11 @@ class Family:
 def folder(name: str, path: Path) -> dict[str, float]:
     """Give the bytes and files under a folder that somebody is writing to."""
     count = total = 0
-    for file in path.rglob("*"):
-        # What is removed while we look was not there.
-        with suppress(OSError):
-            if file.is_file():
-                count, total = count + 1, total + file.stat().st_size
+    # What is removed while we look was not there: os.walk passes over such folders, rglob raises.
+    for parent, _, names in os.walk(path):
+        for each in names:
+            with suppress(OSError):
+                count, total = count + 1, total + os.stat(os.path.join(parent, each)).st_size
     return {f"{name} disk_mb": round(total / 2**20, 2), f"{name} files": count}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,9 @@ def describe(handle: LanceTable, db: Path, name: str) -> TableInfo:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        # A compaction elsewhere may remove it while we look.
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
+    # A compaction elsewhere may remove files and folders while we look: os.walk passes over those.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total

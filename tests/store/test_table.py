@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from datetime import UTC, datetime, timedelta
 
 import lancedb
@@ -393,3 +394,24 @@ def test_what_is_kept_in_memory_of_versions_is_bounded(tmp_path, monkeypatch):
         assert table.rows({"id": f"id-{start}"}).num_rows == 1
     # Twenty versions are 0.8 MB otherwise.
     assert 0 < sum(each.size_bytes for each in made) < 1 << 17
+
+
+def test_info_while_folders_of_indices_come_and_go(table):
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        place = table.db / f"{table.name}.lance" / "_indices"
+        while not done.is_set():
+            for number in range(40):
+                (place / f"{number}" / "deep").mkdir(parents=True)
+                (place / f"{number}" / "file").write_bytes(b"x" * 10)
+            shutil.rmtree(place)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert table.info().bytes_on_disk > 0
+    finally:
+        done.set()
+        thread.join()
