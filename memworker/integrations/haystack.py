@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from memworker import EmbeddingPool
 from memworker.errors import UsageError
-from memworker.integrations.pools import PoolOptions, PoolSource, framework
+from memworker.integrations.pools import PoolArguments, PoolSource, framework
 
 with framework("haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -18,7 +18,7 @@ __all__ = ["MemworkerDocumentEmbedder", "MemworkerTextEmbedder"]
 class _PoolComponent:
     """What both embedders share: a pool that was given, or one from `warm_up` to `close`."""
 
-    def __init__(self, pool: EmbeddingPool | None, options: PoolOptions) -> None:
+    def __init__(self, pool: EmbeddingPool | None, options: PoolArguments) -> None:
         self._pool, self._options = pool, options
         self._source = PoolSource(pool, options)
 
@@ -49,7 +49,7 @@ class MemworkerTextEmbedder(_PoolComponent):
     """
 
     def __init__(
-        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolOptions]
+        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolArguments]
     ) -> None:
         # Not super(): @component puts another class in this one's place.
         _PoolComponent.__init__(self, pool, options)
@@ -90,7 +90,7 @@ class MemworkerDocumentEmbedder(_PoolComponent):
         pool: EmbeddingPool | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
-        **options: Unpack[PoolOptions],
+        **options: Unpack[PoolArguments],
     ) -> None:
         _PoolComponent.__init__(self, pool, options)
         self.meta_fields_to_embed = meta_fields_to_embed or []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self, Unpack
 
 from memworker import EmbeddingPool
-from memworker.integrations.pools import PoolOptions, PoolSource, framework
+from memworker.integrations.pools import PoolArguments, PoolSource, framework
 
 with framework("langchain"):
     from langchain_core.embeddings import Embeddings
@@ -21,7 +21,7 @@ class MemworkerEmbeddings(Embeddings):
     """
 
     def __init__(
-        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolOptions]
+        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolArguments]
     ) -> None:
         self._source = PoolSource(pool, options)
 

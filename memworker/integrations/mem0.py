@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
-from memworker.integrations.pools import Kind, PoolOptions, PoolSource, framework
+from memworker.integrations.pools import Kind, PoolArguments, PoolSource, framework
 
 with framework("mem0"):
     from mem0.configs.embeddings.base import BaseEmbedderConfig
@@ -72,7 +72,7 @@ class MemworkerEmbedder(EmbeddingBase):
     """
 
     def __init__(
-        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolOptions]
+        self, *, pool: EmbeddingPool | None = None, **options: Unpack[PoolArguments]
     ) -> None:
         super().__init__(BaseEmbedderConfig(model=options.get("model")))
         self._source = PoolSource(pool, options)

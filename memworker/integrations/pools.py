@@ -18,7 +18,7 @@ Kind = Literal["passage", "query"]
 Embeddings = list[list[float]]
 
 
-class PoolOptions(TypedDict, total=False):
+class PoolArguments(TypedDict, total=False):
     """What `EmbeddingPool` takes, whose defaults hold for what is left out."""
 
     model: str
