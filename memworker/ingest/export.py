@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memworker.ingest.loop import Live, Loop, gemm_facts
+from memworker.ingest.loop import Live, Loop
 from memworker.ingest.readers import Chunk, Fields
 from memworker.ingest.records import ReadProgress
-from memworker.ingest.rejects import Refusals, RejectFile
-from memworker.ingest.report import Counts, IngestReport, Setting, report
+from memworker.ingest.rejects import Refusals
+from memworker.ingest.report import Counts, IngestReport, report
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.source import JobOptions, open_input
 from memworker.ingest.stop import Stop
@@ -60,34 +60,26 @@ def embed_to_file(
         limit=limit,
         format=format,
         on_error=on_error,
+        rejects=rejects,
         allow_empty=True,
+        observer=observer,
     )
     live, stop = Live(Counts(), ReadProgress()), Stop()
     source = open_input(inputs, options, live)
     began = time.perf_counter()
     use = borrowed_or_own(None, PoolOptions(model, precision, workers, memory, max_tokens))
-    kind = use.pool.identity
-    live.prepared_seconds = time.perf_counter() - began
-    refused = RejectFile(Path(rejects) if rejects else path.with_name(path.name + ".rejects.jsonl"))
-    loop = Loop(use, stop, live)
+    made_s = time.perf_counter() - began
+    refused = options.reject_file(path.with_name(path.name + ".rejects.jsonl"))
+    loop = Loop(use, stop, live, startup_seconds=made_s)
     if observer is not None:
         observer(live)
-    with vectors_file(path, kind.dim) as file, refused:
-        refusals = Refusals(live.counts, refused, on_error == "stop")
-        sink = _Sink(file, refusals, kind.dim)
+    with vectors_file(path, use.pool.dim) as file, refused:
+        refusals = options.refusals(live.counts, refused)
+        sink = _Sink(file, refusals, use.pool.dim)
         with loop.running(), source.coming(live, stop) as chunks:
             loop.run(_windows(chunks, refusals), sink.take)
         sink.finish(live.counts.read)
-        setting = Setting(
-            startup_seconds=live.prepared_seconds + loop.startup_seconds,
-            workers=loop.workers,
-            model=kind.name,
-            precision=kind.precision,
-            rejects=str(refused.path) if refused.rows else None,
-            notes=loop.notes,
-            **gemm_facts(kind),
-        )
-        return report(live.counts, loop.work, setting)
+        return report(live.counts, loop.work, loop.setting(refused))
 
 
 def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:

@@ -14,17 +14,17 @@ from memworker import heap
 from memworker.errors import StoreError, TableNotFound
 from memworker.ingest.committer import Committer
 from memworker.ingest.history import Command, history
-from memworker.ingest.loop import Live, Loop, gemm_facts
+from memworker.ingest.loop import Live, Loop
 from memworker.ingest.readers import Chunk, Fields
 from memworker.ingest.records import ReadProgress
-from memworker.ingest.rejects import Refusals, RejectFile
-from memworker.ingest.report import Counts, IngestReport, Setting, report
+from memworker.ingest.rejects import RejectFile
+from memworker.ingest.report import Counts, IngestReport, report
 from memworker.ingest.source import Input, JobOptions, Records, checked_choice, open_input
 from memworker.ingest.stop import Stop
 from memworker.ingest.windows import Sieve
 from memworker.pool import machine
 from memworker.pool.budget import parse_bytes
-from memworker.pool.opening import PoolOptions, PoolUse, borrowed_or_own
+from memworker.pool.opening import PoolOptions, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
 from memworker.store import OnConflict, Table, VectorSpace, ensure_writable
 from memworker.store.lance import database_path, table_name
@@ -124,31 +124,30 @@ def ingest(
     use = borrowed_or_own(pool, pools)
     space = VectorSpace.of(use.pool.identity, distance)
     target.existing(space)
-    live.prepared_seconds = time.perf_counter() - began
-    refused = RejectFile(Path(rejects) if rejects else target.folder / "rejects.jsonl")
+    made_s = time.perf_counter() - began
+    loop = Loop(use, options.stop or Stop(), live, startup_seconds=made_s)
+    refused = options.reject_file(target.folder / "rejects.jsonl")
     with hold_job(target.folder, wait_s=wait_s), refused:
-        return _ingest(source, use, target, options, live, refused)
+        return _ingest(source, loop, target, space, options, refused)
 
 
 def _ingest(
     source: Input,
-    use: PoolUse,
+    loop: Loop,
     target: Target,
+    space: VectorSpace,
     options: JobOptions,
-    live: Live,
     refused: RejectFile,
 ) -> IngestReport:
     """Run the job, with its lock held."""
-    space, counts = VectorSpace.of(use.pool.identity, target.distance), live.counts
-    known, stop = target.existing(space), options.stop or Stop()
+    live, stop, counts = loop.live, loop.stop, loop.live.counts
+    known = target.existing(space)
     if known is not None and target.durable:
         known.set_durable(True)
     durable = target.durable or (known is not None and known.durable)
     command = _command(source, options, target, space)
     with history(target.folder, known, command, counts, durable=durable) as told:
-        refusals = Refusals(counts, refused, options.on_error == "stop")
-        sieve = Sieve(known, refusals, target.on_conflict)
-        loop = Loop(use, stop, live)
+        sieve = Sieve(known, options.refusals(counts, refused), target.on_conflict)
         if options.observer is not None:
             options.observer(live)
 
@@ -157,7 +156,6 @@ def _ingest(
 
         committing = partial(Committer, open_table, sieve, told)
         table = _embedded(source.coming(live, stop), sieve, loop, committing)
-        told.notes += loop.notes
         if table is not None:
             if not stop.cut_short:
                 told.notes += _indexed(table, target.memory)
@@ -166,17 +164,7 @@ def _ingest(
                 table.sync()
             counts.table_version = table.version
         told.finished("interrupted" if stop.cut_short else "finished")
-        setting = Setting(
-            startup_seconds=live.prepared_seconds + loop.startup_seconds,
-            workers=loop.workers,
-            model=space.model,
-            precision=space.precision,
-            rejects=str(refused.path) if refused.rows else None,
-            interrupted=stop.cut_short,
-            notes=tuple(told.notes),
-            **gemm_facts(use.pool.identity),
-        )
-        return report(counts, loop.work, setting)
+        return report(counts, loop.work, loop.setting(refused, told.notes))
 
 
 def _embedded(

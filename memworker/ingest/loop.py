@@ -13,11 +13,11 @@ import pyarrow as pa
 from memworker import heap
 from memworker.errors import PoolClosed
 from memworker.ingest.records import ReadProgress
-from memworker.ingest.report import Counts
+from memworker.ingest.rejects import RejectFile
+from memworker.ingest.report import Counts, Setting
 from memworker.ingest.reuse import Outcome, Reuse, Shared
 from memworker.ingest.stop import Stop, closed_after_grace
 from memworker.pool import limit, machine
-from memworker.pool.engine import Identity
 from memworker.pool.meter import Work
 from memworker.pool.opening import PoolUse
 from memworker.pool.pool import EmbeddingPool
@@ -46,19 +46,21 @@ class Live:
     counts: Counts
     progress: ReadProgress
     pool: EmbeddingPool | None = None
-    prepared_seconds: float = 0.0
 
 
 class Loop:
     """Takes parts through a pool, cut to its windows; equal texts are embedded once.
 
-    The workers start at the first part: a job without one starts none.
+    The workers start at the first part: a job without one starts none. `startup_seconds`
+    begins with those that it took to make the pool.
     """
 
-    def __init__(self, use: PoolUse, stop: Stop, live: Live) -> None:
-        self._use, self._stop, self._live = use, stop, live
+    def __init__(
+        self, use: PoolUse, stop: Stop, live: Live, *, startup_seconds: float = 0.0
+    ) -> None:
+        self._use, self.stop, self.live = use, stop, live
         self._before = use.pool.work
-        self.startup_seconds = 0.0
+        self.startup_seconds = startup_seconds
 
     @property
     def work(self) -> Work:
@@ -68,35 +70,50 @@ class Loop:
     @property
     def workers(self) -> int:
         """How many workers there are; 0 before they start."""
-        return self._use.pool.workers if self._live.pool is not None else 0
+        return self._use.pool.workers if self.live.pool is not None else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the pool is less than was wanted."""
-        return self._use.notes if self._live.pool is not None else ()
+        return self._use.notes if self.live.pool is not None else ()
+
+    def setting(self, refused: RejectFile, notes: Iterable[str] = ()) -> Setting:
+        """Say how the job was run, for its report."""
+        made_with = self._use.pool.identity
+        return Setting(
+            startup_seconds=self.startup_seconds,
+            workers=self.workers,
+            model=made_with.name,
+            precision=made_with.precision,
+            rejects=str(refused.path) if refused.rows else None,
+            interrupted=self.stop.cut_short,
+            notes=(*notes, *self.notes),
+            flops_per_token=made_with.flops_per_token,
+            gemm_flops_per_s=limit.recall(machine.usable_cores()),
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold the pool in the context, which ends well where the word to stop closed it."""
-        with self._use, heap.given_back(), closed_after_grace(self._use, self._stop):
+        with self._use, heap.given_back(), closed_after_grace(self._use, self.stop):
             try:
                 yield
             except PoolClosed:
-                if not self._stop.obeyed():
+                if not self.stop.obeyed():
                     raise
 
     def run(self, parts: Iterator[P], take: Callable[[P, Outcome], None]) -> None:
         """Embed all parts, and give each to `take` with its vectors, in their order."""
         first = next(parts, None)
-        if first is None or self._stop.obeyed():
+        if first is None or self.stop.obeyed():
             return
         self.startup_seconds += _start(self._use)
-        pool = self._live.pool = self._use.pool
+        pool = self.live.pool = self._use.pool
         reuse = Reuse(pool.dim)
         planned = self._planned(chain([first], parts), pool, reuse)
         del first
         for (part, shared), embedded in pool.stream(planned, texts=_texts_to_embed):
-            self._live.counts.add(reused=shared.reused)
+            self.live.counts.add(reused=shared.reused)
             take(part, reuse.settle(shared, embedded))
             # Not held while the next one is waited for; it may be megabytes.
             del part, shared, embedded
@@ -106,7 +123,7 @@ class Loop:
     ) -> Iterator[tuple[P, Shared]]:
         for whole in parts:
             for part in whole.cut(pool.window_ends(whole.texts)):
-                if self._stop.obeyed():
+                if self.stop.obeyed():
                     return
                 yield part, reuse.plan(part.texts, part.text_keys)
 
@@ -124,11 +141,3 @@ def _start(use: PoolUse) -> float:
         limit.know_for(use.pool.identity.flops_per_token)
     made_s = use.pool.startup_seconds
     return use.pool.start().startup_seconds - made_s
-
-
-def gemm_facts(made_with: Identity) -> dict[str, Any]:
-    """Give what the report needs to name the share of the machine's limit."""
-    return {
-        "flops_per_token": made_with.flops_per_token,
-        "gemm_flops_per_s": limit.recall(machine.usable_cores()),
-    }

@@ -116,10 +116,11 @@ def reembed(
             staged.discard(folder)
         waiting = Staged.open(folder, name, space)
         try:
-            live, stop = Live(Counts(), ReadProgress(), prepared_seconds=prepared_s), stop or Stop()
+            live, stop = Live(Counts(), ReadProgress()), stop or Stop()
             if observer is not None:
                 observer(live)
-            job = _Job(before, waiting, Loop(use, stop, live), use.pool.max_text_bytes, stop, live)
+            loop = Loop(use, stop, live, startup_seconds=prepared_s)
+            job = _Job(before, waiting, loop, use.pool.max_text_bytes)
             return _job_report(job, job.run())
         finally:
             waiting.close()
@@ -151,8 +152,6 @@ class _Job:
     staged: Staged
     loop: Loop
     max_text_bytes: int
-    stop: Stop
-    live: Live
     filled_before: int = 0
     switch_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -165,7 +164,7 @@ class _Job:
             table = Reembedding(self.before.db, self.before.name, self.staged)
             self._fill(table)
             reach("reembed_after_fill")
-            version = None if self.stop.cut_short else self._switch(table)
+            version = None if self.loop.stop.cut_short else self._switch(table)
             if version is not None:
                 reach("reembed_after_switch")
                 self.notes += finish(self.before, self.staged)
@@ -177,7 +176,7 @@ class _Job:
             for _ in range(_ATTEMPTS):
                 # Rows of others that came since; nobody adds more now.
                 self._fill(table)
-                if self.stop.cut_short:
+                if self.loop.stop.cut_short:
                     return None
                 version = table.switch()
                 if version is not None:
@@ -194,10 +193,10 @@ class _Job:
         self._refuse_failed()
 
     def _parts(self, table: Reembedding) -> Iterator[_Part]:
-        self.live.counts.read = self.live.counts.duplicates = 0
+        self.loop.live.counts.read = self.loop.live.counts.duplicates = 0
         for found in table.missing():
             fresh = len(found.texts)
-            self.live.counts.add(read=found.rows, duplicates=found.rows - fresh)
+            self.loop.live.counts.add(read=found.rows, duplicates=found.rows - fresh)
             lengths = np.asarray(pc.binary_length(found.texts))
             fits = lengths <= self.max_text_bytes
             for row in np.flatnonzero(~fits):
@@ -213,7 +212,7 @@ class _Job:
         good = np.ones(len(part.ids), np.bool_)
         good[list(reasons)] = False
         self.staged.add(part.digests[good], outcome.vectors[good])
-        self.live.counts.add(written=int(good.sum()))
+        self.loop.live.counts.add(written=int(good.sum()))
         reach("reembed_after_batch")
 
     def _refuse_failed(self) -> None:
@@ -266,13 +265,13 @@ def _job_report(job: _Job, version: int | None) -> ReembedReport:
         job.before,
         job.staged.space,
         version,
-        rows=job.before.count() if version is None else job.live.counts.read,
+        rows=job.before.count() if version is None else job.loop.live.counts.read,
         embedded=work.texts - work.failed,
         filled_before=job.filled_before,
         switched=version is not None,
         interrupted=version is None,
         workers=job.loop.workers,
-        startup_seconds=round(job.live.prepared_seconds + job.loop.startup_seconds, 4),
+        startup_seconds=round(job.loop.startup_seconds, 4),
         seconds=round(work.seconds, 4),
         switch_seconds=round(job.switch_seconds, 4),
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,

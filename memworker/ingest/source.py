@@ -16,6 +16,8 @@ from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.loop import Live
 from memworker.ingest.readers import Chunk, Fields, Source, expand, read, read_records
 from memworker.ingest.readers.objects import RECORDS_PATH
+from memworker.ingest.rejects import Refusals, RejectFile
+from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop
 from memworker.store import OnConflict
 
@@ -42,6 +44,14 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         checked_choice("on_error", self.on_error, ("reject", "stop"))
+
+    def reject_file(self, default: Path) -> RejectFile:
+        """Give the file that lists refused rows: the one named, or `default`."""
+        return RejectFile(Path(self.rejects) if self.rejects else default)
+
+    def refusals(self, counts: Counts, file: RejectFile) -> Refusals:
+        """Say where refused rows go."""
+        return Refusals(counts, file, stop_at_first=self.on_error == "stop")
 
 
 @dataclass(frozen=True, slots=True)
