@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
@@ -28,6 +27,7 @@ from memworker.cli.memory_options import (
     say,
 )
 from memworker.errors import InputNotFound
+from memworker.paths import used_path
 from memworker.store.disk import disk_errors
 
 if TYPE_CHECKING:
@@ -124,13 +124,14 @@ def _replaced(output: str) -> Iterator[BinaryIO]:
     if output == "-":
         yield sys.stdout.buffer
         return
-    draft = Path(f"{output}.{os.getpid()}.part")
+    path = used_path(output, "the output")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         # What reading the table raises is a StoreError already: what is left is of this file.
-        with disk_errors(Path(output), "It is as it was. Make room, or name another file"):
+        with disk_errors(path, "It is as it was. Make room, or name another file"):
             with draft.open("wb") as file:
                 yield file
-            draft.replace(output)
+            draft.replace(path)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -142,7 +143,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        stream = Path(file).open("rb")
+        stream = used_path(file, "the input").open("rb")
     except OSError as error:
         raise InputNotFound(f"{file} cannot be read: {error.strerror}") from error
     with stream:

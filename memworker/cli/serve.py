@@ -11,6 +11,7 @@ import typer
 
 from memworker.cli import options
 from memworker.errors import UsageError
+from memworker.paths import used_path
 
 if TYPE_CHECKING:
     from memworker.serve.service import Service
@@ -71,7 +72,7 @@ def serve(
         )
 
     # A directory's path is nobody's business but the user's who named it.
-    names = () if os.path.isdir(os.path.expanduser(model)) else (model,)
+    names = () if used_path(model, "a model").is_dir() else (model,)
     number = server.run(told, make_pool, on_ready=_say_ready, names=names)
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from memworker.ingest.records import ReadProgress
 from memworker.ingest.rejects import Refusals
 from memworker.ingest.report import Counts, IngestReport, report
 from memworker.ingest.reuse import Outcome
-from memworker.ingest.source import JobOptions, open_input
+from memworker.ingest.source import JobOptions, Records, open_input
 from memworker.ingest.stop import Stop
 from memworker.ingest.vectors_file import VectorsFile, check_suffix, vectors_file
 from memworker.ingest.windows import Window
+from memworker.paths import PathGiven, used_path
 from memworker.pool.opening import PoolOptions, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import dedup_keys
@@ -28,8 +28,8 @@ _GAP_ROWS = 8192
 
 
 def embed_to_file(
-    inputs: Sequence[str | Path],
-    out: str | Path,
+    inputs: Records,
+    out: PathGiven,
     *,
     model: Any = DEFAULT_MODEL,
     precision: str = "fp32",
@@ -41,7 +41,7 @@ def embed_to_file(
     limit: int | None = None,
     format: str | None = None,
     on_error: str = "reject",
-    rejects: str | Path | None = None,
+    rejects: PathGiven | None = None,
     observer: Callable[[Live], None] | None = None,
 ) -> IngestReport:
     """Embed texts into a .npy (float32[n, dim]) or .parquet (id, text, vector) file.
@@ -53,7 +53,7 @@ def embed_to_file(
     Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
     StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
     """
-    path = Path(out)
+    path = used_path(out, "the output")
     check_suffix(path)
     options = JobOptions(
         Fields(text_field, id_field, metadata=False),

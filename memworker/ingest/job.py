@@ -22,6 +22,7 @@ from memworker.ingest.report import Counts, IngestReport, report
 from memworker.ingest.source import Input, JobOptions, Records, checked_choice, open_input
 from memworker.ingest.stop import Stop
 from memworker.ingest.windows import Sieve
+from memworker.paths import PathGiven
 from memworker.pool import machine
 from memworker.pool.budget import parse_bytes
 from memworker.pool.opening import PoolOptions, borrowed_or_own
@@ -61,7 +62,7 @@ class Target:
 def ingest(
     records_or_paths: Records,
     *,
-    db: str | Path,
+    db: PathGiven,
     table: str,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
@@ -77,7 +78,7 @@ def ingest(
     format: str | None = None,
     on_error: str = "reject",
     on_conflict: str = "reject",
-    rejects: str | Path | None = None,
+    rejects: PathGiven | None = None,
     durable: bool = False,
     wait_s: float = 0.0,
     stop: Stop | None = None,

@@ -19,6 +19,7 @@ from memworker.ingest.records import ReadProgress
 from memworker.ingest.report import Counts
 from memworker.ingest.reuse import Outcome
 from memworker.ingest.stop import Stop
+from memworker.paths import PathGiven
 from memworker.pool.opening import PoolOptions, borrowed_or_own
 from memworker.pool.pool import EmbeddingPool
 from memworker.store import Table, VectorSpace, ensure_writable, staged
@@ -69,7 +70,7 @@ class ReembedReport:
 
 
 def reembed(
-    db: str | Path,
+    db: PathGiven,
     table: str,
     *,
     model: Any = None,

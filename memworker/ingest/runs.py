@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.errors import TableNotFound
+from memworker.paths import PathGiven
 from memworker.store import journal
 from memworker.store.journal import Committed, Ended, Started
-from memworker.store.lance import table_name
+from memworker.store.lance import database_path, table_name
 from memworker.store.lock import holder
 
 
@@ -40,11 +41,12 @@ class Run:
         return self.outcome != "finished"
 
 
-def runs(db: str | Path, table: str | None = None) -> list[Run]:
+def runs(db: PathGiven, table: str | None = None) -> list[Run]:
     """List the runs of one table or of all. Raises TableNotFound without the database."""
-    folder = Path(db) / ".memworker"
-    if not Path(db).is_dir():
-        raise TableNotFound(f"there is no database directory {db}; name the one given to --db")
+    path = database_path(db)
+    folder = path / ".memworker"
+    if not path.is_dir():
+        raise TableNotFound(f"there is no database directory {path}; name the one given to --db")
     names = [table_name(table)] if table is not None else sorted(p.name for p in folder.glob("*/"))
     found = [dated for name in names for dated in _in_order(_of_table(folder / name))]
     return [run for _, run in sorted(found, key=lambda dated: dated[0])]

@@ -19,11 +19,12 @@ from memworker.ingest.readers.objects import RECORDS_PATH
 from memworker.ingest.rejects import Refusals, RejectFile
 from memworker.ingest.report import Counts
 from memworker.ingest.stop import Stop
+from memworker.paths import PathGiven, is_path, named, used_path
 from memworker.store import OnConflict
 
 _NO_ROWS = "the input holds no rows; nothing was written"
 
-Records = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
+Records = PathGiven | Iterable[PathGiven] | Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class JobOptions:
     limit: int | None = None
     format: str | None = None
     on_error: str = "reject"
-    rejects: str | Path | None = None
+    rejects: PathGiven | None = None
     allow_empty: bool = False
     stop: Stop | None = None
     observer: Callable[[Live], None] | None = None
@@ -47,7 +48,7 @@ class JobOptions:
 
     def reject_file(self, default: Path) -> RejectFile:
         """Give the file that lists refused rows: the one named, or `default`."""
-        return RejectFile(Path(self.rejects) if self.rejects else default)
+        return RejectFile(used_path(self.rejects, "the reject file") if self.rejects else default)
 
     def refusals(self, counts: Counts, file: RejectFile) -> Refusals:
         """Say where refused rows go."""
@@ -78,14 +79,12 @@ def open_input(given: Records, options: JobOptions, live: Live) -> Input:
 
     Nothing has been made or started when that raises; NoRows where there is none.
     """
-    if isinstance(given, (str, Path)):
-        given = [given]
-    items = _items(given)
+    items: Iterator[Any] = iter([given]) if is_path(given) else _items(given)
     first = next(items, None)
     if first is None:
         raise NoRows(_NO_ROWS)
     fields, limit, empty = options.fields, options.limit, options.allow_empty
-    if not isinstance(first, (str, Path)):
+    if not is_path(first):
         records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
         return Input(_not_empty(records), (RECORDS_PATH,))
     paths = [first, *items]
@@ -98,14 +97,14 @@ def open_input(given: Records, options: JobOptions, live: Live) -> Input:
         progress=live.progress,
     )
     sources = tuple(expand(paths, options.format))
-    return Input(_not_empty(chunks), tuple(map(str, paths)), sources, read_ahead=True)
+    return Input(_not_empty(chunks), tuple(map(named, paths)), sources, read_ahead=True)
 
 
 def _items(given: Any) -> Iterator[Any]:
     if isinstance(given, (pa.Table, pa.RecordBatch)):
         table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
         return chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
-    if isinstance(given, (Mapping, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise UsageError(
             "give paths, or an iterable of records such as [{'text': …}], not one"
             f" {type(given).__name__}"

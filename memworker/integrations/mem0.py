@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -27,6 +26,7 @@ import pyarrow as pa
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
 from memworker.integrations.pools import Kind, PoolArguments, PoolSource, framework
+from memworker.paths import PathGiven, place
 
 with framework("mem0"):
     from mem0.configs.embeddings.base import BaseEmbedderConfig
@@ -104,13 +104,13 @@ class MemworkerVectorStore(VectorStoreBase):
 
     def __init__(
         self,
-        db: str | Path,
+        db: PathGiven,
         collection_name: str = "mem0",
         *,
         pool: EmbeddingPool | None = None,
         embedding_model_dims: int = 384,
     ) -> None:
-        self.db = Path(db)
+        self.db = place(db, "a database directory")
         self._space = _space(pool, embedding_model_dims)
         self.create_col(collection_name)
 

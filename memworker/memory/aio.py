@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from memworker.memory import drafts, reads
@@ -31,6 +30,7 @@ from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
+from memworker.paths import PathGiven, place
 from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
 from memworker.pool.opening import Background
 from memworker.pool.pool import DEFAULT_MODEL
@@ -55,7 +55,7 @@ class AsyncMemory:
 
     def __init__(
         self,
-        db: str | Path,
+        db: PathGiven,
         *,
         table: str = DEFAULT_TABLE,
         pool: EmbeddingPool | AsyncEmbeddingPool | None = None,
@@ -67,7 +67,9 @@ class AsyncMemory:
     ) -> None:
         self._pid = os.getpid()
         self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
-        given = (db, table, pool, model, precision, max_tokens, workers, durable)
+        # It is opened later, when the working folder may be another one.
+        where = place(db, "a database directory")
+        given = (where, table, pool, model, precision, max_tokens, workers, durable)
         self._opening = Background(lambda: self._open(*given))
 
     async def add(

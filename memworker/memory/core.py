@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from memworker.errors import MemworkerError, PoolClosed, PoolForked, TextFailed, UsageError
@@ -20,6 +19,7 @@ from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, record, results
 from memworker.memory.upkeep import Upkeep
 from memworker.memory.writer import CLOSED, Writer
+from memworker.paths import PathGiven
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
 from memworker.pool.opening import PoolOptions, PoolUse, borrowed_or_own
@@ -40,7 +40,7 @@ _LAST_COMMIT_S = 10.0
 class Options:
     """How a Memory is opened; see `Memory`."""
 
-    db: str | Path
+    db: PathGiven
     table: str = DEFAULT_TABLE
     pool: EmbeddingPool | None = None
     model: Any = DEFAULT_MODEL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Self
 
 from memworker.memory import drafts, reads
@@ -25,6 +24,7 @@ from memworker.memory.group import Delete, EraseOne, OnDuplicate, Sweep, Update
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
+from memworker.paths import PathGiven
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.pool import DEFAULT_MODEL, Kind
 
@@ -54,7 +54,7 @@ class Memory:
 
     def __init__(
         self,
-        db: str | Path,
+        db: PathGiven,
         *,
         table: str = DEFAULT_TABLE,
         pool: EmbeddingPool | None = None,

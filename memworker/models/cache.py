@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.diagnosis import told
-from memworker.errors import ModelUnavailable
+from memworker.errors import ModelUnavailable, UsageError
 from memworker.locks import Busy, FileLock, Scratch, sweep
 from memworker.models.records import HashBook, make_private
+from memworker.paths import PathGiven, used_path
 
 MANIFEST = "manifest.json"
 _LOCK_TIMEOUT_S = 1800.0
@@ -26,11 +27,11 @@ class ModelCache:
     root: Path
 
     @classmethod
-    def locate(cls, root: Path | None = None) -> ModelCache:
+    def locate(cls, root: PathGiven | None = None) -> ModelCache:
         """Use `root`, else MEMWORKER_CACHE/models, else the user's cache folder."""
         if root is None:
             root = cache_home() / "models"
-        return cls(Path(os.path.abspath(os.path.expanduser(root))))
+        return cls(used_path(root, "the model cache"))
 
     def folder(self, *parts: str) -> Path:
         """Make the folder `parts` under the root, mode 0700.
@@ -106,7 +107,10 @@ class ModelCache:
 def cache_home() -> Path:
     """Return MEMWORKER_CACHE, else the user's cache folder; ModelUnavailable if they have none."""
     if override := os.environ.get("MEMWORKER_CACHE"):
-        return Path(os.path.expanduser(override))
+        try:
+            return used_path(override, "MEMWORKER_CACHE")
+        except UsageError as error:
+            raise ModelUnavailable(str(error)) from error
     from platformdirs import user_cache_path
 
     with suppress(RuntimeError):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from memworker.errors import UnknownModel
 from memworker.models.cache import ModelCache
@@ -19,21 +17,22 @@ from memworker.models.spec import (
     Pooling,
     WheelFile,
 )
+from memworker.paths import PathGiven, used_path
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
-def find(name: str | Path, cache: ModelCache) -> ModelEntry:
+def find(name: PathGiven, cache: ModelCache) -> ModelEntry:
     """Return the entry of that name, or of the directory that lies there.
 
     Built-in names go before directories, and these before fastembed's names.
     Raises UnknownModel with the nearest names there are.
     """
-    if isinstance(name, Path):
-        return read_directory(Path(os.path.expanduser(name)))
+    if not isinstance(name, str):
+        return read_directory(used_path(name, "a model"))
     if (entry := _named(name, BUILT_IN)) is not None:
         return entry
-    folder = Path(os.path.expanduser(name))
+    folder = used_path(name, "a model")
     if looks_like_model(folder) or (folder.is_dir() and "/" in name):
         return read_directory(folder)
     everything = entries(cache)

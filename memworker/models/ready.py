@@ -18,6 +18,7 @@ from memworker.models.cache import ModelCache
 from memworker.models.directory import token_limits
 from memworker.models.spec import ModelEntry, ModelSpec, Precision, ReadyModel
 from memworker.models.weights import flops_per_token
+from memworker.paths import PathGiven
 
 # Special tokens at both ends and one between them.
 _FEWEST_TOKENS = 3
@@ -37,11 +38,11 @@ class ModelListing:
 
 
 def ready_model(
-    name: str | Path,
+    name: PathGiven,
     *,
     precision: str = "fp32",
     max_tokens: int | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: PathGiven | None = None,
     offline: bool = False,
 ) -> ReadyModel:
     """Fetch, verify and build a model, or find it in the cache, and say where it lies.
@@ -76,7 +77,7 @@ def ready_model(
     )
 
 
-def list_models(*, cache_dir: Path | None = None) -> list[ModelListing]:
+def list_models(*, cache_dir: PathGiven | None = None) -> list[ModelListing]:
     """Return the built-in models, then fastembed's."""
     cache = ModelCache.locate(cache_dir)
     return [
@@ -92,7 +93,7 @@ def list_models(*, cache_dir: Path | None = None) -> list[ModelListing]:
 
 
 def pull_model(
-    name: str | Path, *, precision: str = "fp32", cache_dir: Path | None = None
+    name: PathGiven, *, precision: str = "fp32", cache_dir: PathGiven | None = None
 ) -> ReadyModel:
     """Make a model ready, fetching again what is there but damaged."""
     cache = ModelCache.locate(cache_dir)
@@ -107,7 +108,7 @@ def pull_model(
     return ready_model(name, precision=precision, cache_dir=cache_dir)
 
 
-def verify_model(name: str | Path, *, cache_dir: Path | None = None) -> dict[Path, str]:
+def verify_model(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[Path, str]:
     """Hash every cached file of a model afresh and return the hashes by path.
 
     Empty where nothing is cached. Raises ModelCorrupt for the first file that

@@ -7,11 +7,12 @@ import, and a line in `resolve` that chooses it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from memworker.errors import UsageError
 from memworker.models import Precision, ReadyModel, ready_model
+from memworker.paths import PathGiven
 from memworker.pool import plan
 from memworker.pool.budget import Footprint
 from memworker.pool.echo import EchoLoader
@@ -64,7 +65,7 @@ class Engine(Protocol):
     def loader(self, costs: plan.Costs) -> Loader: ...
 
 
-Model: TypeAlias = str | Path | ReadyModel | Loader | Engine
+Model: TypeAlias = PathGiven | ReadyModel | Loader | Engine
 
 
 def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = None) -> Engine:
@@ -82,7 +83,7 @@ def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = N
             return LoaderEngine(EchoLoader(), "echo")
         case EchoLoader():
             return LoaderEngine(model, "echo")
-        case str() | Path():
+        case str() | bytes() | PathLike():
             return _in_onnx(ready_model(model, precision=precision, max_tokens=max_tokens))
         case ReadyModel():
             return _in_onnx(model)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from pathlib import Path
 
 from memworker.errors import NoRows, UsageError
+from memworker.paths import PathGiven
 from memworker.pool import limit, machine, remembered, sizing
 from memworker.pool.budget import Budget, parse_bytes
 from memworker.pool.engine import Engine, resolve
@@ -36,7 +36,7 @@ class Trial:
 def tune(
     texts: Sequence[str],
     *,
-    model: str | Path = DEFAULT_MODEL,
+    model: PathGiven = DEFAULT_MODEL,
     precisions: Sequence[str] = ("fp32", "int8"),
     seconds: float = 60.0,
     memory: int | str | None = None,

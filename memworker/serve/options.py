@@ -6,9 +6,9 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from memworker.errors import UsageError
+from memworker.paths import PathGiven, used_path
 
 KEY_VARIABLE = "MEMWORKER_API_KEY"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -75,8 +75,9 @@ def is_loopback(host: str) -> bool:
         return False  # a name: whatever it resolves to today may change
 
 
-def read_key(path: Path) -> str:
+def read_key(file: PathGiven) -> str:
     """Read the key from a file of one line; UsageError when it cannot be had from there."""
+    path = used_path(file, "the key file")
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from memworker.diagnosis import told
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
+from memworker.paths import PathGiven, place
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
 
@@ -53,13 +54,12 @@ def table_name(name: str) -> str:
     return name
 
 
-def database_path(db: str | Path) -> Path:
-    """Return the database's directory; raise UsageError for what cannot be one."""
-    if not isinstance(db, str | Path) or not str(db).strip() or "\0" in str(db):
-        raise UsageError(f"a database is a directory, named by a str or a Path, not {db!r}")
-    if "://" in str(db):
-        raise UsageError(f"the database must be a local directory, not {str(db)!r}")
-    return Path(db)
+def database_path(db: PathGiven) -> Path:
+    """Return the database's directory, whole and without links.
+
+    Raises UsageError for what cannot be one.
+    """
+    return place(db, "a database directory")
 
 
 def connect(db: Path, *, writable: bool, cache_bytes: int = INDEX_CACHE_BYTES) -> LanceDBConnection:
@@ -138,9 +138,9 @@ def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable
     raise AssertionError("the last attempt returns or raises")
 
 
-def table_names(db: str | Path) -> list[str]:
+def table_names(db: PathGiven) -> list[str]:
     """Return the names of the tables in a database directory, sorted."""
-    return sorted(path.name.removesuffix(".lance") for path in Path(db).glob("*.lance"))
+    return sorted(path.name.removesuffix(".lance") for path in database_path(db).glob("*.lance"))
 
 
 def is_gone(error: BaseException) -> bool:

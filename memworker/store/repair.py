@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError, TableNotFound
 from memworker.failpoints import reach
+from memworker.paths import PathGiven
 from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage, upkeep
 from memworker.store.damage import Damage, Kind, runs_of
 from memworker.store.journal import Journal, Repaired
@@ -102,7 +103,7 @@ _TOLD = (
 )
 
 
-def repair(db: str | Path, name: str, *, observer: Observer | None = None) -> Repair:
+def repair(db: PathGiven, name: str, *, observer: Observer | None = None) -> Repair:
     """Put right what a verification finds damaged; a healthy table is left alone.
 
     Raises TableNotFound, TableLocked while an ingest works on the table, and

@@ -15,6 +15,7 @@ from weakref import WeakMethod
 import pyarrow as pa
 
 from memworker.errors import StoreError, TableLocked, TableNotFound, UsageError
+from memworker.paths import PathGiven
 from memworker.store import apart, fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
@@ -87,7 +88,7 @@ class Table:
 
     @classmethod
     def create(
-        cls, db: str | Path, name: str, space: VectorSpace, *, durable: bool = False
+        cls, db: PathGiven, name: str, space: VectorSpace, *, durable: bool = False
     ) -> Table:
         """Make a new, empty table; of a `durable` one each commit is forced to the disk.
 
@@ -103,14 +104,14 @@ class Table:
         return table
 
     @classmethod
-    def open(cls, db: str | Path, name: str) -> Table:
+    def open(cls, db: PathGiven, name: str) -> Table:
         """Open a table. Raises TableNotFound, naming the tables there are."""
         path, name = database_path(db), table_name(name)
         return cls(path, name, *_opened(path, name))
 
     @classmethod
     def open_or_create(
-        cls, db: str | Path, name: str, space: VectorSpace, *, durable: bool = False
+        cls, db: PathGiven, name: str, space: VectorSpace, *, durable: bool = False
     ) -> Table:
         """Open the table, or make it. Raises TableMismatch when it is of another space.
 

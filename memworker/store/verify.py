@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from memworker.errors import StoreError, TableNotFound
+from memworker.paths import PathGiven
 from memworker.store.damage import Damage, Kind
 from memworker.store.lance import database_path, table_name, table_names
 from memworker.store.leftovers import leftovers
@@ -83,7 +84,7 @@ class Verified:
         }
 
 
-def verify(db: str | Path, name: str, *, observer: Observer | None = None) -> Verified:
+def verify(db: PathGiven, name: str, *, observer: Observer | None = None) -> Verified:
     """Read every page and column of a table's newest version, and say what is damaged.
 
     Changes nothing, and goes on beside readers and writers. Raises TableNotFound, and

@@ -7,7 +7,6 @@ Blank lines are no rows: they are skipped and not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from memworker.errors import UsageError
@@ -16,6 +15,7 @@ from memworker.ingest.readers.checked import CheckedRows, ReadOptions
 from memworker.ingest.readers.objects import RECORDS_PATH
 from memworker.ingest.readers.paths import Source, expand, followed
 from memworker.ingest.records import Chunk, Fields, ReadProgress, Reject
+from memworker.paths import PathGiven
 
 __all__ = [
     "Chunk",
@@ -41,7 +41,7 @@ _READERS = {
 
 
 def read(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[PathGiven],
     fields: Fields | None = None,
     *,
     batch_rows: int = 8192,

@@ -8,10 +8,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from memworker.errors import InputError, InputNotFound, UsageError
 from memworker.ingest.records import ReadProgress
+from memworker.paths import PathGiven, is_path, named
 
 STDIN = "-"
 
@@ -53,19 +53,19 @@ def followed(sources: list[Source], progress: ReadProgress | None) -> list[Sourc
     return [replace(source, progress=progress) for source in sources]
 
 
-def expand(inputs: Sequence[str | Path], format: str | None = None) -> list[Source]:
+def expand(inputs: Sequence[PathGiven], format: str | None = None) -> list[Source]:
     """List the files that the inputs name, in their order, folders and globs sorted.
 
     Raises InputNotFound where an input names nothing readable, InputError where
     a file may not be read, UsageError for an unknown format or suffix.
     """
-    if isinstance(inputs, str | Path):
-        inputs = [inputs]
+    if is_path(inputs):
+        inputs = [inputs]  # type: ignore[list-item]
     if not inputs:
         raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
     if format is not None:
         format = _known_format(format)
-    return [source for name in inputs for source in _sources(str(name), format)]
+    return [source for name in inputs for source in _sources(named(name, "an input"), format)]
 
 
 def _total_bytes(sources: list[Source]) -> int | None:
