@@ -20,7 +20,7 @@ from memworker.store.known import KnownIds
 class KnownKeys:
     """The dedup keys that may be in the table; to be asked within a change of it.
 
-    Those of a large table lie in a file without a name in `folder` (see store/hashruns.py).
+    Those of a large table lie in a file without a name in `folder` (see store/sortedruns.py).
     """
 
     def __init__(self, folder: Path | None = None) -> None:

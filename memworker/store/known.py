@@ -1,14 +1,6 @@
-"""Which rows a table already holds: 16 bytes a row, in sorted runs.
+"""Which rows a table already holds: 16 bytes a row, in sorted runs (see sortedruns.py).
 
-::
-
-    find(8192 hashes) ──► newest run ─► older run ─► … ─► oldest, largest run
-                          (a hit in a newer run hides older ones of that id)
-
-Runs grow geometrically, as in a log-structured merge tree: a batch becomes a
-run, and neighbours of like size are merged, so a million rows added by
-batches of 8,192 are at most a handful of runs, each row moved a few times.
-Long runs are kept in files (see hashruns.py), so that memory does not grow with the rows.
+Long runs are kept in files, so that memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -21,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.store.hashruns import Run, merge
 from memworker.store.keys import Hashes, hash_rows
+from memworker.store.sortedruns import SortedRuns
 
 Statuses = npt.NDArray[np.uint8]
 
@@ -45,12 +37,11 @@ class KnownIds:
     """
 
     def __init__(self, seed: int | None = None, folder: Path | None = None) -> None:
-        self._folder = folder
         self._seed = secrets.randbits(64) if seed is None else seed
-        self._runs: list[Run] = []
+        self._records = SortedRuns(np.uint64, folder)
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys, _ in self._runs)
+        return len(self._records)
 
     def hash(self, ids: pa.Array, dedup_keys: pa.Array) -> tuple[Hashes, Hashes]:
         """Return the two hashes of each row that `find` and `add` take."""
@@ -58,26 +49,10 @@ class KnownIds:
 
     def find(self, keys: Hashes, records: Hashes) -> Statuses:
         """Return a RowStatus a row; CONFLICT is not yet confirmed."""
-        # Sorted questions walk through a run's cache lines once instead of at random.
-        order = np.argsort(keys)
-        keys, records = keys[order], records[order]
-        found = np.zeros(len(keys), np.uint8)
-        for run_keys, run_records in reversed(self._runs):
-            at = np.searchsorted(run_keys, keys)
-            at[at == len(run_keys)] = 0
-            hit = np.flatnonzero((run_keys[at] == keys) & (found == RowStatus.NEW))
-            same = run_records[at[hit]] == records[hit]
-            found[hit] = np.where(same, RowStatus.DUPLICATE, RowStatus.CONFLICT)
-        statuses = np.empty_like(found)
-        statuses[order] = found
-        return statuses
+        there, known = self._records.find(keys)
+        status = np.where(known == records, RowStatus.DUPLICATE, RowStatus.CONFLICT)
+        return np.where(there, status, RowStatus.NEW).astype(np.uint8)
 
     def add(self, keys: Hashes, records: Hashes) -> None:
         """Remember rows; of equal ids the ones added last count."""
-        if not len(keys):
-            return
-        order = np.argsort(keys, kind="stable")
-        self._runs.append((keys[order], records[order]))
-        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
-            newer, older = self._runs.pop(), self._runs.pop()
-            self._runs.append(merge(older, newer, self._folder))
+        self._records.add(keys, records)

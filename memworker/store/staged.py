@@ -32,14 +32,15 @@ from memworker.store.disk import disk_errors
 from memworker.store.durable import sync_path
 from memworker.store.keys import string_array
 from memworker.store.schema import Vectors, VectorSpace
+from memworker.store.sortedruns import SortedRuns
 
 FOLDER = "reembed"
 
 Digests = npt.NDArray[np.bytes_]
-Places = npt.NDArray[np.int64]
 
 _SPACE, _VECTORS, _TEXTS = "space.json", "vectors.f32", "texts.xxh3"
 _DIGEST = np.dtype("S16")
+_READ_ROWS = 1 << 16
 _AS_IT_WAS = "The table is as it was. Make room, and run the same command again to go on"
 
 
@@ -50,14 +51,18 @@ class Staged:
         self.space, self.indices = space, tuple(indices)
         self.folder = folder
         self._row_bytes = 4 * space.dim
-        self._runs: list[tuple[Digests, Places]] = []
+        self._places = SortedRuns(np.int64, folder)
         self._files: list[int] = []
         with disk_errors(folder, _AS_IT_WAS):
             self._rows = _whole_rows(folder, space.dim)
             try:
                 self._files += (_opened(folder / name) for name in (_VECTORS, _TEXTS))
                 self._cut_off()
-                self._index(np.fromfile(folder / _TEXTS, _DIGEST), 0)
+                for first in range(0, self._rows, _READ_ROWS):
+                    there = np.fromfile(
+                        folder / _TEXTS, _DIGEST, _READ_ROWS, offset=first * _DIGEST.itemsize
+                    )
+                    self._note(there, first)
             except BaseException:
                 self.close()
                 raise
@@ -85,7 +90,7 @@ class Staged:
 
     def has(self, digests: Digests) -> npt.NDArray[np.bool_]:
         """Tell for each text whether its vector is there."""
-        return self._find(digests) >= 0
+        return self._places.find(digests)[0]
 
     def add(self, digests: Digests, vectors: Vectors) -> None:
         """Keep vectors (float32[n, dim]) for good. Raises StoreUnwritable when the disk is full."""
@@ -99,18 +104,18 @@ class Staged:
                 with suppress(OSError):
                     self._cut_off()
                 raise
-        self._index(digests, self._rows)
+        self._note(digests, self._rows)
         self._rows += len(digests)
 
     def take(self, digests: Digests) -> tuple[Vectors, npt.NDArray[np.bool_]]:
         """Return float32[n, dim] and which rows have a vector; the others are undefined."""
-        places = self._find(digests)
+        there, places = self._places.find(digests)
         if not self._rows:
-            return np.zeros((len(places), self.space.dim), np.float32), places >= 0
+            return np.zeros((len(places), self.space.dim), np.float32), there
         shape = (self._rows, self.space.dim)
         with disk_errors(self.folder / _VECTORS, _AS_IT_WAS, doing="read"):
             file = np.memmap(self.folder / _VECTORS, np.float32, "r", shape=shape)
-        return np.asarray(file[np.maximum(places, 0)]), places >= 0
+        return np.asarray(file[places]), there
 
     def note_indices(self, indices: Sequence[str]) -> None:
         """Remember which indices the table has, for whoever builds them again."""
@@ -128,23 +133,8 @@ class Staged:
         for fd, width in zip(self._files, (self._row_bytes, _DIGEST.itemsize), strict=True):
             os.ftruncate(fd, self._rows * width)
 
-    def _index(self, digests: Digests, first: int) -> None:
-        order = np.argsort(digests, kind="stable")
-        self._runs.append((digests[order], order + first))
-        # Runs of like size become one, so that there is only a handful of them.
-        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
-            keys, places = map(np.concatenate, zip(*self._runs[-2:], strict=True))
-            order = np.argsort(keys, kind="stable")
-            self._runs[-2:] = [(keys[order], places[order])]
-
-    def _find(self, digests: Digests) -> Places:
-        found = np.full(len(digests), -1, np.int64)
-        for keys, places in self._runs:
-            if len(keys):
-                at = np.searchsorted(keys, digests)
-                at[at == len(keys)] = 0
-                found = np.where(keys[at] == digests, places[at], found)
-        return found
+    def _note(self, digests: Digests, first: int) -> None:
+        self._places.add(digests, np.arange(first, first + len(digests)))
 
 
 def text_digests(texts: pa.Array | pa.ChunkedArray) -> Digests:

@@ -33,7 +33,7 @@ def test_statuses_over_many_runs_follow_a_dictionary():
         # All are added again, so that newer runs hide older ones.
         known.add(keys, records_)
         truth.update(pairs)
-    assert len(known._runs) <= 12
+    assert len(known._records._runs) <= 12
 
 
 def test_equal_texts_under_other_ids_are_not_duplicates():

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memworker import heap
-from memworker.store import hashruns
+from memworker.store import sortedruns
 from memworker.store.known import KnownIds, RowStatus
+from memworker.store.sortedruns import SortedRuns
 from tests.buffers import collector_off, private_bytes
 
 FEW = 40
@@ -22,8 +23,8 @@ FEW = 40
 def short_runs():
     """Let runs of a few rows be long already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hashruns, "SPILLED_ROWS", FEW)
-        patch.setattr(hashruns, "_PIECE_ROWS", 7)
+        patch.setattr(sortedruns, "SPILLED_ROWS", FEW)
+        patch.setattr(sortedruns, "_PIECE_ROWS", 7)
         yield
 
 
@@ -73,7 +74,7 @@ def test_long_runs_lie_in_files_without_a_name(short_runs, tmp_path):
     for start in range(0, 400, 20):
         keys = np.arange(start, start + 20, dtype=np.uint64)
         known.add(keys, keys)
-    longest, _ = known._runs[0]
+    longest, _ = known._records._runs[0]
     assert len(longest) >= FEW and not longest.flags.writeable and not longest.flags.owndata
     assert not list(tmp_path.iterdir())
 
@@ -93,3 +94,22 @@ def test_a_folder_that_cannot_be_written_costs_memory_alone(
             known.add(keys, keys + np.uint64(start))
             assert known.find(keys, keys + np.uint64(start)).all()
         assert len(known) == 200 and not list(tmp_path.iterdir())
+
+
+def test_runs_take_keys_and_values_of_any_kind(short_runs, tmp_path):
+    """The places of vectors that wait, by their texts' digests, as well as ids."""
+    rng = np.random.default_rng(3)
+    places = SortedRuns(np.int64, tmp_path)
+    digests = rng.integers(0, 256, (500, 16), np.uint8).view("S16").ravel()
+    # A digest may end in bytes that are zero, or be nothing else.
+    digests[7], digests[8] = b"", b"a"
+    for start in range(0, 500, 20):
+        places.add(digests[start : start + 20], np.arange(start, start + 20))
+    longest, _ = places._runs[0]
+    assert len(longest) >= FEW and not longest.flags.owndata
+    mixed = np.concatenate([digests[::-1], digests[:3][::-1], np.array([b"nobody"], "S16")])
+    there, found = places.find(mixed)
+    assert there.tolist() == [True] * 503 + [False]
+    assert found[:-1].tolist() == [*range(499, -1, -1), 2, 1, 0]
+    places.add(digests[:1], np.array([1000]))
+    assert places.find(digests[:2])[1].tolist() == [1000, 1] and len(places) == 501
