@@ -26,7 +26,7 @@ class Appender:
     """Writes batches into one table, and knows which ids are there. The caller holds the locks."""
 
     def __init__(self, writes: Writes) -> None:
-        self.known = KnownRows(writes.state)
+        self.known = KnownRows(writes.table.state)
         self._writes, self._handle = writes, writes.handle
 
     def append(self, rows: pa.Table, policy: OnConflict) -> Appended:

@@ -45,10 +45,9 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
-from memworker.store.schema import read_field_metadata
 
 if TYPE_CHECKING:
-    from memworker.store.writes import Locked, Writes
+    from memworker.store.writes import Writes
 
 # Somebody who exports a table may take an hour; a short read has ended after this.
 _PATIENCE_S = 1.0
@@ -79,14 +78,13 @@ class Cleaned:
     leftover_bytes: int = 0
 
 
-def clean(writes: Writes, db: Path, keep: timedelta, writing: Locked) -> Cleaned:
+def clean(writes: Writes, keep: timedelta) -> Cleaned:
     """Delete the versions that were followed by another longer than `keep` ago, and leftovers.
 
     With the lock ``tend`` held. Raises StoreError, and TableLocked when nobody could
     commit for a minute; nothing is deleted while somebody reads the table for long.
     """
-    name = str(writes.handle.name)
-    folder, table = lock.state_dir(db, name), db / f"{name}.lance"
+    name, folder, table = writes.table.name, writes.table.made_state(), writes.table.folder
     # Most of the reading while others may write still: what a version is made of never changes.
     cleaning = _Cleaning(writes, folder, table, keep.total_seconds(), _read(table, {}))
     if not cleaning.is_due():
@@ -100,7 +98,7 @@ def clean(writes: Writes, db: Path, keep: timedelta, writing: Locked) -> Cleaned
         with suppress(TableLocked):
             held.enter_context(lock.hold(folder, "apart", timeout_s=_PATIENCE_S))
             cleaning.nobody_apart = True
-        held.enter_context(writing())
+        held.enter_context(writes.lock.take())
         with lance_errors(f"deleting old versions of table {name!r}"):
             return cleaning.run(alone)
 
@@ -144,7 +142,7 @@ class _Cleaning:
 
     def run(self, alone: lock.Held) -> Cleaned:
         """Delete, with nobody reading for long, writing or tending."""
-        newest = self.writes.vouch()
+        newest = self.writes.validator.vouch()
         found = _read(self.table, self.read)
         there = [each for each in found.values() if each is not None]
         note = self._cannot(found)
@@ -189,8 +187,8 @@ class _Cleaning:
         if why := found and self._may_be_needed(newest):
             what = f"{sum(left.files for left in found)} files that no version names stay: {why}"
             return replace(done, note="; ".join(filter(None, (done.note, what))))
-        if self.writes.held is not None:
-            self.writes.held.confirm()
+        if self.writes.lock.held is not None:
+            self.writes.lock.held.confirm()
         before = self.bytes
         for left in found:
             self._remove(left.path)
@@ -203,8 +201,7 @@ class _Cleaning:
             return "the locks of this file system cannot prove that no writer is under way"
         if not self.nobody_apart:
             return "a process that writes for one that was killed is still at work"
-        name = self.writes.handle.name
-        _, identity = read_field_metadata(self.writes.handle.schema, name)
+        identity = self.writes.table.identity
         noted = journal.last_version(journal.read(self.folder), identity) or 0
         noted = max(noted, hinted(self.table), Checksums(self.folder, identity).version)
         if noted > newest:

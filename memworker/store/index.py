@@ -40,25 +40,22 @@ def has_vector_index(table: LanceTable) -> bool:
     return any("vector" in index.columns for index in table.list_indices())
 
 
-def build(writes: Writes, distance: str, partitions: int | None = None) -> None:
+def build(writes: Writes, partitions: int | None = None) -> None:
     """Build the vector index, replacing the one there is; LanceDB knows how many partitions.
 
     Of vectors that are few, however many rows have them, it cannot make so many, and
     says how many it can.
     """
-    try:
-        _build(writes, distance, partitions)
-    except StoreError as error:
-        fewer = _FEWER.search(str(error.__cause__))
-        if fewer is None:
-            raise
-        _build(writes, distance, max(1, int(fewer[1])))
-
-
-def _build(writes: Writes, distance: str, partitions: int | None) -> None:
-    options = {"distance_type": distance, "num_partitions": partitions}
+    options = {"distance_type": writes.table.space.distance, "num_partitions": partitions}
     work = Index("vector", INDEX_NAME, "IvfSq", options)
-    writes.build(f"indexing table {writes.handle.name!r}", work)
+    try:
+        writes.build(f"indexing table {writes.table.name!r}", work)
+    except StoreError as error:
+        found = _FEWER.search(str(error.__cause__))
+        fewer = max(1, int(found[1])) if found else None
+        if fewer is None or fewer == partitions:
+            raise
+        build(writes, fewer)
 
 
 def tune(query: Any) -> Any:

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from memworker.errors import NotOptimized, StoreError, TableLocked
-from memworker.store import clock, lock, upkeep
+from memworker.store import clock, upkeep
 from memworker.store.cleanup import Cleaned, clean
 from memworker.store.lance import is_damage, lance_errors
-from memworker.store.upkeep import Lock
 from memworker.store.writes import Writes
 
 COMPACT, INDEX, VERSIONS = "compact", "index", "versions"
@@ -124,10 +122,7 @@ class Optimizing:
     """One optimisation; the lock ``tend`` is held."""
 
     writes: Writes
-    db: Path
-    distance: str
     keep: timedelta
-    writing: Lock
     steps: list[Did] = field(default_factory=list)
     cleaned: Cleaned = Cleaned()
     safe: bool = True
@@ -137,8 +132,8 @@ class Optimizing:
 
         Raises TableLocked, and StoreError where our clock is days ahead (see clock.py).
         """
-        name = str(self.writes.handle.name)
-        clock.must_agree(lock.state_dir(self.db, name), f"optimising table {name!r}")
+        table = self.writes.table
+        clock.must_agree(table.made_state(), f"optimising table {table.name!r}")
         dropped = self._step(COMPACT, None, self._compact) or []
         for column in self._wanted(dropped):
             self._step(INDEX, column, partial(self._index, column))
@@ -164,7 +159,7 @@ class Optimizing:
     def _compact(self) -> tuple[Outcome, str, list[str]]:
         handle = self.writes.handle
         version, before = int(handle.version), self._fragments()
-        dropped = upkeep.compact(self.writes, self.db, self.writing)
+        dropped = upkeep.compact(self.writes)
         after = self._fragments()
         if int(handle.version) == version:
             return Outcome.NOTHING, f"{after} are as large as they should be", dropped
@@ -182,7 +177,7 @@ class Optimizing:
         there = {name for each in self.writes.handle.list_indices() for name in each.columns}
         if column in there:
             return Outcome.NOTHING, "is there", None
-        if not upkeep.build_index(self.writes, column, self.distance):
+        if not upkeep.build_index(self.writes, column):
             return Outcome.FAILED, "is not of memworker's making; build it again", None
         return Outcome.DONE, "built", None
 
@@ -194,7 +189,7 @@ class Optimizing:
                 " whole; `memworker table verify` says which, `table repair` puts it right",
                 None,
             )
-        self.cleaned = clean(self.writes, self.db, self.keep, self.writing)
+        self.cleaned = clean(self.writes, self.keep)
         done = self.cleaned
         told = [f"{done.versions} deleted" if done.versions else "none to delete"]
         told[0] += f", {done.kept} kept"

@@ -30,6 +30,7 @@ from memworker.errors import StoreError
 from memworker.failpoints import reach
 from memworker.store import bounded, lock
 from memworker.store.lance import connect, lance_errors, open_table
+from memworker.store.opened import OpenTable
 from memworker.store.readers import Readers
 from memworker.store.schema import (
     is_durable,
@@ -72,8 +73,7 @@ class Reembedding:
         self._connection = connect(db, writable=True)
         self._handle = open_table(self._connection, db, name)
         self._staged = staged
-        self._before = read_field_metadata(self._handle.schema, name)
-        self._writes = Writes(self._handle, db)
+        self._writes = Writes(OpenTable.of(self._handle, db))
         self._seen = -1
         self._readers = Readers(db, name)
 
@@ -97,17 +97,8 @@ class Reembedding:
     def locked(self) -> Iterator[None]:
         """Keep everyone else from writing, upkeep too. Raises TableLocked, StoreError."""
         folder = lock.state_dir(self._db, self._name)
-        with lock.hold(folder, "tend"), lock.hold(folder, "commit") as held:
-            self._writes.held = held
-            if read_field_metadata(self._handle.schema, self._name) != self._before:
-                raise StoreError(
-                    f"table {self._name!r} was dropped and made again while it was re-embedded;"
-                    " run the same command again"
-                )
-            try:
-                yield
-            finally:
-                self._writes.held = None
+        with lock.hold(folder, "tend"), self._writes.lock.take():
+            yield
 
     def switch(self) -> int | None:
         """Give every row its new vector in one commit; return the version, with the lock held.
@@ -158,7 +149,7 @@ class Reembedding:
         """Return the columns of the table, also those beyond ours, with the new vector's."""
         space = self._staged.space
         durable = is_durable(self._handle.schema)
-        facts = new_field_metadata(space, self._before[1], durable=durable)
+        facts = new_field_metadata(space, self._writes.table.identity, durable=durable)
         ours = table_schema(space.dim, facts)
         others = [field for field in self._handle.schema if field.name not in ours.names]
         return pa.schema([*ours, *others])
@@ -170,15 +161,15 @@ def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
     Each by itself: one that fails is told, and stops no other. Before that, what the
     switch wrote is forced to the disk. Raises StoreError that names all that failed.
     """
-    writes = Writes(open_table(connect(db, writable=True), db, name), db)
-    writes.force()
+    writes = Writes(OpenTable.of(open_table(connect(db, writable=True), db, name), db))
+    writes.validator.force()
     unknown, failed = [], []
     with lock.hold(lock.state_dir(db, name), "tend"):
         with lance_errors(f"reading table {name!r}"):
             there = {column for each in writes.handle.list_indices() for column in each.columns}
         for column in staged.indices:
             try:
-                if column not in there and not build_index(writes, column, staged.space.distance):
+                if column not in there and not build_index(writes, column):
                     unknown.append(column)
             except StoreError as error:
                 failed.append(str(error))

@@ -15,7 +15,6 @@ A deleted row's id is not known any more, so the next ingest of the same input w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from memworker.errors import StoreError, TableNotFound
 from memworker.failpoints import reach
 from memworker.paths import PathGiven
 from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage, upkeep
+from memworker.store.commitlock import CommitLock
 from memworker.store.damage import Damage, Kind, runs_of
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
@@ -36,6 +36,7 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
+from memworker.store.opened import OpenTable
 from memworker.store.schema import read_field_metadata
 from memworker.store.verify import Verified, torn, verify
 from memworker.store.writes import Writes
@@ -115,15 +116,16 @@ def repair(db: PathGiven, name: str, *, observer: Observer | None = None) -> Rep
             f"there is no table {name!r} in {path}; tables there: {', '.join(table_names(path))}"
         )
     state = lock.state_dir(path, name)
-    with lock.hold_job(state), lock.hold(state, "tend"), lock.hold(state, "commit"):
-        return _Mender(path, name, state, observer).run()
+    with lock.hold_job(state), lock.hold(state, "tend"), lock.hold(state, "commit") as held:
+        return _Mender(path, name, held, observer).run()
 
 
 class _Mender:
     """One repair, in rounds; whoever runs it holds the locks."""
 
-    def __init__(self, db: Path, name: str, state: Path, observer: Observer | None) -> None:
-        self._db, self._name, self._state, self._observer = db, name, state, observer
+    def __init__(self, db: Path, name: str, held: lock.Held, observer: Observer | None) -> None:
+        self._db, self._name, self._held, self._observer = db, name, held, observer
+        self._state = lock.state_dir(db, name)
         self._done: dict[str, Any] = {}
         self._indices: dict[str, str] = {}
 
@@ -255,11 +257,10 @@ class _Mender:
 
     def _build_indices(self) -> bool:
         writes = self._writes()
-        space, _ = read_field_metadata(writes.handle.schema, self._name)
         built, notes = [], []
         for name, column in self._indices.items():
             try:
-                if upkeep.build_index(writes, column, space.distance):
+                if upkeep.build_index(writes, column):
                     built.append(column)
                 else:
                     notes.append(f"index {name}, not of memworker's making, is gone")
@@ -279,7 +280,8 @@ class _Mender:
         return open_table(connect(self._db, writable=True), self._db, self._name)
 
     def _writes(self) -> Writes:
-        return Writes(self._opened(), self._db, nullcontext)
+        table = OpenTable.of(self._opened(), self._db)
+        return Writes(table, CommitLock(table, self._held))
 
     def _fragments(self, version: int, ids: set[int]) -> list[Fragment]:
         return [each for each in read_manifest(self._table, version).fragments if each.id in ids]

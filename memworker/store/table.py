@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -10,17 +9,17 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakMethod
 
 import pyarrow as pa
 
-from memworker.errors import StoreError, TableLocked, TableNotFound, UsageError
+from memworker.errors import TableLocked, TableNotFound, UsageError
 from memworker.paths import PathGiven
 from memworker.store import apart, fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
 from memworker.store.change import Change
 from memworker.store.commit import Appended, OnConflict
+from memworker.store.commitlock import CommitLock
 from memworker.store.filters import live
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
@@ -33,6 +32,7 @@ from memworker.store.lance import (
     open_table,
     table_name,
 )
+from memworker.store.opened import OpenTable
 from memworker.store.optimize import Optimized, Optimizing
 from memworker.store.readers import Readers
 from memworker.store.schema import (
@@ -42,7 +42,6 @@ from memworker.store.schema import (
     durability,
     is_durable,
     new_field_metadata,
-    read_field_metadata,
     refuse_bad_vectors,
     table_schema,
 )
@@ -72,19 +71,18 @@ class Table:
         self, db: Path, name: str, connection: LanceDBConnection, opened: LanceTable
     ) -> None:
         self.db, self.name = db, name
-        self.space, self.identity = read_field_metadata(opened.schema, name)
         self._versions = Handle(connection, opened, partial(_opened, db, name))
         handle = self._handle = cast("LanceTable", self._versions)
-        commits = _weakly(self._any_commit)
-        self._writes = Writes(handle, db, commits)
+        table = OpenTable.of(handle, db)
+        self.space, self.identity = table.space, table.identity
+        self._lock = CommitLock(table)
+        self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
         self._mortals = False
-        self._keeper = Keeper(self._writes, db, self.space.distance, commits)
+        self._keeper = Keeper(self._writes)
         self._readers = Readers(db, name)
-        spill.clear(db / ".memworker" / name)
-        self._mutex = threading.RLock()
-        self._writing_now = False
-        self._text_index = words.TextIndex(self._writes, db)
+        spill.clear(table.state)
+        self._text_index = words.TextIndex(self._writes)
 
     @classmethod
     def create(
@@ -139,18 +137,18 @@ class Table:
     @property
     def durable(self) -> bool:
         """Whether each commit is forced to the disk before it is acknowledged."""
-        return self._writes.durable
+        return self._lock.durable
 
     def set_durable(self, durable: bool) -> None:
         """Promise of every commit from now on, whoever makes it, that no power loss takes it.
 
         What is there is forced to the disk first. Raises StoreError when it cannot be.
         """
-        with self._locked(lock.COMMIT_TIMEOUT_S):
-            if durable == self._writes.durable:
+        with self._lock.take():
+            if durable == self._lock.durable:
                 return
             if durable:
-                self._writes.force()
+                self._writes.validator.force()
             self._set_durable(durable)
 
     def _set_durable(self, durable: bool) -> None:
@@ -163,11 +161,11 @@ class Table:
             return Landed(int(self._handle.version), 0) if there else None
 
         doing = f"setting the durability of table {self.name!r}"
-        self._writes.durable = self._writes.durable or durable
+        self._lock.durable = self._lock.durable or durable
         try:
             self._writes.commit(doing, note, came, seen=self.version)
         finally:
-            self._writes.durable = is_durable(self._handle.schema)
+            self._lock.durable = is_durable(self._handle.schema)
 
     def classify(self, ids: Sequence[str] | pa.Array, dedup_keys: pa.Array) -> Statuses:
         """Return a RowStatus a row (uint8) against the newest version; nothing is locked.
@@ -175,7 +173,7 @@ class Table:
         Of equal ids in `ids` the first counts; the others are duplicates or conflicts of it.
         """
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
-        with self._mutex, lance_errors(f"reading the ids of table {self.name!r}"):
+        with self._lock.mutex, lance_errors(f"reading the ids of table {self.name!r}"):
             classify = partial(self._appender.classify, ids, string_array(dedup_keys))
             statuses = self._readers.ask(classify)
         self.at_one_version(self._must_have_the_same_vectors)
@@ -199,7 +197,8 @@ class Table:
         policy = _policy(on_conflict)
         rows = conform(batch, self.space.dim)
         refuse_bad_vectors(rows, self.space.dim)
-        with self._writing("appending to", timeout_s):
+        doing = f"appending to table {self.name!r}"
+        with self._lock.take(timeout_s), lance_errors(doing):
             return self._appender.append(rows, policy)
 
     def search(
@@ -346,7 +345,7 @@ class Table:
         What was told is committed on leaving the block, or nothing if it is left by an
         exception. Raises TableLocked after `timeout_s`, BadVector, StoreError.
         """
-        with self._locked(timeout_s):
+        with self._lock.take(timeout_s):
             change = Change(self._writes, self.space.dim)
             yield change
             self._remember(change.commit(), change.version)
@@ -366,7 +365,7 @@ class Table:
         power loss in between would take commits back, or tear the last ones. A durable
         table needs no call of this.
         """
-        return self._writes.force()
+        return self._writes.validator.force()
 
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
@@ -382,10 +381,7 @@ class Table:
         table; NotOptimized, with the report, when a step failed.
         """
         with self.tending():
-            steps = Optimizing(
-                self._writes, self.db, self.space.distance, keep_versions, self._any_commit
-            )
-            return steps.run().must_be_done(self.name)
+            return Optimizing(self._writes, keep_versions).run().must_be_done(self.name)
 
     @contextmanager
     def tending(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
@@ -406,7 +402,7 @@ class Table:
             # Whoever had the lock before may have built it.
             if self._has_vector_index():
                 return False
-            index.build(self._writes, self.space.distance)
+            index.build(self._writes)
         return True
 
     def wants_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
@@ -455,29 +451,6 @@ class Table:
         except TableLocked:
             return Tended(None, 0.0)
 
-    @contextmanager
-    def _writing(self, doing: str, timeout_s: float) -> Iterator[None]:
-        with self._locked(timeout_s), lance_errors(f"{doing} table {self.name!r}"):
-            yield
-
-    @contextmanager
-    def _locked(self, timeout_s: float) -> Iterator[None]:
-        folder = lock.state_dir(self.db, self.name)
-        with self._mutex:
-            if self._writing_now:
-                raise UsageError("a change of this table is open; write through it, or after it")
-            with lock.hold(folder, "commit", timeout_s=timeout_s) as self._writes.held:
-                self._writing_now = True
-                try:
-                    with lance_errors(f"reading table {self.name!r}"):
-                        self._must_be_the_same_table()
-                    yield
-                finally:
-                    self._writing_now, self._writes.held = False, None
-
-    def _any_commit(self) -> AbstractContextManager[None]:
-        return self._locked(lock.COMMIT_TIMEOUT_S)
-
     def _remember(self, rows: pa.Table | None, version: int) -> None:
         if rows is not None:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
@@ -486,17 +459,6 @@ class Table:
     def _must_have_the_same_vectors(self, at: Snapshot) -> None:
         """Raise TableMismatch if the table has been re-embedded."""
         self.space.must_still_be(at.space, self.name)
-
-    def _must_be_the_same_table(self) -> None:
-        schema = self._handle.schema
-        now, identity = read_field_metadata(schema, self.name)
-        self._writes.durable = is_durable(schema)
-        if identity != self.identity:
-            raise StoreError(
-                f"table {self.name!r} was dropped and made again since it was opened; "
-                "open it again, or start the job afresh"
-            )
-        self.space.must_still_be(now, self.name)
 
     def _found(
         self,
@@ -532,15 +494,3 @@ def _policy(on_conflict: str) -> OnConflict:
 def _opened(db: Path, name: str) -> tuple[LanceDBConnection, LanceTable]:
     connection = connect(db, writable=False)
     return connection, open_table(connection, db, name)
-
-
-def _weakly(method: Callable[[], T]) -> Callable[[], T]:
-    """Give a method of a table to its parts, without a cycle around all the ids it knows."""
-    held = WeakMethod(method)
-
-    def call() -> T:
-        found = held()
-        assert found is not None, "a part of a table has outlived it"
-        return found()
-
-    return call

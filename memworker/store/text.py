@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
@@ -67,9 +66,9 @@ def build(writes: Writes) -> None:
 class TextIndex:
     """The full-text index of one table, built when it is first asked for."""
 
-    def __init__(self, writes: Writes, db: Path) -> None:
-        self._writes, self._db, self._name = writes, db, str(writes.handle.name)
-        self._readers = Readers(db, self._name)
+    def __init__(self, writes: Writes) -> None:
+        self._writes, self._db, self._name = writes, writes.table.db, writes.table.name
+        self._readers = Readers(self._db, self._name)
         self._there = False
         self._again_at = 0.0
 

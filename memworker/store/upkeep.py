@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from memworker.errors import StoreError, TableLocked
-from memworker.store import clock, index, lock, text
+from memworker.store import clock, index, text
 from memworker.store.apart import Compaction, Index
 from memworker.store.cleanup import clean
 from memworker.store.lance import brief, is_damage, lance_errors
@@ -55,8 +53,6 @@ _AGAIN_S = 60.0
 _AGAIN_AT_MOST_S = 3600.0
 # LanceDB joins the rows of a merge in 300 MB.
 _GATHER_BYTES = 64 * 2**20
-
-Lock = Callable[[], AbstractContextManager[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -127,9 +123,8 @@ class Tended:
 class Keeper:
     """Does the upkeep of one table, a step at a time."""
 
-    def __init__(self, writes: Writes, db: Path, distance: str, writing: Lock) -> None:
-        self._writes, self._handle, self._db = writes, writes.handle, db
-        self._distance, self._writing = distance, writing
+    def __init__(self, writes: Writes) -> None:
+        self._writes, self._handle = writes, writes.handle
         self._rested_at = 0.0
         # What has failed: how often in a row, and when it is tried again.
         self._failed: dict[Due, tuple[int, float]] = {}
@@ -190,13 +185,13 @@ class Keeper:
     def _do(self, step: Step, column: str) -> None:
         with lance_errors(f"upkeep ({step}) of table {self._handle.name!r}"):
             if step in (Step.INDEX, Step.REBUILD):
-                build_index(self._writes, column, self._distance)
+                build_index(self._writes, column)
             elif step is Step.CLEAN:
                 self._clean_at = None
-                clean(self._writes, self._db, KEEP_VERSIONS, self._writing)
+                clean(self._writes, KEEP_VERSIONS)
             elif step is Step.FOLD or not self._gather(self.look().unindexed_rows):
-                compact(self._writes, self._db, self._writing)
-                clean(self._writes, self._db, KEEP_VERSIONS, self._writing)
+                compact(self._writes)
+                clean(self._writes, KEEP_VERSIONS)
 
     def _gather(self, unindexed_rows: int) -> bool:
         """Write the small fragments at the end again as one; tell whether that was possible.
@@ -213,7 +208,7 @@ class Keeper:
             return False
         cut = newest[0] << 32
         at_most = 2 * unindexed_rows + FRAGMENTS_MAX
-        with self._writing():
+        with self._writes.lock.take():
             query = self._handle.search().where(f"_rowid >= {cut}").limit(at_most + 1)
             tail = query.to_arrow()
             # More rows: a compaction has given all of them higher addresses.
@@ -236,7 +231,7 @@ class Keeper:
         self._writes.commit(doing, write, came, seen=seen, spills=True)
 
 
-def compact(writes: Writes, db: Path, writing: Lock) -> list[str]:
+def compact(writes: Writes) -> list[str]:
     """Write small fragments again as large ones, and bring the indices up to date.
 
     Without the commit lock, for it takes seconds at 200,000 rows. Only when updates of
@@ -247,7 +242,7 @@ def compact(writes: Writes, db: Path, writing: Lock) -> list[str]:
     before = _unindexed(writes)
     failed: StoreError | None = None
     try:
-        _compact(writes, db, writing)
+        _compact(writes)
         # LanceDB passes over an index that it cannot read, and says so nowhere.
         after = _unindexed(writes)
         doubtful = [name for name, rows in before.items() if 0 < rows <= after.get(name, 0)]
@@ -257,7 +252,7 @@ def compact(writes: Writes, db: Path, writing: Lock) -> list[str]:
         failed, doubtful = error, list(before)
     dropped = _drop_unreadable(writes, doubtful)
     if dropped:
-        _compact(writes, db, writing)
+        _compact(writes)
     elif failed is not None:
         raise failed
     return dropped
@@ -270,18 +265,17 @@ def _unindexed(writes: Writes) -> dict[str, int]:
     return {each.name: int(each.num_unindexed_rows or 0) for each in indices}
 
 
-def _compact(writes: Writes, db: Path, writing: Lock) -> None:
-    name = str(writes.handle.name)
-    doing = f"compacting table {name!r}"
+def _compact(writes: Writes) -> None:
+    doing = f"compacting table {writes.table.name!r}"
     # LanceDB also removes what it takes for leftovers of writers, by its age.
-    clock.must_agree(lock.state_dir(db, name), doing)
-    with writing():
+    clock.must_agree(writes.table.made_state(), doing)
+    with writes.lock.take():
         pass  # Whoever was in the middle of a commit, stopped for days even, has ended it.
     try:
         writes.build(doing, Compaction())
     except CameFirst:
-        with writing():
-            writes.build(doing, Compaction(), holding=True)
+        with writes.lock.take():
+            writes.build(doing, Compaction())
 
 
 def _drop_unreadable(writes: Writes, names: list[str]) -> list[str]:
@@ -303,13 +297,13 @@ def _drop_unreadable(writes: Writes, names: list[str]) -> list[str]:
     return columns
 
 
-def build_index(writes: Writes, column: str, distance: str) -> bool:
+def build_index(writes: Writes, column: str) -> bool:
     """Build the index of a column, replacing it; tell whether it is one of ours.
 
     Raises StoreError; then searches read what is not indexed row by row.
     """
     if column == "vector":
-        index.build(writes, distance)
+        index.build(writes)
     elif column == "text":
         text.build(writes)
     elif column in SCALAR_COLUMNS:

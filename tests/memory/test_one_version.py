@@ -116,7 +116,7 @@ def test_an_answer_is_one_versions_whoever_writes_between_its_looks(
 def _overtaken(look, table, writer):
     def overtaken(handle, *given, **options):
         # Not the writer's own looks.
-        if not writer._table._writing_now:
+        if not writer._table._lock.held:
             writer.act()
         return look(handle, *given, **options)
 

@@ -33,7 +33,7 @@ table = Table.open(sys.argv[1], "t")
 try:
     while True:
         with table.tending():
-            index.build(table._writes, "cosine")
+            index.build(table._writes)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -61,7 +61,7 @@ def db(large, tmp_path):
 
 def build(table):
     with table.tending():
-        index.build(table._writes, table.space.distance)
+        index.build(table._writes)
 
 
 def children(pid=None):
@@ -97,7 +97,7 @@ def test_words_and_compaction_too(db):
     assert [hit.id for hit in table.search_text("word77")] == ["word77 of many"]
     fresh = pa.array(["one more"])
     table.append(records(fresh, fresh, VECTORS[:1] + 1))
-    upkeep.compact(table._writes, db, table._any_commit)
+    upkeep.compact(table._writes)
     assert [each.unindexed_rows for each in table.info().indices] == [0]
     assert [hit.id for hit in table.search_text("one more")] == ["one more"]
 
@@ -128,10 +128,11 @@ def test_what_cannot_be_started_is_told_with_its_last_words(db, monkeypatch):
 
 def test_an_error_in_the_child_is_the_error_here(db, tmp_path):
     small = made(tmp_path / "small", VECTORS[:2])
+    work = apart.Index("vector", "vector_idx", "IvfSq", {"distance_type": "no such distance"})
     told = []
     for table in (small, Table.open(db, "t")):
         with pytest.raises(StoreError) as raised:
-            index.build(table._writes, "no such distance")
+            table._writes.build("indexing", work)
         told.append((str(raised.value), type(raised.value.__cause__).__name__))
     assert told[0] == told[1]
     assert "no such distance" in told[0][0]

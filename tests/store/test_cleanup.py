@@ -40,7 +40,7 @@ def files(db):
 
 def cleaned(table, keep=NONE):
     with table.tending():
-        return clean(table._writes, table.db, keep, table._any_commit)
+        return clean(table._writes, keep)
 
 
 def history(table, seed, steps=14):
@@ -174,12 +174,15 @@ def test_who_lost_the_locks_deletes_nothing(table):
     table.append(numbered(5, 9))
     before = files(table.db)
 
-    def writing():
-        shutil.rmtree(table.db / ".memworker")
-        return table._any_commit()
+    take = table._lock.take
 
+    def losing():
+        shutil.rmtree(table.db / ".memworker")
+        return take()
+
+    table._lock.take = losing
     with pytest.raises(StoreError, match="lock was lost"), table.tending():
-        clean(table._writes, table.db, NONE, writing)
+        clean(table._writes, NONE)
     assert files(table.db) == before
 
 

@@ -182,7 +182,8 @@ def stopped_writer(preload, db, writing):  # noqa: F811
 def test_53_what_a_stopped_writer_has_written_stays(preload, db, writing):  # noqa: F811
     """However old its file looks. One of ours is waited for; LanceDB's own take no lock."""
     table = Table.open(db, "t")
-    table._any_commit = lambda: table._locked(0.2)
+    take = table._lock.take
+    table._lock.take = lambda: take(0.2)
     with stopped_writer(preload, db, writing) as writer:
         data = set((db / "t.lance/data").iterdir())
         if writing == OURS:

@@ -34,7 +34,7 @@ COMPACT = """
 from memworker.store import Table, upkeep
 table = Table.open(sys.argv[1], 't')
 with table.tending():
-    upkeep.compact(table._writes, table.db, table._any_commit)
+    upkeep.compact(table._writes)
 """
 INDEX = """
 from memworker.store import Table
@@ -74,7 +74,7 @@ def grow_old(table):
 
 def cleaned(table, keep=timedelta(0)):
     with table.tending():
-        return cleanup.clean(table._writes, table.db, keep, table._any_commit)
+        return cleanup.clean(table._writes, keep)
 
 
 def all_is_gone(table, rows):
@@ -134,7 +134,7 @@ def test_what_compactions_left_that_met_conflicts_goes(table):
         while not left(table):
             assert time.monotonic() < deadline
             with table.tending():
-                upkeep.compact(table._writes, table.db, table._any_commit)
+                upkeep.compact(table._writes)
     finally:
         stop.set()
         changing.join()

@@ -117,7 +117,7 @@ def test_few_vectors_get_as_many_partitions_as_can_be(tmp_path):
     rows = 3_000
     ids = pa.array([f"id-{n}" for n in range(rows)])
     table.append(records(ids, ids, distinct[np.arange(rows) % 20]))
-    index.build(table._writes, "cosine", 300)
+    index.build(table._writes, 300)
     assert table.info().indices[0].columns == ("vector",)
     assert table.search(distinct[3], limit=1)[0].score == pytest.approx(1.0)
 

@@ -25,7 +25,7 @@ table = Table.open(sys.argv[1], "t")
 print("ready", flush=True)
 while True:
     with table.tending():
-        index.build(table._writes, "cosine")
+        index.build(table._writes)
 """
 
 

@@ -39,7 +39,7 @@ def indexed(db, rows=600):
     table = make(db, rows)
     for column in ("id", "user_id"):
         upkeep.build_scalar(table._writes, column)
-    index.build(table._writes, "cosine")
+    index.build(table._writes)
     words.build(table._writes)
     return table
 

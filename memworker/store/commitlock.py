@@ -1,0 +1,62 @@
+"""The right to commit into a table: of all threads and processes, one has it at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from memworker.errors import StoreError, UsageError
+from memworker.store.lance import lance_errors
+from memworker.store.lock import COMMIT_TIMEOUT_S, Held, hold
+from memworker.store.opened import OpenTable
+from memworker.store.schema import is_durable, read_field_metadata
+
+
+class CommitLock:
+    """The commit lock of a table that is open; with it in hand, what the table promises now."""
+
+    def __init__(self, table: OpenTable, held: Held | None = None) -> None:
+        self._table = table
+        self.mutex = threading.RLock()
+        """For this process's threads; by itself it keeps no other process from writing."""
+        self.held = held
+        """The lock between processes, while it is held; made sure of before each commit."""
+        self.durable = is_durable(table.handle.schema)
+        """Whether each commit is forced to the disk before it is acknowledged."""
+
+    @contextmanager
+    def take(self, timeout_s: float = COMMIT_TIMEOUT_S) -> Iterator[None]:
+        """Let nobody else commit meanwhile.
+
+        Raises TableLocked; UsageError within a change of the same table; StoreError when that
+        was made again since it was opened, TableMismatch when it was re-embedded.
+        """
+        with self.mutex:
+            if self.held is not None:
+                raise UsageError("a change of this table is open; write through it, or after it")
+            with hold(self._table.made_state(), "commit", timeout_s=timeout_s) as self.held:
+                try:
+                    with lance_errors(f"reading table {self._table.name!r}"):
+                        self._look()
+                    yield
+                finally:
+                    self.held = None
+
+    @contextmanager
+    def ensure(self) -> Iterator[None]:
+        """Do the same, at once where this thread has it already."""
+        with self.mutex, nullcontext() if self.held is not None else self.take():
+            yield
+
+    def _look(self) -> None:
+        """See what was committed since, by whoever had the lock."""
+        schema, table = self._table.handle.schema, self._table
+        now, identity = read_field_metadata(schema, table.name)
+        self.durable = is_durable(schema)
+        if identity != table.identity:
+            raise StoreError(
+                f"table {table.name!r} was dropped and made again since it was opened; "
+                "open it again, or start the job afresh"
+            )
+        table.space.must_still_be(now, table.name)
