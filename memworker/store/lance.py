@@ -38,6 +38,8 @@ INDEX_CACHE_BYTES = 512 * 2**20
 METADATA_CACHE_BYTES = 32 * 2**20
 # A table whose versions come and go is found at the second or third look.
 _OPENINGS = 5
+# The second is said where a version is opened by its number, without its cause.
+_GONE = ("no such file", "no longer exists")
 _DAMAGE = ("corrupt file", "not appear to be a Lance file", "fill whole buffer", "Not found: ")
 _MORE_THREADS = 16
 _LOG, _TOLD_BY_US = "LANCEDB_LOG", "warn,lance::dataset::optimize=error"
@@ -148,7 +150,7 @@ def is_gone(error: BaseException) -> bool:
     found: BaseException | None = error
     while found is not None:
         text = str(found).lower()
-        if ("not found" in text and ".lance" in text) or "no such file" in text:
+        if ("not found" in text and ".lance" in text) or any(sign in text for sign in _GONE):
             return True
         found = found.__cause__
     return False

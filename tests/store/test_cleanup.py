@@ -210,6 +210,23 @@ def test_a_read_is_asked_again_when_its_version_has_gone(table):
         readers.Readers(table.db, "t").ask(raiser("other"))
 
 
+def test_a_version_that_goes_between_its_number_and_its_opening_is_passed_over(table):
+    table.append(numbered(0, 5))
+    reader = Table.open(table.db, "t")
+    versions = reader._versions
+    connection = versions._connection
+
+    class AtTheWorstMoment:
+        def open_table(self, name, version):
+            versions._connection = connection
+            table.append(numbered(5, 6))
+            table.optimize(keep_versions=NONE)
+            return connection.open_table(name, version=version)
+
+    versions._connection = AtTheWorstMoment()
+    assert reader.search(vector_of("text 5"), limit=1)[0].id == "id-5"
+
+
 def raiser(words):
     def read():
         raise RuntimeError(words)
