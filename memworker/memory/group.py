@@ -24,7 +24,7 @@ from memworker.memory.history import version_id, versions_of
 from memworker.memory.known import KnownKeys
 from memworker.memory.rows import NARROW, WIDE, Row, Vector
 from memworker.memory.scope import Scope
-from memworker.store import Change, Table, dedup_keys
+from memworker.store import Change, Edit, Table, dedup_keys
 
 OnDuplicate = Literal["skip", "update", "allow"]
 Event = Literal["ADD", "UPDATE", "NONE"]
@@ -123,11 +123,11 @@ class Sweep:
     where: Mapping[str, Any]
     erase: bool
 
-    def run(self, change: Change) -> int:
+    def run(self, edit: Edit) -> int:
         if self.erase:
-            return change.erase(self.where)
+            return edit.erase(self.where)
         living = {"AND": [self.where, {"superseded_at": None}]}
-        return change.set(living, {"superseded_at": datetime.now(UTC)})
+        return edit.set(living, {"superseded_at": datetime.now(UTC)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ class EraseOne:
 
     id: str
 
-    def run(self, change: Change) -> int:
-        erased = change.erase(versions_of(self.id))
+    def run(self, edit: Edit) -> int:
+        erased = edit.erase(versions_of(self.id))
         if not erased:
             raise unknown(self.id)
         return erased
@@ -239,10 +239,10 @@ def commit(
 
 def commit_alone(table: Table, known: KnownKeys, operation: Alone) -> Outcome | MemworkerError:
     """Carry out an operation on all rows that meet a filter."""
-    with table.changing() as change:
-        before = change.version
-        outcome = _outcome(partial(operation.run, change))
-    known.committed(before, change.version, [])
+    with table.editing() as edit:
+        before = edit.version
+        outcome = _outcome(partial(operation.run, edit))
+    known.committed(before, edit.version, [])
     return outcome
 
 

@@ -1,6 +1,6 @@
 """The LanceDB table of records: what is written once, found again, and never twice."""
 
-from memworker.store.change import Change
+from memworker.store.change import Change, Edit
 from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.filters import parse_where
@@ -22,6 +22,7 @@ __all__ = [
     "Appended",
     "Change",
     "Cleaned",
+    "Edit",
     "Hit",
     "IndexInfo",
     "OnConflict",

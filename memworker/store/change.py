@@ -1,4 +1,4 @@
-"""A change: what is looked up and then written while nobody else writes, in one commit."""
+"""Writes while nobody else writes: rows looked up and then written, or all that meet a filter."""
 
 from __future__ import annotations
 
@@ -20,22 +20,33 @@ from memworker.store.writes import Came, Landed, Write, Writes
 KeyColumn = Literal["id", "dedup_key"]
 
 
-class Change:
+class _Committing:
+    """Commits that are made with the commit lock in hand."""
+
+    def __init__(self, writes: Writes) -> None:
+        self.version = int(writes.handle.version)
+        """The table's version: after a commit, the one that it made."""
+        self._writes, self._handle = writes, writes.handle
+
+    def _commit(self, write: Write, came: Came, *, spills: bool = False) -> Landed:
+        doing = f"changing table {self._handle.name!r}"
+        landed = self._writes.commit(doing, write, came, seen=self.version, spills=spills)
+        self.version = landed.version
+        return landed
+
+
+class Change(_Committing):
     """What `Table.changing()` gives: the newest version to read, and what shall be written.
 
     Rows given to `insert` and `replace` are written in one atomic commit when
-    the change is left without an exception. `set` and `erase` commit at once,
-    and each alone; they cannot be joined with the other two.
+    the change is left without an exception.
     """
 
-    def __init__(self, writes: Writes, dim: int) -> None:
-        self.version = int(writes.handle.version)
-        """The table's version: after the commit, the one that it made."""
-        self._writes, self._handle, self._dim = writes, writes.handle, dim
+    def __init__(self, writes: Writes) -> None:
+        super().__init__(writes)
         self._inserted: list[pa.Table] = []
         self._replaced: list[pa.Table] = []
         self._ids: set[str] = set()
-        self._at_once = False
 
     def find(
         self,
@@ -52,75 +63,33 @@ class Change:
         with lance_errors(f"looking up rows of table {self._handle.name!r}"):
             return read.find(self._handle, column, values, columns=columns, live_only=live_only)
 
-    def rows(self, where: Mapping[str, Any], *, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows that meet a filter, superseded and expired ones too."""
-        with lance_errors(f"reading table {self._handle.name!r}"):
-            return read.rows(self._handle, where, columns=columns)
-
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield columns of all rows, superseded and expired ones too, some thousand at a time."""
         with lance_errors(f"reading table {self._handle.name!r}"):
             yield from self._handle.search().select(list(columns)).to_batches(read.SCAN_ROWS)
 
     def insert(self, rows: pa.Table) -> None:
-        """Tell rows to be added; their ids are known not to be in the table. Raises BadVector."""
+        """Add rows, whose ids must not be in the table. Raises BadVector."""
         self._inserted.append(self._checked(rows))
 
     def replace(self, rows: pa.Table) -> None:
-        """Tell whole rows that take the place of those with their ids. Raises BadVector."""
+        """Put whole rows in the place of those with their ids. Raises BadVector."""
         self._replaced.append(self._checked(rows))
 
-    def set(self, where: Mapping[str, Any], values: Mapping[str, datetime | None]) -> int:
-        """Set times (`superseded_at` and the like) of the rows that meet a filter, at once.
-
-        A commit of its own. Returns how many rows there were.
-        """
-        self._alone("set", where)
-        sql, changed = to_sql(where), assignments(values)
-
-        def update() -> Landed:
-            result = self._handle.update(where=sql, values_sql=changed)
-            return Landed(int(result.version), int(result.rows_updated))
-
-        def came(seen: int) -> Landed | None:
-            # Whether it came or not: the same values once more change nothing.
-            again = update()
-            return Landed(again.version, self._writes.count_at(seen, sql))
-
-        return self._commit(update, came).rows
-
-    def erase(self, where: Mapping[str, Any]) -> int:
-        """Delete the rows that meet a filter, at once; a commit of its own. Returns how many."""
-        self._alone("erase", where)
-        sql = to_sql(where)
-
-        def delete() -> Landed:
-            gone = self._handle.delete(sql)
-            return Landed(int(gone.version), int(gone.num_deleted_rows))
-
-        return self._commit(delete, partial(self._writes.gone, sql)).rows
-
     def commit(self) -> pa.Table | None:
-        """Write what was told, in one commit; return its rows. `Table.changing` calls this."""
-        told = [*self._inserted, *self._replaced]
-        told = [rows for rows in told if rows.num_rows]
-        if not told:
+        """Write what was given, in one commit; return its rows. `Table.changing` calls this."""
+        given = [rows for rows in (*self._inserted, *self._replaced) if rows.num_rows]
+        if not given:
             return None
-        rows = widen(pa.concat_tables(told), self._handle.schema)
+        rows = widen(pa.concat_tables(given), self._handle.schema)
         reach("before_add")
         came = partial(self._came, rows)
         self._commit(partial(self._write, rows), came, spills=bool(self._replaced))
         reach("after_add")
         return rows
 
-    def _commit(self, write: Write, came: Came, *, spills: bool = False) -> Landed:
-        doing = f"changing table {self._handle.name!r}"
-        landed = self._writes.commit(doing, write, came, seen=self.version, spills=spills)
-        self.version = landed.version
-        return landed
-
     def _came(self, rows: pa.Table, seen: int) -> Landed | None:
-        """Tell of a write that raised whether its rows are in the table as they were told."""
+        """Tell of a write that raised whether its rows are in the table as they were given."""
         # Not the metadata, which LanceDB keeps in its own form; the times tell rows apart.
         names = [name for name in rows.column_names if name not in ("vector", "metadata")]
         found = read.find(self._handle, "id", rows["id"].to_pylist(), columns=names)
@@ -141,10 +110,9 @@ class Change:
         return Landed(int(version), rows.num_rows)
 
     def _checked(self, rows: pa.Table) -> pa.Table:
-        if self._at_once:
-            raise UsageError("set() and erase() commit at once; insert in a change of its own")
-        rows = conform(rows, self._dim)
-        refuse_bad_vectors(rows, self._dim)
+        dim = self._writes.table.space.dim
+        rows = conform(rows, dim)
+        refuse_bad_vectors(rows, dim)
         ids = rows["id"].to_pylist()
         fresh = self._ids.union(ids)
         if len(fresh) != len(self._ids) + len(ids):
@@ -154,9 +122,41 @@ class Change:
         self._ids = fresh
         return rows
 
-    def _alone(self, verb: str, where: Mapping[str, Any]) -> None:
-        if self._ids:
-            raise UsageError(f"{verb}() commits at once; it needs a change without other rows")
-        if not where:
-            raise UsageError(f"{verb}() with an empty filter concerns every row; name the rows")
-        self._at_once = True
+
+class Edit(_Committing):
+    """What `Table.editing()` gives: changes of all rows that meet a filter.
+
+    Each is committed at once, by itself, and returns how many rows there were.
+    """
+
+    def set(self, where: Mapping[str, Any], values: Mapping[str, datetime | None]) -> int:
+        """Set times (`superseded_at` and the like). Refuses an empty filter."""
+        _refuse_all("set", where)
+        sql, changed = to_sql(where), assignments(values)
+
+        def update() -> Landed:
+            result = self._handle.update(where=sql, values_sql=changed)
+            return Landed(int(result.version), int(result.rows_updated))
+
+        def came(seen: int) -> Landed | None:
+            # Whether it came or not: the same values once more change nothing.
+            again = update()
+            return Landed(again.version, self._writes.count_at(seen, sql))
+
+        return self._commit(update, came).rows
+
+    def erase(self, where: Mapping[str, Any]) -> int:
+        """Delete the rows. Refuses an empty filter."""
+        _refuse_all("erase", where)
+        sql = to_sql(where)
+
+        def delete() -> Landed:
+            gone = self._handle.delete(sql)
+            return Landed(int(gone.version), int(gone.num_deleted_rows))
+
+        return self._commit(delete, partial(self._writes.gone, sql)).rows
+
+
+def _refuse_all(verb: str, where: Mapping[str, Any]) -> None:
+    if not where:
+        raise UsageError(f"{verb}() with an empty filter concerns every row; name the rows")

@@ -17,7 +17,7 @@ from memworker.paths import PathGiven
 from memworker.store import apart, fuse, index, lock, read, search, spill, upkeep
 from memworker.store import text as words
 from memworker.store.append import Appender
-from memworker.store.change import Change
+from memworker.store.change import Change, Edit
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
 from memworker.store.filters import live
@@ -342,21 +342,30 @@ class Table:
     def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
         """Look up and then write while no other process or thread writes; see `Change`.
 
-        What was told is committed on leaving the block, or nothing if it is left by an
+        What it was given is committed on leaving the block, or nothing if it is left by an
         exception. Raises TableLocked after `timeout_s`, BadVector, StoreError.
         """
         with self._lock.take(timeout_s):
-            change = Change(self._writes, self.space.dim)
+            change = Change(self._writes)
             yield change
             self._remember(change.commit(), change.version)
+
+    @contextmanager
+    def editing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Edit]:
+        """Set or erase all rows that meet a filter, each by a commit at once; see `Edit`.
+
+        Raises TableLocked after `timeout_s`, StoreError.
+        """
+        with self._lock.take(timeout_s):
+            yield Edit(self._writes)
 
     def delete(self, where: Mapping[str, Any]) -> int:
         """Delete the rows that meet a filter, and return how many. Refuses an empty filter."""
         if not where:
             raise UsageError("an empty filter would delete every row; name the rows to delete")
-        with self.changing() as change:
+        with self.editing() as edit:
             self._appender.known.forget()
-            return change.erase(where)
+            return edit.erase(where)
 
     def sync(self) -> int:
         """Force to the disk what LanceDB has written and not synced; return how many files.

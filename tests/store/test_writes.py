@@ -101,8 +101,8 @@ def _replace(table):
 
 
 def _set(table):
-    with table.changing() as change:
-        assert change.set({"id": {"in": ["id-3", "id-4"]}}, {"expires_at": None}) == 2
+    with table.editing() as edit:
+        assert edit.set({"id": {"in": ["id-3", "id-4"]}}, {"expires_at": None}) == 2
     return {}
 
 

@@ -129,8 +129,8 @@ def _erase(table, chance, may, mark) -> None:
     gone = chance.sample(IDS, chance.randint(1, 3))
 
     def write() -> int:
-        with table.changing() as change:
-            return change.erase({"id": {"in": gone}})
+        with table.editing() as edit:
+            return edit.erase({"id": {"in": gone}})
 
     _settle(may, gone, lambda *_: None, _attempt(write))
 
