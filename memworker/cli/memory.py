@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,13 +26,7 @@ from memworker.cli.memory_options import (
     scope_of,
 )
 from memworker.cli.output import printable
-from memworker.cli.search import query_vector
 from memworker.errors import MemoryNotFound, UsageError
-
-if TYPE_CHECKING:
-    from memworker.memory.group import Delete, EraseOne, Sweep
-    from memworker.memory.scope import Scope
-    from memworker.store import Table
 
 app = typer.Typer(help="Add, find, list and delete memories of agents.", no_args_is_help=True)
 
@@ -112,14 +106,17 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Find the memories that answer a question best."""
-    from memworker.memory import reads
-    from memworker.store import Table
+    from memworker import Memory
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    checked = reads.checked_search(query, filters, limit, threshold, mode)
-    opened = Table.open(db, table)
-    vector = None if mode == "text" else query_vector(opened, query, model)
-    found = reads.search(opened, vector, query, checked, limit, threshold, mode)  # type: ignore[arg-type]
+    with Memory.open(db, table=table, model=model, workers=1) as memory:
+        found = memory.search(
+            query,
+            filters=filters,
+            limit=limit,
+            threshold=threshold,
+            mode=mode,  # type: ignore[arg-type]
+        )
     if as_json:
         print_json({"query": query, "table": table, **found})
     else:
@@ -138,11 +135,11 @@ def list_(
     as_json: options.Json = False,
 ) -> None:
     """List memories, newest first."""
-    from memworker.memory import reads
-    from memworker.store import Table
+    from memworker import Memory
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    found = reads.get_all(Table.open(db, table), filters, limit)
+    with Memory.open(db, table=table) as memory:
+        found = memory.get_all(filters=filters, limit=limit)
     if as_json:
         print_json({"table": table, **found})
     else:
@@ -169,27 +166,29 @@ def delete(
     as_json: options.Json = False,
 ) -> None:
     """Delete memories; their history stays, unless --erase."""
-    from memworker.memory.scope import Scope
-    from memworker.store import Table
+    from memworker import Memory
 
     if bool(ids) == all_ or (ids and (user_id or agent_id or run_id)):
         raise UsageError(
             "give the ids of memories, or --all with --user-id, --agent-id or --run-id"
         )
-    scope = scope_of(user_id, agent_id, run_id) if all_ else Scope()
-    outcomes = _carried_out(Table.open(db, table), _operations(ids or [], scope, erase))
-    flaws = [outcome for outcome in outcomes if isinstance(outcome, MemoryNotFound)]
-    for outcome in outcomes:
-        if isinstance(outcome, Exception) and outcome not in flaws:
-            raise outcome
-    deleted = outcomes[0] if all_ else len(outcomes) - len(flaws)
+    if all_:
+        scope_of(user_id, agent_id, run_id)
+    with Memory.open(db, table=table) as memory:
+        if all_:
+            whose = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
+            deleted, flaws = memory.delete_all(**whose, erase=erase)["deleted"], []
+        else:
+            unique = list(dict.fromkeys(ids or []))
+            done = memory.delete_batch(unique, erase=erase)["results"]
+            flaws = [record["error"] for record in done if "error" in record]
+            deleted = len(done) - len(flaws)
     if as_json:
-        refused = [str(flaw) for flaw in flaws]
-        print_json({"table": table, "deleted": deleted, "erased": erase, "errors": refused})
+        print_json({"table": table, "deleted": deleted, "erased": erase, "errors": flaws})
     else:
         print(f"{deleted:,} {'erased' if erase else 'deleted'}")
     for flaw in flaws:
-        say(str(flaw))
+        say(flaw)
     if flaws:
         raise typer.Exit(3 if deleted else 1)
 
@@ -205,10 +204,10 @@ def history(
     as_json: options.Json = False,
 ) -> None:
     """Show what became of a memory, oldest first."""
-    from memworker.memory import reads
-    from memworker.store import Table
+    from memworker import Memory
 
-    events = reads.events(Table.open(db, table), memory_id)
+    with Memory.open(db, table=table) as memory:
+        events = memory.history(memory_id)
     if not events:
         raise MemoryNotFound(f"nothing is known of {memory_id!r}: it never was, or it was erased")
     if as_json:
@@ -222,28 +221,6 @@ def history(
 # After the others, as `--help` lists them in this order.
 app.command("export")(memory_files.export)
 app.command("import")(memory_files.import_)
-
-
-def _operations(ids: list[str], scope: Scope, erase: bool) -> list[Delete | EraseOne | Sweep]:
-    from memworker.memory.group import Delete, EraseOne, Sweep
-    from memworker.memory.reads import checked_id
-
-    if not ids:
-        return [Sweep(scope.named(), erase)]
-    one = EraseOne if erase else Delete
-    return [one(checked_id(memory_id)) for memory_id in dict.fromkeys(ids)]
-
-
-def _carried_out(table: Table, operations: list[Any]) -> list[Any]:
-    """Commit operations without a model, so without a worker; an outcome or error each."""
-    from memworker.memory.writer import Writer
-
-    writer = Writer(table, lambda *_: None)
-    try:
-        futures = [writer.submit(operation) for operation in operations]
-    finally:
-        writer.close()
-    return [future.exception() or future.result() for future in futures]
 
 
 def _show(records: list[dict[str, Any]], first: str, none: str) -> None:

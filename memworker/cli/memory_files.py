@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -52,8 +52,8 @@ def export(
 
     With --json the count is printed, to stderr where the memories go to stdout.
     """
+    from memworker.memory import exported
     from memworker.memory.scope import Scope
-    from memworker.memory.transfer import exported
     from memworker.store import Table
 
     # An id that is blank, as an unset shell variable gives, must not mean everybody.
@@ -88,8 +88,9 @@ def import_(
 
     Running the same command again goes on where it was interrupted.
     """
-    from memworker.memory.transfer import bounded_lines, import_lines
-    from memworker.pool.pool import EmbeddingPool
+    from memworker.json_lines import bounded_lines
+    from memworker.memory import import_lines
+    from memworker.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace
 
     flaws: list[dict[str, Any]] = []
@@ -100,11 +101,12 @@ def import_(
             flaws.append(asdict(flaw))
 
     with _opened(file) as stream:
-        pool = EmbeddingPool(**making(db, table, model, precision, max_tokens, workers))
-        # Before any worker starts: a table of another model is refused here.
-        space = VectorSpace.of(pool.identity, "cosine")
-        opened = Table.open_or_create(db, table, space, durable=durable)
-        with pool:
+        with closing(
+            EmbeddingPool(**making(db, table, model, precision, max_tokens, workers))
+        ) as pool:
+            # A table of another model is refused here, before any worker starts.
+            space = VectorSpace.of(pool.identity)
+            opened = Table.open_or_create(db, table, space, durable=durable)
             done = import_lines(opened, pool, bounded_lines(stream), refused)
     if as_json:
         print_json({"table": table, **asdict(done), "errors": flaws})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from memworker.cli import options
 from memworker.cli.memory_options import print_json, say
 from memworker.cli.output import printable
 from memworker.errors import UsageError
+from memworker.json_lines import bounded_lines, text_of, value_of
 
 # What of a stream is embedded and committed together.
 _BATCH = 512
@@ -43,17 +43,16 @@ def read_items(
         if text != "-":
             yield Item(f"text {number}", text, metadata)
             continue
-        for line_number, line in enumerate(sys.stdin.buffer, 1):
+        for line_number, line in enumerate(bounded_lines(sys.stdin.buffer), 1):
             if line.strip() and (item := _item(f"line {line_number}", line, metadata, jsonl)):
                 yield item
 
 
 def _item(where: str, line: bytes, metadata: dict[str, Any] | None, jsonl: bool) -> Item | None:
     try:
-        text = line.decode().rstrip("\r\n")
-        content = json.loads(text) if jsonl else text
-    except (ValueError, RecursionError) as error:
-        return Item(where, flaw=f"it is not valid {'JSON' if jsonl else 'UTF-8'}: {error}")
+        content = value_of(line) if jsonl else text_of(line)
+    except UsageError as flaw:
+        return Item(where, flaw=str(flaw))
     if not isinstance(content, dict):
         return Item(where, content, metadata)
     # Instructions to a model are nobody's memory, and `Memory` gives no result for them.
@@ -80,7 +79,12 @@ def batched(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def metadata_of(items: list[str]) -> dict[str, Any] | None:
-    """Read repeated --metadata: KEY=VALUE or JSON objects. Raises UsageError."""
+    """Read repeated --metadata: KEY=VALUE or JSON objects. Raises UsageError.
+
+    A value is read as --where does, so that what was written is found by the same words.
+    """
+    from memworker.store import scalar
+
     found: dict[str, Any] = {}
     for item in items:
         if item.lstrip().startswith("{"):
@@ -89,18 +93,8 @@ def metadata_of(items: list[str]) -> dict[str, Any] | None:
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"--metadata {item!r} is not valid JSON: {error}") from None
         else:
-            found |= {k: _scalar(v) for k, v in options.pairs([item], "--metadata").items()}
+            found |= {k: scalar(v) for k, v in options.pairs([item], "--metadata").items()}
     return found or None
-
-
-def _scalar(text: str) -> Any:
-    """Read a value as --where does, so that what was written is found by the same words."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    odd = isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value))
-    return text if odd else value
 
 
 class Told:

@@ -11,10 +11,9 @@ import typer
 
 from memworker.cli import options
 from memworker.cli.output import printable
-from memworker.errors import UnknownModel
 
 if TYPE_CHECKING:
-    from memworker.store import Hit, Table
+    from memworker.store import Hit
 
 
 def search(
@@ -34,11 +33,13 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Show the rows of a table that are nearest to a question, best first."""
+    from memworker.memory import pool_like
     from memworker.store import Table, parse_where
 
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
-    vector = query_vector(opened, query, model)
+    with pool_like(opened, model, workers=1) as pool:
+        vector = pool.embed([query], kind="query")[0]
     started = time.perf_counter()
     hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
     seconds = time.perf_counter() - started
@@ -47,29 +48,6 @@ def search(
         print(json.dumps({"query": query, "table": table, "seconds": seconds, "hits": found}))
     else:
         _show(hits)
-
-
-def query_vector(table: Table, query: str, model: str | None) -> Any:
-    """Embed a query as a table's vectors were; `model` is its model's directory, if need be."""
-    from memworker.pool import EmbeddingPool
-    from memworker.store import VectorSpace
-
-    space = table.space
-    try:
-        pool = EmbeddingPool(
-            model or space.model,
-            precision=space.precision,
-            max_tokens=space.max_tokens or None,
-            workers=1,
-        )
-    except UnknownModel as error:
-        raise UnknownModel(
-            f"table {table.name!r} was made with the model {space.model!r}, which is not in the"
-            " catalogue; give its directory with --model DIR"
-        ) from error
-    space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
-    with pool:
-        return pool.embed([query], kind="query")[0]
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

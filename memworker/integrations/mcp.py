@@ -207,16 +207,16 @@ class MemoryServer(MCPServer[None]):
         memory = await self._opening.memory()
         if all:
             scope = self._scoped(user_id, agent_id, run_id)
-            await memory.delete_all(**_ids(scope), erase=erase)
+            rows = (await memory.delete_all(**_ids(scope), erase=erase))["deleted"]
             named = ", ".join(f"{name} {value!r}" for name, value in scope.items())
-            told = f"all memories of {named} were deleted"
+            told = f"all memories of {named} were deleted: {rows:,}"
             return {"message": told, "deleted": [], "errors": []}
         unique = list(dict.fromkeys(ids or []))
-        outcomes = await asyncio.gather(*(_deleted(memory, one, erase) for one in unique))
-        errors = [outcome for outcome in outcomes if outcome is not None]
+        done = (await memory.delete_batch(unique, erase=erase))["results"]
+        errors = [record["error"] for record in done if "error" in record]
         if len(errors) == len(unique):
             raise MemoryNotFound(errors[0])
-        deleted = [one for one, outcome in zip(unique, outcomes, strict=True) if outcome is None]
+        deleted = [record["id"] for record in done if "id" in record]
         return {"message": f"{len(deleted)} deleted", "deleted": deleted, "errors": errors}
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
@@ -326,14 +326,6 @@ def _stop(stopped: asyncio.Future[int], number: int) -> None:
 def _leave(code: int) -> NoReturn:
     sys.stderr.flush()
     os._exit(code)
-
-
-async def _deleted(memory: AsyncMemory, memory_id: str, erase: bool) -> str | None:
-    try:
-        await memory.delete(memory_id, erase=erase)
-    except (MemoryNotFound, UsageError) as error:
-        return str(error)
-    return None
 
 
 def _ids(scope: Mapping[str, str]) -> dict[str, Any]:

@@ -8,11 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memworker.memory.aio import AsyncMemory
+    from memworker.memory.core import pool_like
     from memworker.memory.memory import Memory
+    from memworker.memory.transfer import Flaw, Imported, exported, import_lines
 
-__all__ = ["AsyncMemory", "Memory"]
+__all__ = [
+    "AsyncMemory",
+    "Flaw",
+    "Imported",
+    "Memory",
+    "exported",
+    "import_lines",
+    "pool_like",
+]
 
-_MODULES = {"AsyncMemory": "aio", "Memory": "memory"}
+_MODULES = {
+    "AsyncMemory": "aio",
+    "Flaw": "transfer",
+    "Imported": "transfer",
+    "Memory": "memory",
+    "exported": "transfer",
+    "import_lines": "transfer",
+    "pool_like": "core",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,13 +19,14 @@ from memworker.memory.core import (
     Options,
     added,
     adding,
+    deleted,
     forked,
     one_vector,
     policy,
     query_vector,
 )
 from memworker.memory.drafts import Batch, Content, Message
-from memworker.memory.group import Delete, EraseOne, OnDuplicate, Sweep, Update
+from memworker.memory.group import OnDuplicate, Sweep, Update
 from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
@@ -65,12 +66,25 @@ class AsyncMemory:
         workers: int | None = None,
         durable: bool = False,
     ) -> None:
-        self._pid = os.getpid()
-        self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
+        made = (model, precision, max_tokens, workers, durable)
         # It is opened later, when the working folder may be another one.
         where = place(db, "a database directory")
-        given = (where, table, pool, model, precision, max_tokens, workers, durable)
-        self._opening = Background(lambda: self._open(*given))
+        self._stand_on(lambda: Core.made(Options(where, table, _sync(pool), *made)))
+
+    @classmethod
+    def open(
+        cls,
+        db: PathGiven,
+        *,
+        table: str = DEFAULT_TABLE,
+        model: Any = None,
+        workers: int | None = None,
+    ) -> Self:
+        """Open memories that are there, as `Memory.open`, in the background."""
+        memory = cls.__new__(cls)
+        options = Options(place(db, "a database directory"), table, model=model, workers=workers)
+        memory._stand_on(lambda: Core.opened(options))
+        return memory
 
     async def add(
         self,
@@ -84,7 +98,7 @@ class AsyncMemory:
         on_duplicate: OnDuplicate = "skip",
     ) -> Results:
         """Add a memory, or one a message, as `Memory.add`."""
-        terms = (await self._core()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = (await self._able()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
         batch = drafts.of_one(content, metadata, terms)
         return await self._add(batch, policy(on_duplicate), strict=True)
 
@@ -100,7 +114,7 @@ class AsyncMemory:
         on_duplicate: OnDuplicate = "skip",
     ) -> Results:
         """Add many memories at once, as `Memory.add_batch`."""
-        terms = (await self._core()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = (await self._able()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
         many = drafts.listed(contents)
         batch = await self._run(len(many), lambda: drafts.of_many(many, metadata, terms))
         return await self._add(batch, policy(on_duplicate), strict=False)
@@ -119,6 +133,7 @@ class AsyncMemory:
         where = reads.checked_search(query, filters, limit, threshold, mode)
         vector = None
         if mode != "text":
+            await self._able()
             vector = query_vector(await self._pool(core).embed_rows([query], kind="query"))
             # It may have been closed meanwhile, and the readers with it.
             core.guard()
@@ -142,7 +157,7 @@ class AsyncMemory:
         self, memory_id: str, content: str, *, metadata: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
         """Give a memory another text, and other metadata unless None, as `Memory.update`."""
-        core = await self._core()
+        core = await self._able()
         reads.checked_id(memory_id)
         draft = core.draft(content, metadata)
         async with self._in_flight(core, 1):
@@ -153,10 +168,15 @@ class AsyncMemory:
     async def delete(self, memory_id: str, *, erase: bool = False) -> dict[str, str]:
         """Delete a memory, or erase it with its history, as `Memory.delete`."""
         core = await self._core()
-        reads.checked_id(memory_id)
-        operation = EraseOne(memory_id) if erase else Delete(memory_id)
-        await asyncio.wrap_future(core.write(operation))
+        await asyncio.wrap_future(core.delete(memory_id, erase=erase))
         return dict(DELETED)
+
+    async def delete_batch(self, memory_ids: Iterable[str], *, erase: bool = False) -> Results:
+        """Delete many memories at once, as `Memory.delete_batch`."""
+        asked = (await self._core()).delete_batch(memory_ids, erase=erase)
+        futures = (asyncio.wrap_future(future) for _, future in asked)
+        await asyncio.gather(*futures, return_exceptions=True)
+        return deleted([(one, future.exception()) for one, future in asked])
 
     async def delete_all(
         self,
@@ -165,12 +185,12 @@ class AsyncMemory:
         agent_id: str | None = None,
         run_id: str | None = None,
         erase: bool = False,
-    ) -> dict[str, str]:
+    ) -> dict[str, Any]:
         """Delete all memories that carry these ids, as `Memory.delete_all`."""
         core = await self._core()
         scope = Scope.of(user_id, agent_id, run_id)
-        await asyncio.wrap_future(core.write(Sweep(scope.named(), erase)))
-        return dict(ALL_DELETED)
+        rows = await asyncio.wrap_future(core.write(Sweep(scope.named(), erase)))
+        return ALL_DELETED | {"deleted": rows}
 
     async def history(self, memory_id: str) -> list[Record]:
         """Return what became of a memory, oldest first, as `Memory.history`."""
@@ -206,11 +226,12 @@ class AsyncMemory:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _open(self, db: Any, table: str, pool: Any, *model: Any) -> Core:
-        if isinstance(pool, AsyncEmbeddingPool):
-            # A thread of its own, so a loop of its own to wait on.
-            pool = asyncio.run(pool.pool())
-        core = Core(Options(db, table, pool, *model))
+    def _stand_on(self, opened: Callable[[], Core]) -> None:
+        self._pid = os.getpid()
+        self._readers = ThreadPoolExecutor(_READERS, "memworker-read")
+        self._opening = Background(lambda: self._finalized(opened()))
+
+    def _finalized(self, core: Core) -> Core:
         weakref.finalize(self, Core.abandon, core)
         return core
 
@@ -219,6 +240,13 @@ class AsyncMemory:
             raise forked(self._pid)
         core = await self._opening.wait()
         core.guard()
+        return core
+
+    async def _able(self) -> Core:
+        """Give the core once it has its pool, whose model may have to be fetched."""
+        core = await self._core()
+        if not core.has_pool:
+            await self._read(lambda: core.pool)
         return core
 
     def _pool(self, core: Core) -> AsyncEmbeddingPool:
@@ -256,3 +284,10 @@ class AsyncMemory:
 
     async def _read(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+
+def _sync(pool: EmbeddingPool | AsyncEmbeddingPool | None) -> EmbeddingPool | None:
+    if isinstance(pool, AsyncEmbeddingPool):
+        # A thread of its own, so a loop of its own to wait on. Its workers are not waited for.
+        return asyncio.run(pool._opening.wait())
+    return pool

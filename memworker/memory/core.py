@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from memworker.errors import MemworkerError, PoolClosed, PoolForked, TextFailed, UsageError
+from memworker.errors import (
+    MemoryNotFound,
+    MemworkerError,
+    PoolClosed,
+    PoolForked,
+    TextFailed,
+    UnknownModel,
+    UsageError,
+)
 from memworker.memory.drafts import Batch, Draft, Terms, checked_text, metadata_json, moment
-from memworker.memory.group import Add, Alone, Event, OnDuplicate, Operation, keys_of
+from memworker.memory.group import (
+    Add,
+    Alone,
+    Delete,
+    EraseOne,
+    Event,
+    OnDuplicate,
+    Operation,
+    keys_of,
+)
+from memworker.memory.reads import checked_id
 from memworker.memory.rows import Row, Vector
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, record, results
@@ -22,7 +40,7 @@ from memworker.memory.writer import CLOSED, Writer
 from memworker.paths import PathGiven
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.pool.admission import Admission, Ticket
-from memworker.pool.opening import PoolOptions, PoolUse, borrowed_or_own
+from memworker.pool.opening import LatePool, PoolOptions, PoolUse, borrowed_or_own
 from memworker.pool.pool import DEFAULT_MODEL
 from memworker.store import Table, VectorSpace
 
@@ -51,16 +69,16 @@ class Options:
 
 
 class Core:
-    """A table, a pool and a writer. May be shared by threads and coroutines, not by processes."""
+    """A table, a pool and a writer. May be shared by threads and coroutines, not by processes.
 
-    def __init__(self, options: Options) -> None:
+    The pool's workers start when the first text is to be embedded: what needs no vector needs
+    no worker.
+    """
+
+    def __init__(self, table: Table, use: PoolUse | LatePool) -> None:
         self._pid = os.getpid()
-        self._use = _pool_use(options)
-        self.pool = self._use.pool
-        # First of all: a table of another model must be refused before any worker starts.
-        self.table = _table(options, VectorSpace.of(self.pool.identity))
-        if not self.pool.started:
-            self.pool.start()
+        self.table = table
+        self._use = use
         self._admission = Admission(PENDING_ROWS)
         self._upkeep = Upkeep(self.table)
         self._writer = Writer(self.table, self._upkeep.committed)
@@ -68,6 +86,31 @@ class Core:
         self._closed = self._ended = False
         self._idle = threading.Condition()
         self._in_flight = 0
+
+    @classmethod
+    def made(cls, options: Options) -> Core:
+        """Open a table, made if need be, for vectors of the model of the options."""
+        use = _pool_use(options)
+        # A table of another model is refused here, before any worker starts.
+        space = VectorSpace.of(use.pool.identity)
+        table = Table.open_or_create(options.db, options.table, space, durable=options.durable)
+        return cls(table, use)
+
+    @classmethod
+    def opened(cls, options: Options) -> Core:
+        """Open a table that is there; its own model is looked for when the first text comes."""
+        table = Table.open(options.db, options.table)
+        return cls(table, LatePool(lambda: pool_like(table, options.model, options.workers)))
+
+    @property
+    def pool(self) -> EmbeddingPool:
+        """The pool, made now if need be. Raises ModelError, TableMismatch, PoolClosed."""
+        return self._use.pool
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the pool is there, so that nobody has to wait for its model."""
+        return isinstance(self._use, PoolUse) or self._use.made
 
     def guard(self) -> None:
         """Raise PoolForked in a child of os.fork(), PoolClosed after close()."""
@@ -107,10 +150,12 @@ class Core:
 
     def terms(self, scope: Scope, expires_at: datetime | str | None) -> Terms:
         """Say what holds for every item of a call."""
+        self.guard()
         return Terms(scope, moment(expires_at), self.pool.max_text_bytes)
 
     def draft(self, content: Any, metadata: Any) -> Draft:
         """Check a text and metadata that shall take another's place."""
+        self.guard()
         text = checked_text(content, self.pool.max_text_bytes)
         return Draft(text, metadata_json(metadata), None)
 
@@ -131,6 +176,27 @@ class Core:
         comes must ask `guard` first.
         """
         return self._writer.submit(operation)
+
+    def delete(self, memory_id: str, *, erase: bool) -> Future[Any]:
+        """Queue the deletion of a memory. Raises UsageError for what is no id."""
+        checked_id(memory_id)
+        return self.write(EraseOne(memory_id) if erase else Delete(memory_id))
+
+    def delete_batch(
+        self, memory_ids: Iterable[str], *, erase: bool
+    ) -> list[tuple[str, Future[Any]]]:
+        """Queue the deletions of many memories, each with its id. Raises UsageError for one id."""
+        if isinstance(memory_ids, str):
+            raise UsageError("delete_batch() takes a list of ids; for one use delete()")
+        return [(one, self._deleting(one, erase)) for one in memory_ids]
+
+    def _deleting(self, memory_id: str, erase: bool) -> Future[Any]:
+        try:
+            return self.delete(memory_id, erase=erase)
+        except UsageError as flaw:
+            refused: Future[Any] = Future()
+            refused.set_exception(flaw)
+            return refused
 
     def close(self) -> None:
         """Let what was accepted be committed, then end everything. Safe to call twice."""
@@ -187,6 +253,19 @@ def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list
     return results([told[place] for place in sorted(told)])
 
 
+def deleted(outcomes: Iterable[tuple[str, BaseException | None]]) -> dict[str, list[Record]]:
+    """Return what became of each id, in their order. Raises what is no flaw of an id's own."""
+    told: list[Record] = []
+    for index, (memory_id, error) in enumerate(outcomes):
+        if error is None:
+            told.append({"id": memory_id, "event": "DELETE"})
+        elif isinstance(error, MemoryNotFound | UsageError):
+            told.append({"error": str(error), "index": index})
+        else:
+            raise error
+    return results(told)
+
+
 def forked(owner: int) -> PoolForked:
     """Say that this process is a child of the owner's."""
     return PoolForked(
@@ -231,5 +310,21 @@ def _pool_use(options: Options) -> PoolUse:
     )
 
 
-def _table(options: Options, space: VectorSpace) -> Table:
-    return Table.open_or_create(options.db, options.table, space, durable=options.durable)
+def pool_like(table: Table, model: Any = None, workers: int | None = None) -> EmbeddingPool:
+    """Make a pool that embeds as a table's vectors were; `model` is their model's directory.
+
+    Raises ModelError, TableMismatch for a directory with another model.
+    """
+    space = table.space
+    options = PoolOptions(
+        model or space.model, space.precision, workers, max_tokens=space.max_tokens or None
+    )
+    try:
+        pool = options.make()
+    except UnknownModel as error:
+        raise UnknownModel(
+            f"table {table.name!r} was made with the model {space.model!r}, which is not in the"
+            " catalogue; give its directory as the model (--model DIR)"
+        ) from error
+    space.must_equal(VectorSpace.of(pool.identity, space.distance), table.name)
+    return pool

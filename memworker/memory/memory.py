@@ -15,12 +15,13 @@ from memworker.memory.core import (
     Options,
     added,
     adding,
+    deleted,
     one_vector,
     policy,
     query_vector,
 )
 from memworker.memory.drafts import Batch, Content, Message
-from memworker.memory.group import Delete, EraseOne, OnDuplicate, Sweep, Update
+from memworker.memory.group import OnDuplicate, Sweep, Update
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
@@ -39,16 +40,18 @@ class Memory:
     """Memories in one LanceDB table: what Mem0 does with `infer=False`, in batches.
 
     `db` is a directory; `table` is made if it is not there. `pool` is an open
-    EmbeddingPool, which is left open at the end; without one, Memory starts its own
-    with `model`, `precision`, `max_tokens` and `workers`. `durable` makes the table
-    durable, for good: each commit, whoever makes it, is forced to the disk before it is
-    acknowledged. Any number of threads may
+    EmbeddingPool, which is left open at the end; without one, Memory makes its own
+    with `model`, `precision`, `max_tokens` and `workers`, whose workers start with the
+    first text to be embedded: list, get, delete and the like need none. `durable` makes
+    the table durable, for good: each commit, whoever makes it, is forced to the disk
+    before it is acknowledged. Any number of threads may
     share a Memory: what they add meanwhile is embedded and committed together, and
     each returns after its commit. Several processes may each have a Memory of one
     table. Use it as a context manager, or call `close`.
 
-    Raises TableMismatch when the table holds vectors of another model, before any
-    worker starts; ModelError; StoreUnwritable; what EmbeddingPool raises. Every
+    Raises TableMismatch when the table holds vectors of another model, ModelError,
+    StoreUnwritable, what EmbeddingPool raises when it is made. Whatever embeds raises
+    WorkerStartFailed when no worker can be had; the next call tries again. Every
     method raises PoolClosed after `close`, and PoolForked in a child of os.fork().
     """
 
@@ -65,8 +68,26 @@ class Memory:
         durable: bool = False,
     ) -> None:
         made = (model, precision, max_tokens, workers, durable)
-        self._core = Core(Options(db, table, pool, *made))
-        self._finalizer = weakref.finalize(self, Core.abandon, self._core)
+        self._stand_on(Core.made(Options(db, table, pool, *made)))
+
+    @classmethod
+    def open(
+        cls,
+        db: PathGiven,
+        *,
+        table: str = DEFAULT_TABLE,
+        model: Any = None,
+        workers: int | None = None,
+    ) -> Self:
+        """Open memories that are there, whatever model their vectors are of.
+
+        That model is looked for when the first text is to be embedded, so nothing else needs
+        it; `model` is its directory where it is in no catalogue. Raises TableNotFound, and
+        when it embeds ModelError, TableMismatch for another model's directory.
+        """
+        memory = cls.__new__(cls)
+        memory._stand_on(Core.opened(Options(db, table, model=model, workers=workers)))
+        return memory
 
     def add(
         self,
@@ -173,9 +194,18 @@ class Memory:
         Raises MemoryNotFound.
         """
         self._core.guard()
-        reads.checked_id(memory_id)
-        self._core.write(EraseOne(memory_id) if erase else Delete(memory_id)).result()
+        self._core.delete(memory_id, erase=erase).result()
         return dict(DELETED)
+
+    def delete_batch(self, memory_ids: Iterable[str], *, erase: bool = False) -> Results:
+        """Delete many memories at once, as `delete`; a result for each, in their order.
+
+        It is ``{"id": …, "event": "DELETE"}``, or ``{"error": …, "index": i}`` for what is
+        not there: the others are deleted.
+        """
+        self._core.guard()
+        asked = self._core.delete_batch(memory_ids, erase=erase)
+        return deleted([(one, future.exception()) for one, future in asked])
 
     def delete_all(
         self,
@@ -184,15 +214,15 @@ class Memory:
         agent_id: str | None = None,
         run_id: str | None = None,
         erase: bool = False,
-    ) -> dict[str, str]:
+    ) -> dict[str, Any]:
         """Delete all memories that carry these ids; with `erase`, their history too.
 
-        Raises ScopeMissing without any id.
+        The reply says how many rows were `deleted`. Raises ScopeMissing without any id.
         """
         self._core.guard()
         scope = Scope.of(user_id, agent_id, run_id)
-        self._core.write(Sweep(scope.named(), erase)).result()
-        return dict(ALL_DELETED)
+        rows = self._core.write(Sweep(scope.named(), erase)).result()
+        return ALL_DELETED | {"deleted": rows}
 
     def history(self, memory_id: str) -> list[Record]:
         """Return what became of a memory, oldest first; nothing when it never was.
@@ -224,6 +254,10 @@ class Memory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stand_on(self, core: Core) -> None:
+        self._core = core
+        self._finalizer = weakref.finalize(self, Core.abandon, core)
 
     def _add(self, batch: Batch, on_duplicate: OnDuplicate, *, strict: bool) -> Results:
         if not batch.drafts:

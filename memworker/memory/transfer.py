@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
 from memworker.errors import MemworkerError, StoreError, UsageError
+from memworker.json_lines import object_of
 from memworker.memory import rows
 from memworker.memory.drafts import checked_text, metadata_json, moment
 from memworker.memory.reads import checked_id
@@ -33,9 +32,6 @@ from memworker.store.scan import scan
 
 # Rows of one commit; with the chunks in flight a few tens of megabytes.
 CHUNK_ROWS = 2048
-_IN_FLIGHT = 2
-# Beyond the largest text that the pool takes, with room for escapes and metadata.
-MAX_LINE_BYTES = 16 * 2**20
 # An index a column, and what follows from that.
 _STEPS_OF_UPKEEP = 12
 _TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
@@ -74,9 +70,6 @@ class Line:
     row: Row
 
 
-Pending: TypeAlias = tuple[list[Line], Future[Embedded]]
-
-
 def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Yield one JSON object a row, older versions and deleted ones too, without a line's end."""
     for batch in scan(table, where, columns=NARROW):
@@ -96,36 +89,24 @@ def import_lines(
     return _Import(table, pool, refused).run(lines)
 
 
-def bounded_lines(file: Any) -> Iterator[bytes]:
-    """Yield the lines of a binary file; one beyond MAX_LINE_BYTES is cut there."""
-    while line := file.readline(MAX_LINE_BYTES):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-            pass
-        yield line
-
-
 class _Import:
     def __init__(self, table: Table, pool: EmbeddingPool, refused: Callable[[Flaw], None]) -> None:
         self._table, self._pool, self._tell = table, pool, refused
         self._done = Imported()
-        self._pending: deque[Pending] = deque()
 
     def run(self, lines: Iterable[bytes]) -> Imported:
-        checked = self._checked(lines)
-        try:
-            while chunk := list(islice(checked, CHUNK_ROWS)):
-                self._begin(self._unknown(chunk))
-                while len(self._pending) > _IN_FLIGHT:
-                    self._finish()
-            while self._pending:
-                self._finish()
-        finally:
-            for _, future in self._pending:
-                future.cancel()
+        for chunk, embedded in self._pool.stream(self._chunks(lines), texts=_texts):
+            self._commit(self._with_vectors(chunk, embedded))
         if self._done.written:
             self._tend()
         return self._done
+
+    def _chunks(self, lines: Iterable[bytes]) -> Iterator[list[Line]]:
+        """Yield what must be embedded; a chunk of which nothing must be needs no worker."""
+        checked = self._checked(lines)
+        while chunk := list(islice(checked, CHUNK_ROWS)):
+            if unknown := self._unknown(chunk):
+                yield unknown
 
     def _checked(self, lines: Iterable[bytes]) -> Iterator[Line]:
         now = datetime.now(UTC)
@@ -151,14 +132,7 @@ class _Import:
         pairs = zip(keyed, statuses, strict=True)
         return [line for line, status in pairs if status == RowStatus.NEW]
 
-    def _begin(self, lines: list[Line]) -> None:
-        if lines:
-            texts = [line.row.text for line in lines]
-            self._pending.append((lines, self._pool.submit_rows(texts)))
-
-    def _finish(self) -> None:
-        lines, future = self._pending.popleft()
-        good = self._with_vectors(lines, future.result())
+    def _commit(self, good: list[Row]) -> None:
         if not good:
             return
         appended = self._table.append(rows.build(good), on_conflict="skip")
@@ -191,6 +165,10 @@ class _Import:
         self._tell(Flaw(number, reason))
 
 
+def _texts(chunk: list[Line]) -> list[str]:
+    return [line.row.text for line in chunk]
+
+
 def _object(row: Row) -> dict[str, Any]:
     times = {name: getattr(row, name) for name in _TIMES}
     return {
@@ -203,7 +181,7 @@ def _object(row: Row) -> dict[str, Any]:
 
 
 def _row(line: bytes, max_text_bytes: int, now: datetime) -> Row:
-    value = _parsed(line)
+    value = object_of(line)
     if "memory" not in value:
         raise UsageError("it has no field 'memory', which holds the text")
     ids = {name: None if value.get(name) == "" else value.get(name) for name in SCOPE_IDS}
@@ -221,22 +199,6 @@ def _row(line: bytes, max_text_bytes: int, now: datetime) -> Row:
         expires_at=moment(value.get("expires_at")),
         superseded_at=moment(value.get("superseded_at"), "superseded_at"),
     )
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    if len(line) >= MAX_LINE_BYTES:
-        raise UsageError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
-    try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise UsageError(f"it is not valid UTF-8 at byte {error.start}") from None
-    except ValueError as error:
-        raise UsageError(f"it is not valid JSON: {error}") from None
-    except RecursionError:
-        raise UsageError("it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"it is not a JSON object but {value!r:.80}")
-    return value
 
 
 def _keys(memories: list[Row]) -> pa.Array:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
+from memworker.errors import PoolClosed
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
 
 T = TypeVar("T")
@@ -66,6 +67,43 @@ def borrowed_or_own(given: EmbeddingPool | None, options: PoolOptions) -> PoolUs
     if given is not None:
         return PoolUse(given, own=False)
     return PoolUse(options.make(), own=True)
+
+
+class LatePool:
+    """A pool of the user's own that is made when it is first asked for, by any thread."""
+
+    def __init__(self, make: Callable[[], EmbeddingPool]) -> None:
+        self._make = make
+        self._pool: EmbeddingPool | None = None
+        self._closed = False
+        self._making = threading.Lock()
+
+    @property
+    def pool(self) -> EmbeddingPool:
+        """The pool, made now if need be. Raises what that raises; PoolClosed after `close`."""
+        if self._pool is not None:
+            return self._pool
+        with self._making:
+            if self._closed:
+                raise PoolClosed("it was closed before it had a pool; open a new one")
+            if self._pool is None:
+                self._pool = self._make()
+            if self._closed:
+                # By somebody who looked for a pool before there was one.
+                self._pool.close()
+            return self._pool
+
+    @property
+    def made(self) -> bool:
+        """Whether the pool is there."""
+        return self._pool is not None
+
+    def close(self) -> None:
+        """End the pool; one that is being made, which nobody waits for here, when it is there."""
+        # In this order: who makes one looks for them in the other one.
+        self._closed = True
+        if self._pool is not None:
+            self._pool.close()
 
 
 class Background(Generic[T]):

@@ -3,7 +3,7 @@
 from memworker.store.change import Change, Edit
 from memworker.store.cleanup import Cleaned
 from memworker.store.commit import Appended, OnConflict
-from memworker.store.filters import parse_where
+from memworker.store.filters import parse_where, scalar
 from memworker.store.index import IndexInfo
 from memworker.store.info import TableInfo
 from memworker.store.keys import dedup_keys
@@ -39,5 +39,6 @@ __all__ = [
     "ensure_writable",
     "parse_where",
     "records",
+    "scalar",
     "table_names",
 ]

@@ -61,7 +61,7 @@ def parse_where(items: Iterable[str]) -> dict[str, Any]:
         if not match:
             raise FilterError(f"{item!r} is no condition; write FIELD=VALUE, such as user_id=alice")
         field, sign, text = match.group(1).strip(), match.group(2), match.group(3)
-        value = text if field in TEXT_COLUMNS | TIME_COLUMNS or sign == "~" else _scalar(text)
+        value = text if field in TEXT_COLUMNS | TIME_COLUMNS or sign == "~" else scalar(text)
         conditions.append({field: {_SIGNS[sign]: value}})
     return {"AND": conditions} if conditions else {}
 
@@ -265,10 +265,11 @@ def _time(column: str, value: Any) -> str:
     return f"timestamp '{moment.astimezone(UTC).isoformat(timespec='microseconds')[:26]}Z'"
 
 
-def _scalar(text: str) -> Any:
+def scalar(text: str) -> Any:
+    """Read a value of a command line: a number, a boolean, null or quoted text, else as it is."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     finite = not isinstance(value, float) or math.isfinite(value)
     return value if finite and not isinstance(value, list | dict) else text

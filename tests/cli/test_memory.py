@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from memworker import Table
+from memworker import Memory, Table
 from memworker.cli.memory import app
 from memworker.errors import (
     FilterError,
@@ -20,9 +20,11 @@ from memworker.errors import (
     StoreError,
     TableMismatch,
     TableNotFound,
+    UnknownModel,
     UsageError,
 )
 from tests import PATIENCE_S
+from tests.memory.helpers import Picky
 
 COMMAND = [str(Path(sys.executable).with_name("memworker")), "memory"]
 ALICE = ("--user-id", "alice")
@@ -167,32 +169,52 @@ def test_list_is_newest_first_and_bounded(filled):
     assert shown == "no memories\n"
 
 
-def test_what_needs_no_vector_starts_no_worker(filled, tmp_path):
+def test_what_needs_no_vector_starts_no_process(filled, tmp_path):
+    # What the system knows of children that have ended, and what lives.
     code = (
-        "import sys, json\n"
-        "import multiprocess.process as process\n"
+        "import json, os, resource, sys\n"
+        "import psutil\n"
         "from memworker.cli.app import app\n"
-        "def refuse(self): raise SystemExit('a worker was started')\n"
-        "process.BaseProcess.start = refuse\n"
         "for args in json.loads(sys.argv[1]):\n"
-        "    app(['memory', *args], standalone_mode=False)\n"
+        "    app(args, standalone_mode=False)\n"
+        "ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+        "print(ended > 0, psutil.Process().children(), file=sys.stderr)\n"
     )
 
-    def in_a_child(*commands):
+    def started_any(*commands):
         argv = [sys.executable, "-c", code, json.dumps(commands)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 0, done.stderr
+        return done.stderr != "False []\n"
 
+    out = str(tmp_path / "x")
     (first, *_) = run_json("list", filled, *ALICE)["results"]
-    done = in_a_child(
-        ["list", filled, *ALICE],
-        ["search", filled, "tea", *ALICE, "--mode", "text"],
-        ["history", filled, first["id"]],
-        ["export", filled, "-o", str(tmp_path / "x")],
-        ["delete", filled, first["id"]],
-        ["delete", filled, "--all", *ALICE, "--erase"],
+    assert not started_any(
+        ["memory", "list", filled, *ALICE],
+        ["memory", "search", filled, "tea", *ALICE, "--mode", "text"],
+        ["memory", "history", filled, first["id"]],
+        ["memory", "export", filled, "-o", out],
+        ["memory", "import", filled, out, *ECHO],
+        ["table", "count", "--db", filled, "--table", "memories"],
+        ["memory", "delete", filled, first["id"]],
+        ["memory", "delete", filled, "--all", *ALICE, "--erase"],
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert in_a_child(["add", filled, "x", *ALICE, *ECHO]).returncode, "the watch sees nothing"
+    assert started_any(["memory", "search", filled, "tea", *ALICE]), "the watch sees nothing"
+
+
+def test_what_needs_no_vector_needs_no_model(filled, tmp_path):
+    """A table whose model lay in a folder that is gone can be read, moved and emptied."""
+    with Memory(filled, table="odd", model=Picky(), workers=1) as memory:
+        kept, gone = memory.add_batch(["kept", "gone"], user_id="alice")["results"]
+    odd = (filled, "--table", "odd")
+    assert listed(*odd, *ALICE) == ["gone", "kept"]
+    assert run_json("delete", *odd, gone["id"])["deleted"] == 1
+    assert len(run_json("history", *odd, gone["id"])["events"]) == 2
+    assert run_json("search", *odd, "kept", *ALICE, "--mode", "text")["results"]
+    assert run_json("export", *odd, "-o", tmp_path / "x")["rows"] == 2
+    with pytest.raises(UnknownModel, match="--model DIR"):
+        run("search", *odd, "kept", *ALICE)
+    assert run_json("delete", *odd, "--all", *ALICE)["deleted"] == 1
 
 
 def test_delete_by_id_tells_which_are_not_there(filled):

@@ -52,6 +52,7 @@ def test_a_given_pool_is_left_open_and_an_own_one_is_closed(db, echo):
     Memory(db, pool=echo).close()
     assert echo.embed(["still there"]).shape == (1, echo.dim)
     with Memory(db, model="echo", workers=1) as memory:
+        memory.add("x", **ALICE)
         pids = memory._core.pool.worker_pids()
         assert all(map(psutil.pid_exists, pids)) and pids
     assert not any(map(psutil.pid_exists, pids))

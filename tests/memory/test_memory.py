@@ -302,7 +302,7 @@ def test_delete_all_takes_what_carries_all_the_ids(memory):
     other = one(memory.add("3", user_id="bob", run_id="r"))["id"]
     first = one(memory.get_all(filters={**ALICE, "run_id": "r"}))["id"]
     done = memory.delete_all(user_id="alice", run_id="r")
-    assert done == {"message": "Memories deleted successfully!"}
+    assert done == {"message": "Memories deleted successfully!", "deleted": 1}
     assert memory.count(ALICE) == 1
     assert memory.history(first)[-1]["event"] == "DELETE"
     memory.delete_all(user_id="alice", erase=True)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from memworker import Memory, Table
+from memworker import Memory, Table, json_lines
 from memworker.memory import transfer
 from memworker.memory.rows import NARROW
 from tests.memory.helpers import ALICE, one, texts
@@ -117,9 +117,10 @@ def test_a_bad_line_is_told_and_costs_no_other(echo, db, line, reason):
 
 
 def test_a_line_without_end_is_cut_and_refused(echo, db, monkeypatch):
-    monkeypatch.setattr(transfer, "MAX_LINE_BYTES", 100)
-    file = io.BytesIO(b'{"id": "a", "memory": "x"}\n' + b"y" * 1000 + b'\n{"id":"b","memory":"x"}')
-    lines = list(transfer.bounded_lines(file))
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
+    good = b'{"id": "a", "memory": "x"}\n'
+    file = io.BytesIO(b"\xef\xbb\xbf" + good + b"y" * 1000 + b'\n{"id":"b","memory":"x"}')
+    lines = list(json_lines.bounded_lines(file))
     assert [len(line) for line in lines] == [27, 100, 23]
     done, flaws = import_into(db, echo, lines)
     assert done.written == 2 and "longer than 100 bytes" in flaws[0].reason
