@@ -79,7 +79,7 @@ def embed_to_file(
         with loop.running(), source.coming(live, stop) as chunks:
             loop.run(_windows(chunks, refusals), sink.take)
         sink.finish(live.counts.read)
-        return report(live.counts, loop.work, loop.setting(refused))
+        return report(live.counts, loop.work, loop.setting(refused, source.notes))
 
 
 def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:

@@ -165,7 +165,7 @@ def _ingest(
                 table.sync()
             counts.table_version = table.version
         told.finished("interrupted" if stop.cut_short else "finished")
-        return report(counts, loop.work, loop.setting(refused, told.notes))
+        return report(counts, loop.work, loop.setting(refused, (*source.notes, *told.notes)))
 
 
 def _embedded(

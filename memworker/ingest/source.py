@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ import pyarrow as pa
 from memworker.errors import NoRows, UsageError
 from memworker.ingest.ahead import ahead, timed_reads
 from memworker.ingest.loop import Live
-from memworker.ingest.readers import Chunk, Fields, Source, expand, read, read_records
+from memworker.ingest.readers import (
+    Chunk,
+    Fields,
+    Source,
+    found,
+    read_options,
+    read_records,
+    read_sources,
+)
+from memworker.ingest.readers.folders import LeftOut
 from memworker.ingest.readers.objects import RECORDS_PATH
 from memworker.ingest.rejects import Refusals, RejectFile
 from memworker.ingest.report import Counts
@@ -60,13 +69,20 @@ class Input:
     """An input that is about to be read: its chunks, its names, and its files if it has any.
 
     Python records are not read ahead: their iterator may belong to one thread, as
-    a database cursor does.
+    a database cursor does. `left_out` tells what of folders and globs is not read.
     """
 
     chunks: Iterator[Chunk]
     names: tuple[str, ...]
     sources: tuple[Source, ...] = ()
     read_ahead: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of folders and globs was not read, and why."""
+        told = self.left_out.told()
+        return (told,) if told else ()
 
     def coming(self, live: Live, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
         """Give the chunks, their reading timed and, where it may be, ahead of their use."""
@@ -74,9 +90,12 @@ class Input:
         return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
 
 
-def open_input(given: Records, options: JobOptions, live: Live) -> Input:
+def open_input(
+    given: Records, options: JobOptions, live: Live, outputs: Sequence[Path] = ()
+) -> Input:
     """Open paths or Python records, whichever `given` holds, and look at the first chunk.
 
+    `outputs` are what the job writes: no inputs, where folders or globs name them.
     Nothing has been made or started when that raises; NoRows where there is none.
     """
     items: Iterator[Any] = iter([given]) if is_path(given) else _items(given)
@@ -88,16 +107,15 @@ def open_input(given: Records, options: JobOptions, live: Live) -> Input:
         records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
         return Input(_not_empty(records), (RECORDS_PATH,))
     paths = [first, *items]
-    chunks = read(
-        paths,
-        fields,
+    there = found(paths, options.format, outputs)
+    chunks = read_sources(
+        there.sources,
+        read_options(fields, allow_empty=empty),
         limit=limit,
-        format=options.format,
-        allow_empty=empty,
         progress=live.progress,
     )
-    sources = tuple(expand(paths, options.format))
-    return Input(_not_empty(chunks), tuple(map(named, paths)), sources, read_ahead=True)
+    names, sources = tuple(map(named, paths)), tuple(there.sources)
+    return Input(_not_empty(chunks), names, sources, read_ahead=True, left_out=there.left_out)
 
 
 def _items(given: Any) -> Iterator[Any]:

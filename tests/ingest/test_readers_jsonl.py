@@ -24,7 +24,7 @@ def rows_and_rejects(path, fields=None, **options):
     ("line", "reason"),
     [
         (b'{"text": "cut', "malformed JSON"),
-        (b'{"text": "two"} {"text": "on a line"}', "malformed JSON"),
+        (b'{"text": "two"} and {"text": "more"}', "malformed JSON"),
         (b'{"text": "x", "n": NaN}', "malformed JSON"),
         (b"{'text': 'quotes'}", "malformed JSON"),
         (b'{"text": "raw \x00 byte"}', "malformed JSON"),

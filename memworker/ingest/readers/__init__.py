@@ -6,32 +6,37 @@ Blank lines are no rows: they are skipped and not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from memworker.errors import UsageError
+from memworker.errors import InputError, MissingField, UsageError
 from memworker.ingest.readers import columnar, delimited, jsonl, objects, plain
-from memworker.ingest.readers.checked import CheckedRows, ReadOptions
-from memworker.ingest.readers.objects import RECORDS_PATH
-from memworker.ingest.readers.paths import Source, expand, followed
+from memworker.ingest.readers.checked import CheckedRows, ReadOptions, broken_rows
+from memworker.ingest.readers.joined import joined
+from memworker.ingest.readers.objects import RECORDS_PATH, ObjectRows
+from memworker.ingest.readers.paths import Found, Source, expand, followed, found
 from memworker.ingest.records import Chunk, Fields, ReadProgress, Reject
 from memworker.paths import PathGiven
 
 __all__ = [
     "Chunk",
     "Fields",
+    "Found",
     "Reject",
     "Source",
     "expand",
+    "found",
     "read",
+    "read_options",
     "read_records",
+    "read_sources",
 ]
 
 MIB = 1 << 20
 
-_READERS = {
+_READERS: dict[str, Callable[[Source, ReadOptions], Iterator[ObjectRows | CheckedRows]]] = {
     "jsonl": jsonl.read_rows,
-    "json": jsonl.read_lines_or_array,
+    "json": jsonl.read_rows,
     "csv": delimited.read_rows,
     "tsv": delimited.read_rows,
     "parquet": columnar.read_rows,
@@ -61,10 +66,40 @@ def read(
     Raises InputNotFound and UsageError at once; MissingField when the first
     rows come, if none of them has a field that `fields` requires.
     """
-    options = _options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
-    sources = followed(expand(inputs, format), progress)
-    checked = ((s.path, rows) for s in sources for rows in _READERS[s.format](s, options))
-    return _chunks(checked, _checked_limit(limit))
+    options = read_options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
+    return read_sources(expand(inputs, format), options, limit=limit, progress=progress)
+
+
+def read_sources(
+    sources: Sequence[Source],
+    options: ReadOptions,
+    *,
+    limit: int | None = None,
+    progress: ReadProgress | None = None,
+) -> Iterator[Chunk]:
+    """Read what was found, as `read` does. What is wrong with one of several costs that one."""
+    options.alone = len(sources) == 1
+    return _chunks(joined(_parts(followed(sources, progress), options), options), limit, options)
+
+
+def _parts(
+    sources: Sequence[Source], options: ReadOptions
+) -> Iterator[tuple[str, ObjectRows | CheckedRows | None]]:
+    for source in sources:
+        if source.fault:
+            yield source.path, broken_rows(source.fault)
+            continue
+        try:
+            for rows in _READERS[source.format](source, options):
+                yield source.path, rows
+                if source.stream:
+                    yield source.path, None
+        except MissingField:
+            raise
+        except InputError as error:
+            if options.alone:
+                raise
+            yield source.path, broken_rows(str(error))
 
 
 def read_records(
@@ -80,18 +115,19 @@ def read_records(
 
     The path of their chunks is "<records>", and `line` counts them from 1.
     """
-    options = _options(fields, batch_rows, max_text_bytes, None, allow_empty)
+    options = read_options(fields, batch_rows, max_text_bytes, None, allow_empty)
     checked = ((RECORDS_PATH, rows) for rows in objects.checked_records(records, options))
-    return _chunks(checked, _checked_limit(limit))
+    return _chunks(checked, limit, options)
 
 
-def _options(
+def read_options(
     fields: Fields | None,
-    batch_rows: int,
-    max_text_bytes: int,
-    max_line_bytes: int | None,
-    allow_empty: bool,
+    batch_rows: int = 8192,
+    max_text_bytes: int = MIB,
+    max_line_bytes: int | None = None,
+    allow_empty: bool = False,
 ) -> ReadOptions:
+    """Give what readers go by, with its defaults. Raises UsageError."""
     if batch_rows < 1 or max_text_bytes < 1 or (max_line_bytes is not None and max_line_bytes < 1):
         raise UsageError(
             f"batch_rows={batch_rows}, max_text_bytes={max_text_bytes}, "
@@ -107,13 +143,17 @@ def _options(
     )
 
 
-def _checked_limit(limit: int | None) -> int | None:
+def _chunks(
+    parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
+) -> Iterator[Chunk]:
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}")
-    return limit
+    return _numbered(parts, limit, options)
 
 
-def _chunks(parts: Iterable[tuple[str, CheckedRows]], limit: int | None) -> Iterator[Chunk]:
+def _numbered(
+    parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
+) -> Iterator[Chunk]:
     ordinal = 0
     for path, checked in parts:
         if limit is not None:
@@ -123,4 +163,5 @@ def _chunks(parts: Iterable[tuple[str, CheckedRows]], limit: int | None) -> Iter
             yield checked.chunk(path, ordinal)
         ordinal += count
         if ordinal == limit:
-            return
+            break
+    options.require_any()

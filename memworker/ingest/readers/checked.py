@@ -11,15 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import MissingField
-from memworker.ingest.records import EXCERPT_CHARS, Chunk, Fields, Reject
+from memworker.ingest.records import EXCERPT_CHARS, Chunk, Fields, Reject, path_of, row_batch
 
+# So many rows of the first files may lack a field before it is taken for a wrong name.
+_ROWS_WITHOUT_FIELDS = 100_000
 # What str.isspace() calls white space; pyarrow's own trim knows fewer and is slower.
 _WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 
 
 @dataclass(slots=True)
 class ReadOptions:
-    """What every reader of a run goes by; `fields_seen` turns true with the first decoded row."""
+    """What every reader of a run goes by.
+
+    `fields_seen` turns true with the first decoded row that has them. With several sources
+    to read, `alone` is false: what is wrong with one of them then costs that one.
+    """
 
     fields: Fields
     batch_rows: int
@@ -27,23 +33,43 @@ class ReadOptions:
     max_line_bytes: int
     allow_empty: bool
     fields_seen: bool = False
+    alone: bool = True
+    missing: MissingField | None = None
+    missing_rows: int = 0
 
-    def require_fields(self, path: str, present: Collection[str]) -> None:
-        """Raise MissingField if the run's first rows lack a field that must be there."""
+    def require_fields(
+        self, path: str, present: Collection[str], rows: int = 1, hint: str = ""
+    ) -> str:
+        """Say that these rows lack a field that must be there, as long as none had it; or "".
+
+        Raises MissingField where nothing else is to be read, or after too many such rows.
+        """
         if self.fields_seen:
-            return
+            return ""
         for name in self.fields.required:
             if name not in present:
-                raise MissingField(_missing(path, name, self.fields, present), sorted(present))
+                told = _missing(path, name, self.fields, present, hint)
+                self.missing = self.missing or MissingField(told, sorted(present))
+                self.missing_rows += rows
+                if self.alone or self.missing_rows > _ROWS_WITHOUT_FIELDS:
+                    raise self.missing
+                return f"{no_text(name)}; its fields are: {_listed(sorted(present))}"
         self.fields_seen = True
+        return ""
+
+    def require_any(self) -> None:
+        """Raise MissingField if rows were read and none had the fields."""
+        if self.missing is not None and not self.fields_seen:
+            raise self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
     """All rows of a chunk, faulty ones included: their values are never looked at.
 
-    `rows` has the columns of `row_batch`; `faults` tells why a row is refused;
-    `raw(i)` gives the beginning of row i as it stood in the input.
+    `rows` has the columns of `row_batch`, and `path` where they are of several sources;
+    `faults` tells why a row is refused; `raw(i)` gives the beginning of row i as it stood
+    in the input.
     """
 
     rows: pa.RecordBatch
@@ -72,7 +98,15 @@ class CheckedRows:
     def _reject(self, path: str, i: int, ordinal: int) -> Reject:
         line, row_id = self.rows["line"][i].as_py(), self.rows["id"][i].as_py()
         excerpt = self.raw(i)[:EXCERPT_CHARS]
+        path = path_of(self.rows, i, path)
         return Reject(path, line, ordinal, self.faults[i], row_id, excerpt)
+
+
+def broken_rows(reason: str, *, first: int = 1, count: int = 1) -> CheckedRows:
+    """Give rows of which nothing could be read, numbered from `first`."""
+    lines = np.arange(first, first + count, dtype=np.int64)
+    rows = row_batch(lines, pa.nulls(count, pa.string()))
+    return CheckedRows(rows, lambda i: "", dict.fromkeys(range(count), reason))
 
 
 def column_faults(
@@ -110,12 +144,16 @@ def no_text(name: str) -> str:
     return f"no field {name!r}"
 
 
-def _missing(path: str, name: str, fields: Fields, present: Collection[str]) -> str:
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _missing(path: str, name: str, fields: Fields, present: Collection[str], why: str = "") -> str:
     shown = sorted(present)
-    names = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
     near = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
     option = "--text-field" if name == fields.text else "--id-field"
     if name in {scope_field for _, scope_field in fields.scopes} and name != fields.text:
         option = "--scope COLUMN=FIELD"
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{path}: no field {name!r}; its fields are: {names}. {hint}Name it with {option}."
+    told = f"{path}: no field {name!r}; its fields are: {_listed(shown)}. {hint}"
+    return f"{told}{why or f'Name it with {option}.'}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,47 +14,83 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import InputError
-from memworker.ingest.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
+from memworker.ingest.readers.checked import (
+    CheckedRows,
+    ReadOptions,
+    broken_rows,
+    column_faults,
+    no_text,
+)
+from memworker.ingest.readers.encodings import TornStream
 from memworker.ingest.readers.jsonl import excerpt
 from memworker.ingest.readers.objects import metadata_column
-from memworker.ingest.readers.paths import STDIN, Source
-from memworker.ingest.readers.streams import TornStream, spooled
+from memworker.ingest.readers.paths import Source
+from memworker.ingest.readers.streams import is_packed, spooled
 from memworker.ingest.records import row_batch
 
 _BATCH_BYTES = 64 << 20
 _ARROW_MAGIC = b"ARROW1"
+_UNREADABLE = (pa.ArrowException, TornStream, OSError, EOFError)
+_Batches = Iterator["pa.RecordBatch | _Lost"]
+
+
+class _Lost:
+    """Rows that are there and cannot be read: how many, and why."""
+
+    def __init__(self, rows: int, reason: str) -> None:
+        self.rows, self.reason = rows, reason
 
 
 def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
     """Yield the rows of a Parquet or Arrow file; `lines` are row numbers.
 
+    A row group that cannot be read costs its rows, each by itself, and a record batch of
+    an Arrow file one row, for it does not say how many it held.
     Raises InputError if the text, id or a scope column has a type that cannot
     hold it: then no row of the file could be taken.
     """
     read = 0
     try:
-        with _opened(source) as file:
+        # What is spooled to a temporary file has been counted on its way there.
+        with _opened(source) as (file, source):
             for batch in _batches(source, file, options):
+                if isinstance(batch, _Lost):
+                    for at in range(0, batch.rows, options.batch_rows):
+                        count = min(options.batch_rows, batch.rows - at)
+                        yield broken_rows(batch.reason, first=read + 1, count=count)
+                        read += count
+                    continue
                 for part in _bounded(batch):
                     yield _checked(source.path, part, read, options)
                     read += part.num_rows
-    except (pa.ArrowException, TornStream, OSError, EOFError) as error:
-        yield _broken(read + 1, f"{source.format} file cannot be read from here on: {error}")
+    except _UNREADABLE as error:
+        reason = f"{source.format} file cannot be read from here on: {error}"
+        yield broken_rows(reason, first=read + 1)
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
-    if source.path == STDIN or source.compression:
+def _opened(source: Source) -> Iterator[tuple[Any, Source]]:
+    if _is_spooled(source):
         with spooled(source) as file:
-            yield pa.PythonFile(file, "r")
-    else:
-        # Mapped: a file with one huge record batch then costs no memory of its own.
-        opened = pa.memory_map if source.format == "arrow" else pa.OSFile
-        with opened(source.path) as file:
-            yield file
+            yield pa.PythonFile(file, "r"), replace(source, progress=None)
+        return
+    try:
+        fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{source.path} cannot be opened: {error.strerror}") from error
+    with open(fd, "rb", buffering=0):
+        # Mapped: a file with one huge record batch then costs no memory of its own. By its
+        # number: Arrow takes no names that are not UTF-8, and reads a "~" in them.
+        mapped = pa.memory_map if source.format == "arrow" else pa.OSFile
+        with mapped(f"/dev/fd/{fd}") as file:
+            yield file, source
 
 
-def _batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def _is_spooled(source: Source) -> bool:
+    return source.stream or bool(source.compression) or is_packed(source)
+
+
+def _batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
     if source.format == "parquet":
         yield from _parquet_batches(source, file, options)
         return
@@ -59,36 +98,74 @@ def _batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.Rec
     file.seek(0)
     if magic == _ARROW_MAGIC:
         reader = pa.ipc.open_file(file)
-        whole = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        whole = _file_batches(reader)
     else:
         reader = pa.ipc.open_stream(file)
         whole = iter(reader)
     options.require_fields(source.path, reader.schema.names)
     for batch in whole:
+        if isinstance(batch, _Lost):
+            yield batch
+            continue
         for at in range(0, batch.num_rows, options.batch_rows):
             yield batch.slice(at, options.batch_rows)
-        _count(source, batch.nbytes)
+        source.count(batch.nbytes)
 
 
-def _count(source: Source, read_bytes: int) -> None:
-    # What was spooled to a temporary file has been counted on its way there.
-    if source.path != STDIN and not source.compression:
-        source.count(read_bytes)
+def _file_batches(reader: Any) -> _Batches:
+    for i in range(reader.num_record_batches):
+        try:
+            yield reader.get_batch(i)
+        except _UNREADABLE as error:
+            yield _Lost(1, f"record batch {i + 1} of the file cannot be read: {error}")
 
 
-def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
     import pyarrow.parquet as pq
 
     # Without pre-buffering: it would hold a whole row group's bytes.
     parquet = pq.ParquetFile(file, pre_buffer=False)
     names = parquet.schema_arrow.names
-    options.require_fields(source.path, names)
+    options.require_fields(source.path, names, parquet.metadata.num_rows)
     fields = options.fields
     columns = None if fields.metadata else [name for name in names if name in fields.used]
     bytes_a_row = file.size() / max(1, parquet.metadata.num_rows)
-    for batch in parquet.iter_batches(batch_size=options.batch_rows, columns=columns):
-        yield batch
-        _count(source, round(batch.num_rows * bytes_a_row))
+
+    def batches(groups: range) -> Iterator[pa.RecordBatch]:
+        for batch in parquet.iter_batches(options.batch_rows, groups, columns=columns):
+            yield batch
+            source.count(round(batch.num_rows * bytes_a_row))
+
+    yield from _around_bad_groups(parquet, batches)
+
+
+def _around_bad_groups(
+    parquet: Any, batches: Callable[[range], Iterator[pa.RecordBatch]]
+) -> _Batches:
+    """Yield all row groups at once, and from the first that fails on one by one."""
+    groups = parquet.metadata.num_row_groups
+    read = 0
+    try:
+        for batch in batches(range(groups)):
+            yield batch
+            read += batch.num_rows
+        return
+    except _UNREADABLE:
+        pass  # met again where its group is read by itself
+    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(groups)))
+    for group, end in enumerate(ends):
+        if end <= read:
+            continue
+        # What was delivered of this group already is not delivered again.
+        known = max(0, read - (ends[group - 1] if group else 0))
+        try:
+            for batch in batches(range(group, group + 1)):
+                fresh, known = batch.slice(known), max(0, known - batch.num_rows)
+                yield fresh
+                read += fresh.num_rows
+        except _UNREADABLE as error:
+            yield _Lost(end - read, f"row group {group + 1} of the file cannot be read: {error}")
+            read = end
 
 
 def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -129,11 +206,6 @@ def _raw(batch: pa.RecordBatch, text: str) -> Callable[[int], str]:
         return "" if buffer is None else excerpt(buffer.to_pybytes())
 
     return raw
-
-
-def _broken(line: int, reason: str) -> CheckedRows:
-    rows = row_batch(np.array([line], dtype=np.int64), pa.nulls(1, pa.string()))
-    return CheckedRows(rows, lambda i: "", {0: reason})
 
 
 class _ColumnTaker:

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memworker.ingest.readers.checked import CheckedRows, ReadOptions
+from memworker.ingest.readers.checked import ReadOptions
 from memworker.ingest.readers.jsonl import stream_faults
-from memworker.ingest.readers.objects import ObjectRows, checked_objects
+from memworker.ingest.readers.lines import LineBlock, line_blocks
+from memworker.ingest.readers.objects import ObjectRows
 from memworker.ingest.readers.paths import Source
-from memworker.ingest.readers.streams import LineBlock, line_blocks
 from memworker.ingest.records import EXCERPT_CHARS
 
 
-def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     """Yield the rows of a CSV or TSV file; quoted fields may span lines, `lines` tells the first.
 
     An empty cell of the id column is no id. A file whose header line is bad
@@ -32,12 +32,12 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
     header = first.pop(0)
     if header.fault:
         bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
-        yield _checked(source.path, [], [bad], options)
+        yield _rows([], [bad], options)
         return
-    options.require_fields(source.path, header.cells)
     for rows in chain([first], blocks):
-        for at in range(0, len(rows), options.batch_rows):
-            yield _checked(source.path, header.cells, rows[at : at + options.batch_rows], options)
+        # Also where there are no rows yet: the header may lack a field that must be there.
+        for at in range(0, max(1, len(rows)), options.batch_rows):
+            yield _rows(header.cells, rows[at : at + options.batch_rows], options)
 
 
 class _Row(NamedTuple):
@@ -46,20 +46,20 @@ class _Row(NamedTuple):
     fault: str = ""
 
 
-def _checked(path: str, header: list[str], batch: list[_Row], options: ReadOptions) -> CheckedRows:
+def _rows(header: list[str], batch: list[_Row], options: ReadOptions) -> ObjectRows:
     faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
     width = len(header)
     for i, row in enumerate(batch):
         if len(row.cells) != width:
             faults.setdefault(i, f"{len(row.cells)} columns where the header has {width}")
-    rows = ObjectRows(
+    return ObjectRows(
         np.array([row.number for row in batch], dtype=np.int64),
         _objects(header, batch, options.fields.id),
         lambda i: _shown(batch[i].cells),
         faults,
         "is not valid UTF-8",
+        header=header or None,
     )
-    return checked_objects(path, rows, options)
 
 
 def _objects(header: list[str], batch: list[_Row], id_name: str) -> list[Any]:

@@ -1,44 +1,63 @@
-"""JSON, one object a line, decoded line by line so that a bad line costs that line alone."""
+"""JSON: one object a line, so that a bad line costs that line alone; or arrays, or objects at will.
+
+What stands in the text is told by its first value, and not by the suffix.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from memworker.errors import InputError
-from memworker.ingest.readers.checked import CheckedRows, ReadOptions
-from memworker.ingest.readers.objects import ObjectRows, checked_objects, type_name
+from memworker.ingest.readers.checked import ReadOptions
+from memworker.ingest.readers.encodings import interleaved
+from memworker.ingest.readers.lines import LineBlock, lines_of
+from memworker.ingest.readers.objects import ObjectRows, type_name
 from memworker.ingest.readers.paths import Source
-from memworker.ingest.readers.streams import LineBlock, TornStream, byte_blocks, line_blocks
+from memworker.ingest.readers.shapes import Shape, Value, shape_of, values_of
+from memworker.ingest.readers.streams import text_blocks
 from memworker.ingest.records import EXCERPT_CHARS
 
-_ARRAY_BYTES = 256 << 20
 _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
-    """Yield the rows of a file with one JSON object a line."""
-    for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
-        yield from _checked(source.path, block, options)
-
-
-def read_lines_or_array(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
-    """Yield the rows of a .json file: one object a line, or one array of objects in all."""
-    if not _is_array(source):
-        yield from read_rows(source, options)
+def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
+    """Yield the rows of a text of JSON objects; raises InputError where it is no text."""
+    cap = options.max_line_bytes
+    shape, blocks = shape_of(text_blocks(source), cap)
+    if shape is Shape.VALUES:
+        yield from _values(blocks, options)
         return
-    items = _array_items(source)
-    for at in range(0, len(items), options.batch_rows):
-        block = LineBlock(at + 1, items[at : at + options.batch_rows])
-        yield from _checked(source.path, block, options)
+    for block in lines_of(blocks, options.batch_rows, cap):
+        yield from _lines(block, options)
 
 
-def _checked(path: str, block: LineBlock, options: ReadOptions) -> Iterator[CheckedRows]:
+def _values(blocks: Iterator[bytes], options: ReadOptions) -> Iterator[ObjectRows]:
+    gathered: list[Value] = []
+    for values in values_of(blocks, options.max_line_bytes):
+        gathered += values
+        # An idle pipe gives no values: what there is goes on.
+        while len(gathered) >= options.batch_rows or (gathered and not values):
+            yield _of_values(gathered[: options.batch_rows])
+            gathered = gathered[options.batch_rows :]
+    if gathered:
+        yield _of_values(gathered)
+
+
+def _of_values(values: list[Value]) -> ObjectRows:
+    faults = {i: value.fault for i, value in enumerate(values) if value.fault}
+    raw = [value.raw for value in values]
+    objects = _decoded(raw, faults)
+    lines = np.array([value.number for value in values], dtype=np.int64)
+    return ObjectRows(lines, objects, lambda i: excerpt(raw[i]), faults)
+
+
+def _lines(block: LineBlock, options: ReadOptions) -> Iterator[ObjectRows]:
     faults = stream_faults(block, options)
     # A blank line is no row, unless it is where the stream broke.
     kept = [i for i, line in enumerate(block.lines) if line and not line.isspace() or i in faults]
@@ -47,14 +66,59 @@ def _checked(path: str, block: LineBlock, options: ReadOptions) -> Iterator[Chec
     lines = np.asarray(kept, dtype=np.int64) + block.first
     raw = block.lines if len(kept) == len(block.lines) else [block.lines[i] for i in kept]
     faults = {row: faults[i] for row, i in enumerate(kept) if i in faults} if faults else faults
+    known = frozenset(faults)
     objects = _decoded(raw, faults)
-    rows = ObjectRows(lines, objects, lambda i: excerpt(raw[i]), faults)
-    yield checked_objects(path, rows, options)
+    if len(faults) > len(known):
+        several = _several_of(raw, faults.keys() - known, options)
+        lines, raw, objects, faults = _parted(lines, raw, objects, faults, several)
+    yield ObjectRows(lines, objects, lambda i: excerpt(raw[i]), faults)
+
+
+def _several_of(
+    raw: list[bytes], bad: AbstractSet[int], options: ReadOptions
+) -> dict[int, list[bytes]]:
+    """Find lines that hold several objects, as where files were joined without a line's end."""
+    found = {i: _several(raw[i], options) for i in bad if b"}" in raw[i]}
+    return {i: objects for i, objects in found.items() if objects}
+
+
+def _parted(
+    lines: Any,
+    raw: list[bytes],
+    objects: list[Any],
+    faults: dict[int, str],
+    several: dict[int, list[bytes]],
+) -> tuple[Any, list[bytes], list[Any], dict[int, str]]:
+    """Give each object of a line a row of its own."""
+    if not several:
+        return lines, raw, objects, faults
+    counts = np.array([len(several.get(i, " ")) for i in range(len(raw))])
+    starts = np.cumsum(counts) - counts
+    raw = [each for i, line in enumerate(raw) for each in several.get(i, [line])]
+    moved = {int(starts[i]): reason for i, reason in faults.items() if i not in several}
+    return np.repeat(lines, counts), raw, _decoded(raw, moved), moved
+
+
+def _several(line: bytes, options: ReadOptions) -> list[bytes]:
+    """Give the objects of a line, if it holds nothing but objects."""
+    values = [v for got in values_of(iter([line]), options.max_line_bytes) for v in got]
+    try:
+        for value in values:
+            if value.fault:
+                return []
+            _DECODE(value.raw)
+    except _ERRORS:
+        return []
+    return [value.raw for value in values]
 
 
 def stream_faults(block: LineBlock, options: ReadOptions) -> dict[int, str]:
+    """Tell what is wrong with lines before anything is made of them."""
     cap = options.max_line_bytes
     faults = {i: f"line over the cap of {cap:,} bytes (max_line_bytes)" for i in block.too_long}
+    for i in block.with_nuls:
+        if interleaved(block.lines[i]):
+            faults[i] = "NUL bytes between its letters: a piece of UTF-16, or no text"
     if block.torn:
         faults[len(block.lines) - 1] = f"{block.torn}; nothing can be read after this line"
     return faults
@@ -108,31 +172,3 @@ def _is_utf8(line: bytes) -> bool:
 def excerpt(line: bytes) -> str:
     """Return the beginning of a line, readable whatever its bytes."""
     return line[: 4 * EXCERPT_CHARS].decode(errors="replace")[:EXCERPT_CHARS]
-
-
-def _is_array(source: Source) -> bool:
-    if source.path == "-":
-        return False  # it cannot be read twice
-    try:
-        for block in byte_blocks(source):
-            if text := block.removeprefix(b"\xef\xbb\xbf").lstrip():
-                return text.startswith(b"[")
-    except TornStream:
-        pass
-    return False
-
-
-def _array_items(source: Source) -> list[bytes]:
-    gathered = bytearray()
-    try:
-        for block in byte_blocks(source):
-            gathered += block
-            if len(gathered) > _ARRAY_BYTES:
-                raise InputError(
-                    f"{source.path} is one JSON array of over {_ARRAY_BYTES >> 20} MiB; "
-                    "make it one object a line: jq -c '.[]'"
-                )
-        items = msgspec.json.decode(gathered.removeprefix(b"\xef\xbb\xbf"), type=list[msgspec.Raw])
-    except (*_ERRORS, TornStream) as error:
-        raise InputError(f"{source.path} is no readable JSON array: {error}") from error
-    return [bytes(item) for item in items]

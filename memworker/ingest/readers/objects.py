@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -37,19 +37,50 @@ _LONE_SURROGATE = "holds a lone surrogate, which is no character"
 
 @dataclass(frozen=True, slots=True)
 class ObjectRows:
-    """A block of decoded rows; a row with a known fault holds any object, best an empty one."""
+    """A block of decoded rows; a row with a known fault holds any object, best an empty one.
+
+    `header` names the fields of all rows, where they have one; `paths` the input of each
+    row, where it is not the same for all.
+    """
 
     lines: npt.NDArray[np.int64]
     objects: list[Mapping[str, Any]]
     raw: Callable[[int], str]
     faults: dict[int, str] = field(default_factory=dict)
     not_utf8: str = _LONE_SURROGATE
+    header: list[str] | None = None
+    paths: list[str] | None = None
+
+
+def with_fields(path: str, rows: ObjectRows, options: ReadOptions) -> ObjectRows:
+    """Refuse rows that lack a field that must be there, as long as no row of the run had it.
+
+    Raises MissingField as `read` says.
+    """
+    if options.fields_seen or (rows.header is None and len(rows.objects) <= len(rows.faults)):
+        return rows
+    present = set().union(*rows.objects) if rows.header is None else rows.header
+    hint = _around_rows(rows.objects) if len(rows.objects) == 1 else ""
+    fault = options.require_fields(path, present, len(rows.objects), hint)
+    if not fault:
+        return rows
+    return replace(rows, faults=dict.fromkeys(range(len(rows.objects)), fault) | rows.faults)
+
+
+def _around_rows(objects: list[Mapping[str, Any]]) -> str:
+    """Say how to get at the rows where they stand within one object."""
+    for name, value in objects[0].items():
+        if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            return (
+                f"Its field {name!r} holds a list of {len(value):,} objects: give those, one a"
+                f" line: jq -c '.{name}[]'"
+            )
+    return ""
 
 
 def checked_objects(path: str, rows: ObjectRows, options: ReadOptions) -> CheckedRows:
     """Turn decoded rows into checked columns; raises MissingField as `read` says."""
-    if not options.fields_seen and len(rows.objects) > len(rows.faults):
-        options.require_fields(path, set().union(*rows.objects))
+    rows = with_fields(path, rows, options)
     fields, objects, faults = options.fields, rows.objects, dict(rows.faults)
     column = _ColumnMaker(objects, faults, rows.not_utf8)
     texts = column.texts(fields.text)
@@ -58,6 +89,8 @@ def checked_objects(path: str, rows: ObjectRows, options: ReadOptions) -> Checke
     metadata = column.metadata(fields.used) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
     batch = row_batch(rows.lines, texts, ids, scopes, metadata)
+    if rows.paths is not None:
+        batch = batch.append_column("path", pa.array(rows.paths, pa.string()))
     return CheckedRows(batch, rows.raw, faults)
 
 

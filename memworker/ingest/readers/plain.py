@@ -7,14 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from memworker.ingest.readers.checked import CheckedRows, ReadOptions
+from memworker.ingest.readers.checked import ReadOptions
 from memworker.ingest.readers.jsonl import excerpt, stream_faults
-from memworker.ingest.readers.objects import ObjectRows, checked_objects
+from memworker.ingest.readers.lines import line_blocks
+from memworker.ingest.readers.objects import ObjectRows
 from memworker.ingest.readers.paths import Source
-from memworker.ingest.readers.streams import line_blocks
 
 
-def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     """Yield the rows of a text file; its one field is the text, whatever its name."""
     name = options.fields.text
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
@@ -29,7 +29,7 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
             "is not valid UTF-8",
         )
         if kept:
-            yield checked_objects(source.path, rows, options)
+            yield rows
 
 
 def _shown(raw: list[bytes], i: int) -> str:

@@ -1,15 +1,20 @@
-"""Files and stdin as blocks of decompressed bytes, and as lines that never outgrow a cap."""
+"""Files, pipes and standard input as blocks of decompressed bytes; each is opened once.
+
+Nothing is looked at and then opened again: a pipe would have lost what was looked at.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
+import os
 import select
+import stat
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import IO, cast
 
@@ -17,67 +22,96 @@ import zstandard
 
 from memworker.diagnosis import told
 from memworker.errors import InputError
+from memworker.ingest.readers.encodings import TornStream, begun, utf8_blocks
 from memworker.ingest.readers.paths import STDIN, Source
 
 READ_BYTES = 1 << 20
-_LINES_BYTES = 8 << 20
 _IDLE_S = 1.0
+# A pipe that nobody writes to is not given up, but it is said.
+_SILENT_S = 5.0
 # One block of 2 KiB can at worst unpack to 64 MiB of zstd run-length blocks.
 _ZSTD_PIECE = 2 << 10
-_BOM = b"\xef\xbb\xbf"
-_MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst"}
+_HEAD_BYTES = 16
+PACKED = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst"}
+# What people give by mistake: how it begins, what it is, what to do with it.
+_STRANGERS = (
+    (b"BZh", "bzip2 data", "unpack it: bunzip2"),
+    (b"\xfd7zXZ\0", "xz data", "unpack it: unxz"),
+    (b"\x04\x22\x4d\x18", "lz4 data", "unpack it: unlz4"),
+    (b"\x1f\x9d", "data of compress", "unpack it: uncompress"),
+    (b"\xff\x06\0\0sNaPpY", "snappy data", "unpack it"),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet or document)", "unpack or export it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it: 7z x"),
+    (b"%PDF-", "a PDF document", "extract its text: pdftotext"),
+    (b"SQLite format 3", "an SQLite database", "export it: sqlite3 FILE '.mode json' 'select …'"),
+    (b"Obj\x01", "an Avro file", "convert it to Parquet or JSON lines"),
+    (b"\x89HDF\r\n", "an HDF5 file", "convert it to Parquet or JSON lines"),
+    (b"\x93NUMPY", "a numpy array", "it holds no texts"),
+    (b"\x89PNG", "an image", "it holds no texts"),
+    (b"\xff\xd8\xff", "an image", "it holds no texts"),
+)
+_COLUMNAR = (
+    (b"PAR1", "Parquet", "parquet"),
+    (b"ARROW1", "an Arrow file", "arrow"),
+    (b"\xff\xff\xff\xff", "an Arrow stream", "arrow"),
+)
+
+_log = logging.getLogger(__name__)
 
 
-class TornStream(Exception):
-    """A compressed stream is damaged or ends too early; all before it was delivered."""
+def text_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
+    """Yield blocks of UTF-8 of about `size` bytes, without a mark; empty ones as `byte_blocks`.
 
-
-@dataclass(frozen=True, slots=True)
-class LineBlock:
-    """Consecutive lines without their newline; `first` is the 1-based number of the first.
-
-    Of the lines at the indices `too_long` only the beginning is there. Where
-    `torn` is not empty, the last line is what was left when the stream broke.
+    Raises InputError where the source is no text, and says what it is instead.
     """
-
-    first: int
-    lines: list[bytes]
-    too_long: frozenset[int] = frozenset()
-    torn: str = ""
-
-
-def line_blocks(source: Source, max_rows: int, max_line_bytes: int) -> Iterator[LineBlock]:
-    """Yield blocks of at most `max_rows` lines and about 8 MiB; a byte-order mark is dropped."""
-    batcher = _Batcher(max_rows)
-    cutter = _Cutter(max_line_bytes)
-    # A block no longer than the cap cannot hold an inner line over it.
-    blocks = _without_bom(byte_blocks(source, min(READ_BYTES, max_line_bytes)))
-    try:
-        for block in blocks:
-            yield from batcher.add(*cutter.cut(block)) if block else batcher.flush()
-        yield from batcher.add(*cutter.rest())
-        yield from batcher.flush()
-    except TornStream as error:
-        lines, too_long = cutter.rest()
-        yield from batcher.add(lines or [b""], too_long)
-        yield batcher.last(str(error))
+    head, blocks = begun(byte_blocks(source, size), _HEAD_BYTES)
+    for magic, name, format in _COLUMNAR:
+        if head.startswith(magic):
+            raise InputError(
+                f"{source.path} is {name}, and is read as {source.format}; say --format {format}"
+            )
+    for magic, name, advice in _STRANGERS:
+        if head.startswith(magic):
+            raise InputError(f"{source.path} is {name}, which is not read; {advice}")
+    yield from utf8_blocks(source.path, chain([head] if head else [], blocks))
 
 
 def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
-    """Yield decompressed blocks of about `size` bytes; an empty one when stdin has been idle.
+    """Yield decompressed blocks of about `size` bytes; an empty one when a pipe has been idle.
 
-    Raises TornStream after the last good block of a damaged compressed stream.
+    How it is packed is told by its first bytes, whatever its suffix says. Raises
+    TornStream after the last good block of a damaged compressed stream.
     """
     with _opened(source) as file:
-        blocks = _raw_blocks(source, file, size)
-        compression = source.compression
-        if source.path == STDIN and not compression:
-            compression, blocks = _sniffed(blocks)
-        if compression == "gz":
+        head, blocks = begun(_raw_blocks(source, file, size), 4)
+        packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), "")
+        blocks = chain([head] if head else [], blocks)
+        if packed == "gz":
             blocks = _gunzip(blocks, size)
-        elif compression == "zst":
+        elif packed == "zst":
             blocks = _unzstd(blocks)
+        elif source.compression and head and not _is_text(head):
+            name = "gzip" if source.compression == "gz" else "zstd"
+            raise TornStream(f"damaged {name} data: it does not begin as such")
         yield from blocks
+
+
+def is_packed(source: Source) -> bool:
+    """Tell whether a regular file is compressed, by how it begins."""
+    try:
+        with open(source.path, "rb", buffering=0) as file:
+            head = file.read(4)
+    except OSError:
+        return False
+    return head.startswith(tuple(PACKED))
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head[:512].decode()
+    except UnicodeDecodeError as error:
+        return error.start > 500
+    return b"\0" not in head
 
 
 @contextmanager
@@ -112,21 +146,27 @@ def _opened(source: Source) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        file = open(source.path, "rb", buffering=0)
+        # A named pipe opens at once also while nobody has it open to write.
+        fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK * source.stream)
     except OSError as error:
         raise InputError(f"{source.path} cannot be opened: {error.strerror}") from error
-    with file:
+    with open(fd, "rb", buffering=0) as file:
+        if not source.stream and not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InputError(f"{source.path} is no longer a file; run the command again")
         yield cast(IO[bytes], file)
 
 
 def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
     # read1 on stdin: what a slow producer has written goes on at once.
     read = getattr(file, "read1", file.read)
+    waiting = _Waiting(source.path, file) if source.stream else None
     try:
         while True:
-            while source.path == STDIN and not _has_data(file):
+            while waiting is not None and not waiting.is_ready():
                 yield b""
             block = read(size)
+            if block is None:
+                continue  # another reader of the same pipe was quicker
             if not block:
                 return
             source.count(len(block))
@@ -135,23 +175,29 @@ def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
 
 
-def _has_data(file: IO[bytes]) -> bool:
-    """Wait a moment for data, or for the end; true also for what is no real stream."""
-    try:
-        ready, _, _ = select.select([file], [], [], _IDLE_S)
-    except (ValueError, io.UnsupportedOperation):
-        return True
-    return bool(ready)
+class _Waiting:
+    """Waits for data in a pipe, and says once that nothing has come."""
 
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        self._path, self._waited_s = path, 0.0
+        self._poll: select.poll | None = select.poll()
+        try:
+            self._poll.register(file, select.POLLIN)
+        except (ValueError, TypeError, io.UnsupportedOperation):
+            self._poll = None  # a stand-in for a stream, without a descriptor
 
-def _sniffed(blocks: Iterator[bytes]) -> tuple[str, Iterator[bytes]]:
-    head = b""
-    for block in blocks:
-        head += block
-        if len(head) >= 4:
-            break
-    compression = next((c for magic, c in _MAGIC.items() if head.startswith(magic)), "")
-    return compression, chain([head] if head else [], blocks)
+    def is_ready(self) -> bool:
+        """Wait a moment for data, or for the end; true also for what is no real stream."""
+        if self._poll is None:
+            return True
+        ready = self._poll.poll(1000 * _IDLE_S)
+        before, self._waited_s = self._waited_s, self._waited_s + _IDLE_S
+        if ready:
+            self._waited_s = float("-inf")
+        elif before < _SILENT_S <= self._waited_s:
+            who = "standard input" if self._path == STDIN else f"the pipe {self._path}"
+            _log.warning("memworker: waiting for %s: nothing has come yet", who)
+        return bool(ready)
 
 
 def _gunzip(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -196,99 +242,3 @@ def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
                     yield out
     if frame is not None and not frame.eof:
         raise TornStream("the zstd data ends too early; the file is cut off")
-
-
-def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    head = b""
-    for block in blocks:
-        head += block
-        if len(head) >= len(_BOM):
-            break
-    if head.startswith(_BOM):
-        head = head[len(_BOM) :]
-    if head:
-        yield head
-    yield from blocks
-
-
-class _Cutter:
-    """Cuts blocks into lines; of a line over the cap it keeps the beginning alone."""
-
-    def __init__(self, cap: int) -> None:
-        self._cap = cap
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._over = False
-
-    def cut(self, block: bytes) -> tuple[list[bytes], bool]:
-        """Return the whole lines that end in this block, and whether the first is too long."""
-        head, newline, tail = block.partition(b"\n")
-        self._append(head)
-        if not newline:
-            return [], False
-        first, over = self._take()
-        lines = tail.split(b"\n")
-        self._append(lines.pop())
-        return [first, *lines], over
-
-    def rest(self) -> tuple[list[bytes], bool]:
-        """Return what stands after the last newline: one line or none."""
-        if not self._size:
-            return [], False
-        line, over = self._take()
-        return [line], over
-
-    def _append(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._over:
-            return
-        self._pieces.append(piece)
-        if self._size > self._cap:
-            self._over = True
-            self._pieces = [b"".join(self._pieces)[:1024]]
-
-    def _take(self) -> tuple[bytes, bool]:
-        line, over = b"".join(self._pieces), self._over
-        self._pieces, self._size, self._over = [], 0, False
-        return line, over
-
-
-class _Batcher:
-    """Gathers lines into blocks of a bounded number of rows and bytes."""
-
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._lines: list[bytes] = []
-        self._too_long: list[int] = []
-        self._bytes = 0
-        self._first = 1
-
-    def add(self, lines: list[bytes], first_too_long: bool) -> Iterator[LineBlock]:
-        if first_too_long:
-            self._too_long.append(len(self._lines))
-        # In steps: slicing a long list once for every block cut from it would be quadratic.
-        for at in range(0, len(lines), self._max_rows):
-            part = lines[at : at + self._max_rows]
-            self._lines += part
-            self._bytes += sum(map(len, part))
-            while len(self._lines) > self._max_rows:
-                yield self._take(self._max_rows)
-        if self._bytes >= _LINES_BYTES:
-            yield from self.flush()
-
-    def flush(self) -> Iterator[LineBlock]:
-        if self._lines:
-            yield self._take(len(self._lines))
-
-    def last(self, torn: str) -> LineBlock:
-        block = self._take(len(self._lines))
-        return LineBlock(block.first, block.lines, block.too_long, torn)
-
-    def _take(self, rows: int) -> LineBlock:
-        too_long = frozenset(i for i in self._too_long if i < rows)
-        block = LineBlock(self._first, self._lines[:rows], too_long)
-        self._first += rows
-        self._lines = self._lines[rows:]
-        self._too_long = [i - rows for i in self._too_long if i >= rows]
-        self._bytes = sum(map(len, self._lines))
-        return block
