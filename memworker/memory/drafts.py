@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from memworker import values
 from memworker.errors import MemworkerError, TextFailed, TextTooLarge, UsageError
 from memworker.memory.scope import Scope
 
 Message: TypeAlias = Mapping[str, Any]
 Content: TypeAlias = str | Message
-
-# JSONB, as which LanceDB keeps metadata, holds larger integers as floats only.
-_INTEGERS = range(-(2**63), 2**64)
-# What was stored must be readable from any depth of the caller's stack.
-_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +99,12 @@ def listed(contents: Iterable[Content]) -> list[Content]:
 def checked_text(text: Any, max_bytes: int, index: int = 0) -> str:
     """Return a memory's text. Raises UsageError, TextTooLarge, TextFailed."""
     if not isinstance(text, str):
-        raise UsageError(f"a memory is a str, not {type(text).__name__}: {text!r:.80}")
-    if not text.strip():
+        raise UsageError(f"a memory is a str, not {type(text).__name__}: {values.shown(text)}")
+    checked: str = values.exact_str(text)
+    if not checked.strip():
         raise UsageError("a memory must not be blank; give it some text")
     try:
-        size = len(text.encode())
+        size = len(checked.encode())
     except UnicodeEncodeError as error:
         raise TextFailed(
             f"the text is not valid Unicode (a lone surrogate at character {error.start}). Clean"
@@ -120,31 +116,30 @@ def checked_text(text: Any, max_bytes: int, index: int = 0) -> str:
             f"the text has {size:,} bytes, over the cap of {max_bytes:,}. Split it, or raise the"
             " pool's max_text_bytes."
         )
-    return text
+    return checked
 
 
 def metadata_json(metadata: Any) -> str | None:
-    """Return metadata as JSON text, None for None. Raises UsageError for what JSON cannot say."""
+    """Return metadata as JSON text (see `values`), None for None. Raises UsageError."""
     if metadata is None:
         return None
     if not isinstance(metadata, Mapping):
         raise UsageError(
-            f"metadata must be a dict, not {type(metadata).__name__}: {metadata!r:.80}"
+            f"metadata must be a dict, not {type(metadata).__name__}: {values.shown(metadata)}"
         )
     try:
-        _refuse_unsayable(metadata)
-        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError) as error:
+        return values.json_text(metadata)
+    except values.Unsayable as error:
         raise UsageError(
             f"metadata must be JSON (text, finite numbers, booleans, None, lists and dicts with"
             f" str keys): {error}"
         ) from None
-    return text
 
 
 def moment(value: datetime | str | None, name: str = "expires_at") -> datetime | None:
     """Read a time, a datetime or ISO 8601 text; without a zone it is UTC. Raises UsageError."""
+    if value is not None and type(value) not in (str, datetime):
+        value = _as_text(value, name)
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -153,11 +148,22 @@ def moment(value: datetime | str | None, name: str = "expires_at") -> datetime |
     if value is None:
         return None
     if not isinstance(value, datetime):
-        raise UsageError(f"{name} must be a datetime or ISO 8601 text, not {value!r}")
+        raise UsageError(f"{name} must be a datetime or ISO 8601 text, not {values.shown(value)}")
     try:
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except OverflowError:
         raise UsageError(f"{name}={value} is outside the years 1 to 9999 in UTC") from None
+
+
+def _as_text(value: Any, name: str) -> str | None:
+    """Write a time of pandas' or numpy's, a date or an enum as text; None where it is missing."""
+    try:
+        found = values.plain(value)
+    except values.Unsayable as error:
+        raise UsageError(f"{name} {error}") from None
+    if found is not None and not isinstance(found, str):
+        raise UsageError(f"{name} must be a datetime or ISO 8601 text, not {values.shown(value)}")
+    return found
 
 
 def _read(items: Sequence[Any], metadata: Sequence[Any], terms: Terms) -> Batch:
@@ -180,7 +186,7 @@ def _draft(item: Any, metadata: Any, terms: Terms, place: int) -> Draft | None:
         return Draft(text, metadata_json(metadata), terms.expires_at)
     role = item.get("role")
     if not isinstance(role, str) or "content" not in item:
-        raise UsageError(f"a message has a role and a content, got {dict(item)!r:.200}")
+        raise UsageError(f"a message has a role and a content, got {values.shown(dict(item))}")
     if role == "system":
         # Instructions to the model are nobody's memory; Mem0 leaves them out too.
         return None
@@ -202,18 +208,3 @@ def _said(content: Any) -> Any:
     if not all(isinstance(text, str) for text in said):
         return content
     return " ".join(said) or None
-
-
-def _refuse_unsayable(value: Any, depth: int = 0) -> None:
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"the key {key!r} is not a str")
-            _refuse_unsayable(inner, depth + 1)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_unsayable(inner, depth + 1)
-    elif isinstance(value, int) and value not in _INTEGERS:
-        raise ValueError(f"the integer {value} needs more than 64 bits; write it as text")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from memworker import values
 from memworker.errors import UsageError
 from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
@@ -28,11 +28,10 @@ def checked_search(
 ) -> Mapping[str, Any]:
     """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
     if not isinstance(query, str) or not query.strip():
-        raise UsageError(f"a query is some text, not {query!r}")
+        raise UsageError(f"a query is some text, not {query!r:.80}")
     if mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold is not None and not (number and math.isfinite(threshold)):
+    if threshold is not None and values.number(threshold) is None:
         raise UsageError(f"threshold must be a finite number or None, not {threshold!r}")
     _checked_limit(limit)
     return scoped(filters)
@@ -50,7 +49,7 @@ def get_all(
     """Return memories that meet the filters, newest first, as they stood at one moment."""
     where = scoped(filters)
     if limit is not None:
-        _checked_limit(limit)
+        limit = _checked_limit(limit)
     if limit is not None and limit <= _BY_ID:
         found = table.at_one_version(partial(_newest, where, limit))
     else:
@@ -105,9 +104,13 @@ def checked_id(memory_id: Any) -> str:
         memory_id.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the id {memory_id!r} is not valid Unicode: {error}") from None
-    return memory_id
+    return values.exact_str(memory_id)
 
 
-def _checked_limit(limit: Any) -> None:
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        raise UsageError(f"limit must be a whole number from 1 to {MAX_LIMIT:,}, not {limit!r}")
+def _checked_limit(limit: Any) -> int:
+    found = values.whole(limit)
+    if found is None or not 1 <= found <= MAX_LIMIT:
+        raise UsageError(
+            f"limit must be a whole number from 1 to {MAX_LIMIT:,}, not {values.shown(limit)}"
+        )
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memworker import values
 from memworker.errors import FilterError, ScopeMissing, UsageError
 
 SCOPE_IDS = ("user_id", "agent_id", "run_id")
@@ -43,11 +44,11 @@ def scoped(filters: Mapping[str, Any] | None) -> Mapping[str, Any]:
     AND, so that every row that is found has that id. Raises ScopeMissing.
     """
     if filters is not None and not isinstance(filters, Mapping):
-        raise FilterError(f"filters are a mapping of fields to values, got {filters!r}")
+        raise FilterError(f"filters are a mapping of fields to values, got {values.shown(filters)}")
     if filters is None or not _binds(filters):
         raise ScopeMissing(
-            f"the filters {dict(filters or {})!r} do not say whose memories are meant. Bind"
-            " user_id, agent_id or run_id to a value, at the top or inside AND, for example"
+            f"the filters {values.shown(dict(filters or {}))} do not say whose memories are meant."
+            " Bind user_id, agent_id or run_id to a value, at the top or inside AND, for example"
             " filters={'user_id': 'alice'}"
         )
     return filters
@@ -79,9 +80,9 @@ def _is_id(value: Any) -> bool:
 
 def _checked(name: str, value: Any) -> str:
     if not _is_id(value):
-        raise UsageError(f"{name} must be a string that is not blank, not {value!r}")
+        raise UsageError(f"{name} must be a string that is not blank, not {values.shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} {value!r} is not valid Unicode: {error}") from error
-    return str(value)
+    return values.exact_str(value)

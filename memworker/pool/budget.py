@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from memworker.errors import UsageError
+from memworker.values import whole
 
 _MIB = 1 << 20
 # Interpreter, pyarrow and the scheduler: a parent that does nothing but embed.
@@ -102,8 +103,10 @@ def fit(allowed_bytes: int, wanted: Budget, footprint: Footprint) -> Budget:
 
 def parse_bytes(amount: int | str) -> int:
     """Read an amount of memory: 4GB, 512MiB, 1.5g, or a number of bytes."""
-    if isinstance(amount, int):
-        return amount
+    if (found := whole(amount)) is not None:
+        return found
+    if not isinstance(amount, str):
+        raise UsageError(f"memory must be an amount such as 4GB or 512MiB, not {amount!r:.80}")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", amount.lower())
     if match is None:
         raise UsageError(f"memory must be an amount such as 4GB or 512MiB, not {amount!r}")

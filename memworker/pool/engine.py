@@ -18,6 +18,7 @@ from memworker.pool.budget import Footprint
 from memworker.pool.echo import EchoLoader
 from memworker.pool.encoder import OnnxLoader
 from memworker.pool.worker import Loader
+from memworker.values import shown, whole
 
 _MINILM_FLOPS = 21.2e6
 _SHARD_TOKENS = 4096
@@ -76,15 +77,18 @@ def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = N
     if precision not in list(Precision):
         choices = ", ".join(Precision)
         raise UsageError(f"precision must be one of {choices}, not {precision!r}")
-    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
-        raise UsageError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
+    found = None if max_tokens is None else whole(max_tokens)
+    if max_tokens is not None and (found is None or found < 1):
+        raise UsageError(
+            f"max_tokens must be a whole number of at least 1, not {shown(max_tokens)}"
+        )
     match model:
         case "echo":
             return LoaderEngine(EchoLoader(), "echo")
         case EchoLoader():
             return LoaderEngine(model, "echo")
         case str() | bytes() | PathLike():
-            return _in_onnx(ready_model(model, precision=precision, max_tokens=max_tokens))
+            return _in_onnx(ready_model(model, precision=precision, max_tokens=found))
         case ReadyModel():
             return _in_onnx(model)
         case Engine():

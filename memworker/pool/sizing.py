@@ -11,6 +11,7 @@ from memworker.pool.arena import SlotShape
 from memworker.pool.budget import Budget, Footprint, fit, parse_bytes
 from memworker.pool.engine import Engine
 from memworker.pool.worker import Loader
+from memworker.values import shown, whole
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ class Wishes:
     def __post_init__(self) -> None:
         for name in ("workers", "batch_tokens", "max_text_bytes", "max_pending_tokens"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
+            found = None if value is None else whole(value)
+            if value is not None and (found is None or found < 1):
+                raise UsageError(f"{name} must be a whole number of at least 1, not {shown(value)}")
+            object.__setattr__(self, name, found)
         if self.memory is not None:
             parse_bytes(self.memory)
 

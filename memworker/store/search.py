@@ -16,6 +16,7 @@ from memworker.store import index
 from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.schema import Vectors, VectorSpace
+from memworker.values import shown, whole
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -97,7 +98,7 @@ def _nearest(
     columns = asked_columns(options)
     with lance_errors(f"searching table {table.name!r}"):
         builder = table.search(query, vector_column_name="vector")
-        builder = builder.distance_type(space.distance).limit(options.limit)
+        builder = builder.distance_type(space.distance).limit(checked_limit(options.limit))
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
         if options.where:
             # Before the search, so that a small scope still gets its `limit` hits.
@@ -120,7 +121,6 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
 
 def asked_columns(options: SearchOptions) -> list[str]:
     """Return the columns to read. Raises UsageError for a limit or a column that cannot be."""
-    checked_limit(options.limit)
     unknown = [name for name in options.columns or () if name not in HIT_COLUMNS]
     if unknown:
         raise UsageError(f"a hit has no {unknown}; it has {', '.join(HIT_COLUMNS)}")
@@ -129,9 +129,10 @@ def asked_columns(options: SearchOptions) -> list[str]:
 
 def checked_limit(limit: int) -> int:
     """Return how many hits are wanted. Raises UsageError for a number that cannot be."""
-    if not 1 <= limit <= MAX_LIMIT:
-        raise UsageError(f"a search needs a limit from 1 to {MAX_LIMIT:,}, got {limit}")
-    return limit
+    found = whole(limit)
+    if found is None or not 1 <= found <= MAX_LIMIT:
+        raise UsageError(f"a search needs a limit from 1 to {MAX_LIMIT:,}, got {shown(limit)}")
+    return found
 
 
 def vector_hits(found: pa.Table) -> list[Hit]:

@@ -25,7 +25,7 @@ from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, ensure_writable, hold, state_dir
 from memworker.store.readers import Readers
-from memworker.store.search import Hit, SearchOptions, asked_columns, text_hits
+from memworker.store.search import Hit, SearchOptions, asked_columns, checked_limit, text_hits
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def search(table: LanceTable, text: str, options: SearchOptions) -> list[Hit]:
     columns = asked_columns(options)
     query = match(_checked(text)[:_QUERY_CHARS])
     with lance_errors(f"searching the texts of table {table.name!r}"):
-        builder = table.search(query, query_type="fts").limit(options.limit)
+        builder = table.search(query, query_type="fts").limit(checked_limit(options.limit))
         if options.where:
             builder = builder.where(to_sql(options.where), prefilter=True)
         return text_hits(builder.select([*columns, "_score"]).to_arrow())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import enum
+import http
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -96,17 +100,17 @@ def test_order_of_metadata_texts(nasty):
 @pytest.mark.parametrize(
     ("where", "ids"),
     [
-        ({"n": 3}, "0"),
-        ({"n": 3.0}, "0"),
-        ({"n": "3"}, "1"),
+        ({"n": 3}, "01"),
+        ({"n": 3.0}, "01"),
+        ({"n": "3"}, "01"),
         ({"n": True}, "3"),
         ({"n": None}, "456"),
         ({"n": {"gt": 3}}, "28"),
-        ({"n": {"gte": 3, "lt": 4}}, "02"),
+        ({"n": {"gte": 3, "lt": 4}}, "012"),
         ({"n": {"lte": -1e300}}, ""),
         ({"n": 9007199254740993}, "8"),
         ({"n": 9007199254740992 + 2}, ""),
-        ({"n": {"ne": 3}}, "12345678"),
+        ({"n": {"ne": 3}}, "2345678"),
         ({"n": {"in": [3, "3", True]}}, "013"),
         ({"n": {"in": []}}, ""),
         ({"n": {"nin": []}}, "012345678"),
@@ -171,7 +175,7 @@ def test_depth_and_width_are_bounded(mixed):
     deep = {"n": 3}
     for _ in range(30):
         deep = {"NOT": deep}
-    assert found(mixed, deep) == ["0"]
+    assert found(mixed, deep) == ["0", "1"]
     for _ in range(10):
         deep = {"NOT": deep}
     with pytest.raises(FilterError, match="nested"):
@@ -181,9 +185,107 @@ def test_depth_and_width_are_bounded(mixed):
     assert found(mixed, {"tag": {"in": ["b", *map(str, range(2000))]}}) == ["1"]
 
 
+AS_TEXT = [
+    {"year": "2020", "ok": "True", "at": "2024-01-01", "p": "1.50", "big": "9007199254740993"},
+    {"year": "2021", "ok": "false", "at": "2024-01-01T01:00:00+01:00", "p": "nan"},
+    {"year": " 2022 ", "ok": "TRUE", "at": "2024-01-01T00:00:00.000001Z", "p": "inf"},
+    {"year": 2023, "ok": True, "at": "yesterday", "p": "-1e3", "big": 9007199254740993},
+    {"year": 2024.5, "ok": "yes", "at": 20240101, "p": "0x10"},
+    {"year": "20240", "ok": "1", "at": None, "p": ""},
+]
+
+
+@pytest.fixture(scope="module")
+def as_text(tmp_path_factory):
+    table = Table.create(tmp_path_factory.mktemp("db"), "as_text", SPACE)
+    rows = [(str(i), f"text {i}") for i in range(len(AS_TEXT))]
+    table.append(batch(rows, metadata_json=pa.array(map(json.dumps, AS_TEXT))))
+    return table
+
+
+class Words(enum.StrEnum):
+    YEAR = "year"
+    VALUE = "2021"
+
+
+class Odd(int):
+    def __str__(self):
+        return "1) OR (true"
+
+    __repr__ = __str__
+
+    def __format__(self, _):
+        return str(self)
+
+
+NEW_YEAR = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        ({"year": 2021}, "1"),
+        ({"year": "2021"}, "1"),
+        ({"year": 2023}, "3"),
+        ({"year": "2023"}, "3"),
+        ({"year": {"in": ["2023", "2020"]}}, "03"),
+        ({"year": {"in": [2023, 2020]}}, "03"),
+        ({"year": {"ne": 2021}}, "02345"),
+        ({"year": {"gt": 2020, "lte": 2023}}, "123"),
+        ({"year": {"gt": "2022"}}, "345"),
+        ({"ok": True}, "023"),
+        ({"ok": False}, "1"),
+        ({"ok": "true"}, "3"),
+        ({"p": 1.5}, "0"),
+        ({"p": {"gt": -1e9}}, "03"),
+        ({"p": Decimal("1.5")}, "0"),
+        ({"big": 9007199254740993}, "03"),
+        ({"big": "9007199254740993"}, "03"),
+        ({"big": 9007199254740992}, ""),
+        ({"big": Odd(9007199254740993)}, "03"),
+        ({"at": "2024-01-01"}, "0"),
+        ({"at": NEW_YEAR}, "01"),
+        ({"at": date(2024, 1, 1)}, "01"),
+        ({"at": {"gt": NEW_YEAR}}, "2"),
+        ({"at": {"gte": "2024-01-01T00:00:00Z"}}, "0123"),
+        ({"at": {"lt": np.datetime64("2024-01-02")}}, "012"),
+        ({Words.YEAR: Words.VALUE}, "1"),
+        ({"year": np.int64(2021)}, "1"),
+        ({"year": {"gte": np.float32(2023)}}, "345"),
+        ({"year": http.HTTPStatus.OK}, ""),
+        ({"year": {"lt": 10**40}}, "012345"),
+        ({"id": np.str_("3")}, "3"),
+        ({"id": {"in": (np.str_("3"), Words.VALUE)}}, "3"),
+        ({"created_at": {"gt": np.datetime64("2020-01-01")}}, "012345"),
+        ({"created_at": {"gt": date(2020, 1, 1)}}, "012345"),
+    ],
+    ids=str,
+)
+def test_typed_values_meet_untyped_text(as_text, where, ids):
+    assert "".join(found(as_text, where)) == ids
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"n": 10**400},
+        {"n": {"gt": 10**400}},
+        {"n": np.float64("nan")},
+        {"n": Decimal("Infinity")},
+        {"n": 1j},
+        {"n": {"eq": {1, 2}}},
+        {"created_at": {"gt": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))}},
+    ],
+    ids=str,
+)
+def test_values_that_no_field_has_are_refused(where):
+    with pytest.raises(FilterError):
+        to_sql(where)
+
+
 def test_parse_where(mixed):
     assert parse_where([]) == {}
-    assert parse_where(["user_id=42", "n=3", "s=a=b", 'q="3"', "b=true", "z=null", "nan=NaN"]) == {
+    assert parse_where(["user_id=42", "n=3", "s=a=b", 'q="3"', "b=True", "z=null", "nan=NaN"]) == {
         "AND": [
             {"user_id": {"eq": "42"}},
             {"n": {"eq": 3}},

@@ -17,6 +17,7 @@ from memworker.ingest.readers.objects import RECORDS_PATH, ObjectRows
 from memworker.ingest.readers.paths import Found, Source, expand, followed, found
 from memworker.ingest.records import Chunk, Fields, ReadProgress, Reject
 from memworker.paths import PathGiven
+from memworker.values import shown, whole
 
 __all__ = [
     "Chunk",
@@ -146,9 +147,10 @@ def read_options(
 def _chunks(
     parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
 ) -> Iterator[Chunk]:
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, not {limit}")
-    return _numbered(parts, limit, options)
+    found = None if limit is None else whole(limit)
+    if limit is not None and (found is None or found < 1):
+        raise UsageError(f"limit must be a whole number of at least 1, not {shown(limit)}")
+    return _numbered(parts, found, options)
 
 
 def _numbered(

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker import values
+from memworker.arrow_values import as_python, values_of
 from memworker.errors import InputError
 from memworker.ingest.readers.checked import (
     CheckedRows,
@@ -233,15 +236,30 @@ class _ColumnTaker:
         names = [name for name in self._batch.schema.names if name not in used]
         if not names:
             return None
-        try:
-            rows = self._batch.select(names).to_pylist()
-        except (ValueError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self._path}: a column of {', '.join(names)} cannot be written as JSON "
-                f"metadata: {error}. Leave it out of the file, or leave out all metadata."
-            ) from error
-        rest = [{k: v for k, v in row.items() if v is not None} for row in rows]
+        columns = [(name, self._values(name)) for name in names]
+        rest: list[dict[str, Any]] = [{} for _ in range(self._batch.num_rows)]
+        for name, found in columns:
+            for row, value in zip(rest, found, strict=True):
+                if value is not None:
+                    row[name] = value
         return metadata_column(rest, self._faults, "is not valid UTF-8")
+
+    def _values(self, name: str) -> list[Any]:
+        """Take a column's values; what Arrow cannot give costs its row, not the file."""
+        column = self._batch.column(name)
+        try:
+            return values_of(column)
+        except (ValueError, OverflowError, pa.ArrowException):
+            return [self._value(name, i, scalar) for i, scalar in enumerate(column)]
+
+    def _value(self, name: str, i: int, scalar: pa.Scalar) -> Any:
+        try:
+            return as_python(scalar)
+        except UnicodeDecodeError:
+            self._faults.setdefault(i, "a field for the metadata is not valid UTF-8")
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            self._faults.setdefault(i, f"field {name!r} cannot be written as JSON: {error}")
+        return None
 
     def _column(self, name: str, *, integers: bool) -> pa.Array | None:
         if name not in self._batch.schema.names:
@@ -255,10 +273,28 @@ class _ColumnTaker:
             return None if integers else column.cast(pa.string())
         if integers and pa.types.is_integer(kind):
             return column.cast(pa.string())
+        if integers and _can_be_an_id(kind):
+            return self._ids(name, column)
         if not _is_stringlike(kind):
             wanted = "strings or whole numbers" if integers else "strings"
             raise InputError(f"{self._path}: column {name!r} is {kind}; it must be {wanted}")
         return self._valid_utf8(name, column)
+
+    def _ids(self, name: str, column: pa.Array) -> pa.Array:
+        uuids = isinstance(column.type, pa.BaseExtensionType)
+        found = values_of(column) if uuids else column.to_pylist()
+        ids = [None if v is None else self._id(name, i, v) for i, v in enumerate(found)]
+        return pa.array(ids, pa.string())
+
+    def _id(self, name: str, i: int, value: Any) -> str | None:
+        if isinstance(value, bytes):
+            # Sixteen bytes are what databases keep of a UUID.
+            return str(UUID(bytes=value)) if len(value) == 16 else value.hex()
+        try:
+            return values.id_text(value)
+        except values.Unsayable as error:
+            self._faults.setdefault(i, f"field {name!r} {error}")
+            return None
 
     def _valid_utf8(self, name: str, column: pa.Array) -> pa.Array:
         try:
@@ -276,6 +312,13 @@ class _ColumnTaker:
         except UnicodeDecodeError:
             self._faults.setdefault(i, f"field {name!r} is not valid UTF-8")
             return None
+
+
+def _can_be_an_id(kind: pa.DataType) -> bool:
+    """Tell types of which some values are ids: floats and decimals, and bytes of one length."""
+    extension = getattr(kind, "extension_name", "")
+    tests = (pa.types.is_floating, pa.types.is_decimal, pa.types.is_fixed_size_binary)
+    return extension == "arrow.uuid" or any(test(kind) for test in tests)
 
 
 def _is_stringlike(kind: pa.DataType) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memworker import values
 from memworker.ingest.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
 from memworker.ingest.records import EXCERPT_CHARS, row_batch
 
@@ -20,7 +21,6 @@ RECORDS_PATH = "<records>"
 
 _ABSENT: Any = object()
 _ENCODE = msgspec.json.Encoder().encode
-_NOT_JSON = (TypeError, ValueError, OverflowError, RecursionError)
 _TYPE_NAMES = {
     str: "a string",
     int: "a number",
@@ -114,19 +114,16 @@ def metadata_column(
     """Write the fields that are left as JSON; None if no row has any. Adds to `faults`."""
     if not any(rest):
         return None
-    try:
-        encoded = [_ENCODE(row) if row else None for row in rest]
-    except _NOT_JSON:
-        encoded = [_encode_one(row, i, faults, not_utf8) for i, row in enumerate(rest)]
+    encoded = [_encoded(row, i, faults, not_utf8) if row else None for i, row in enumerate(rest)]
     return pa.array(encoded, pa.string())
 
 
-def _encode_one(row: Any, i: int, faults: dict[int, str], not_utf8: str) -> bytes | None:
+def _encoded(row: dict[str, Any], i: int, faults: dict[int, str], not_utf8: str) -> bytes | None:
     try:
-        return _ENCODE(row) if row else None
+        return _ENCODE(row if values.is_plain(row) else values.plain_mapping(row))
     except UnicodeError:
         faults.setdefault(i, f"a field for the metadata {not_utf8}")
-    except _NOT_JSON as error:
+    except values.Unsayable as error:
         faults.setdefault(i, f"the metadata cannot be written as JSON: {error}")
     return None
 
@@ -140,7 +137,7 @@ def _mapping(
     record: object, options: ReadOptions, faults: dict[int, str], i: int
 ) -> Mapping[str, Any]:
     if isinstance(record, str):
-        return {options.fields.text: record}
+        return {options.fields.text: values.exact_str(record)}
     if not isinstance(record, Mapping):
         faults[i] = f"not a string or mapping but {type_name(record)}"
     elif not all(isinstance(key, str) for key in record):
@@ -167,20 +164,20 @@ class _ColumnMaker:
         self._not_utf8 = not_utf8
 
     def texts(self, name: str) -> pa.Array:
-        values = [o.get(name, _ABSENT) for o in self._objects]
-        if set(map(type, values)) != {str}:
-            values = [self._text(name, i, v) for i, v in enumerate(values)]
-        return self._array(name, values)
+        found = [o.get(name, _ABSENT) for o in self._objects]
+        if set(map(type, found)) != {str}:
+            found = [self._text(name, i, v) for i, v in enumerate(found)]
+        return self._array(name, found)
 
     def strings(self, name: str, none: str | None = None) -> pa.Array | None:
         """Make a column of strings or whole numbers; None if no row has one and `none` is None."""
-        values = [o.get(name) for o in self._objects]
-        types = set(map(type, values))
+        found = [o.get(name) for o in self._objects]
+        types = set(map(type, found))
         if types == {type(None)} and none is None:
             return None
         if types != {str}:
-            values = [none if v is None else self._string(name, i, v) for i, v in enumerate(values)]
-        return self._array(name, values)
+            found = [none if v is None else self._string(name, i, v) for i, v in enumerate(found)]
+        return self._array(name, found)
 
     def metadata(self, used: frozenset[str]) -> pa.Array | None:
         rest = [{k: v for k, v in o.items() if k not in used} for o in self._objects]
@@ -188,23 +185,24 @@ class _ColumnMaker:
 
     def _text(self, name: str, i: int, value: Any) -> str | None:
         if isinstance(value, str):
-            return str(value)
+            return values.exact_str(value)
         fault = no_text(name) if value is _ABSENT else _not_text(name, value)
         self._faults.setdefault(i, fault)
         return None
 
     def _string(self, name: str, i: int, value: Any) -> str | None:
-        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            return str(value)
-        fault = f"field {name!r} is {type_name(value)}; it must be a string or a whole number"
-        self._faults.setdefault(i, fault)
-        return None
-
-    def _array(self, name: str, values: list[Any]) -> pa.Array:
         try:
-            return pa.array(values, pa.string())
+            return values.id_text(value)
+        except values.Unsayable as error:
+            flaw = self._not_utf8 if isinstance(value, str) else str(error)
+            self._faults.setdefault(i, f"field {name!r} {flaw}")
+            return None
+
+    def _array(self, name: str, found: list[Any]) -> pa.Array:
+        try:
+            return pa.array(found, pa.string())
         except UnicodeEncodeError:
-            return pa.array([self._utf8(name, i, v) for i, v in enumerate(values)], pa.string())
+            return pa.array([self._utf8(name, i, v) for i, v in enumerate(found)], pa.string())
 
     def _utf8(self, name: str, i: int, value: str | None) -> str | None:
         try:
