@@ -134,16 +134,16 @@ def test_what_concerns_all_rows_keeps_its_place_in_the_order(memory):
 
 
 def test_a_commit_that_fails_reaches_all_of_its_group_and_no_one_else(memory):
-    core = memory._core
-    identity = core.table.identity
+    opened = memory._core.table._writes.table
+    identity = opened.identity
     with held(memory):
         # What the store asks before each commit: is this the table that was opened?
-        core.table.identity = "of a table that was dropped"
+        object.__setattr__(opened, "identity", "of a table that was dropped")
         futures = [add(memory, "x"), add(memory, "y")]
     for future in futures:
         with pytest.raises(StoreError, match="dropped"):
             future.result(PATIENCE_S)
-    core.table.identity = identity
+    object.__setattr__(opened, "identity", identity)
     assert memory.count() == 0
     assert one(memory.add("x", **ALICE))["event"] == "ADD"
 
