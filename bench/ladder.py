@@ -24,10 +24,11 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.peers import FASTEMBED_NAME
+from bench.reference import export_reference
 from bench.texts import read_texts
 from memworker import EmbeddingPool
 from memworker.errors import ModelError, UsageError
-from memworker.models import export_reference, ready_model
+from memworker.models import ready_model
 from memworker.pool.machine import usable_cores
 
 MODEL = "all-MiniLM-L6-v2"

@@ -34,11 +34,12 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.peers import plain_session, run_padded
+from bench.reference import export_reference
 from bench.texts import read_texts
 from memworker import AsyncEmbeddingPool, EmbeddingPool, ingest
 from memworker.errors import MemworkerError
 from memworker.ingest import Stop
-from memworker.models import export_reference, ready_model
+from memworker.models import ready_model
 from memworker.pool.encoder import open_session
 from memworker.pool.machine import usable_cores
 from memworker.pool.tokenize import Tokenizer

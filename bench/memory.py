@@ -29,10 +29,11 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.processes import Absent, Contestant
+from bench.reference import export_reference
 from bench.stores import MODES, StoreLoad
 from bench.texts import data_dir, read_texts
 from memworker.errors import UsageError
-from memworker.models import export_reference, ready_model
+from memworker.models import ready_model
 from memworker.pool.machine import usable_cores
 
 MODEL = "all-MiniLM-L6-v2"

@@ -27,9 +27,10 @@ from bench import common
 from bench.coordination import IndependentSessions
 from bench.peers import PEERS
 from bench.processes import Absent, Contestant, Workload
+from bench.reference import export_reference
 from bench.texts import read_texts, token_counts
 from memworker.errors import UsageError
-from memworker.models import export_reference, ready_model
+from memworker.models import ready_model
 from memworker.pool.machine import usable_cores
 
 MODEL = "all-MiniLM-L6-v2"

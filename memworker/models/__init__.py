@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         ready_model,
         verify_model,
     )
-    from memworker.models.reference import export_reference
 
 __all__ = [
     "ModelListing",
@@ -23,18 +22,15 @@ __all__ = [
     "Pooling",
     "Precision",
     "ReadyModel",
-    "export_reference",
     "list_models",
     "pull_model",
     "ready_model",
     "verify_model",
 ]
 
-_ROOMS = {"export_reference": "memworker.models.reference"}
-
 
 def __getattr__(name: str) -> Any:
     # A worker imports this package for the types in `spec` and needs none of the rest.
     if name not in __all__:
         raise AttributeError(f"module 'memworker.models' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS.get(name, "memworker.models.ready")), name)
+    return getattr(import_module("memworker.models.ready"), name)

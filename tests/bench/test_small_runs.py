@@ -32,7 +32,8 @@ def test_ladder(measure):
 
 
 def test_the_queue_takes_everybody_and_stops(tmp_path):
-    from memworker.models import export_reference, ready_model
+    from bench.reference import export_reference
+    from memworker.models import ready_model
 
     export_reference(ready_model(ladder.MODEL), tmp_path)
     with ladder.micro_batched_queue(ladder.Setting(tmp_path, 3, 1)) as embed:

@@ -8,8 +8,9 @@ import shutil
 import onnx
 import pytest
 
+from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, ModelUnsupported
-from memworker.models import Pooling, export_reference, ready_model
+from memworker.models import Pooling, ready_model
 from tests.models.conftest import open_session, run_padded
 from tests.models.tiny import make_bert, write_config, write_modules
 

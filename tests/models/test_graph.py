@@ -7,7 +7,8 @@ import onnx
 import pytest
 from tokenizers import Tokenizer
 
-from memworker.models import export_reference, ready_model
+from bench.reference import export_reference
+from memworker.models import ready_model
 from tests.models.conftest import open_session, run_padded
 from tests.models.tiny import Sizes, make_bert, numpy_bert, write_modules
 

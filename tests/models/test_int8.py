@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, UsageError
-from memworker.models import export_reference, ready_model
+from memworker.models import ready_model
 from memworker.models.calibration import calibration_ids, calibration_texts
 from memworker.models.quantise import quantise
 from tests.models.conftest import open_session, run_padded

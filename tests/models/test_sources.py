@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, ModelUnavailable
-from memworker.models import export_reference, pull_model, ready_model, verify_model
+from memworker.models import pull_model, ready_model, verify_model
 from memworker.models.cache import ModelCache
 from memworker.models.catalog import find
 from memworker.models.sources import fetch

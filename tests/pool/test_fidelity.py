@@ -73,7 +73,7 @@ def test_a_text_has_one_vector_whatever_its_neighbours(pool, vectors):
 def test_equals_real_fastembed(vectors, tmp_path):
     from fastembed import TextEmbedding
 
-    from memworker.models import export_reference
+    from bench.reference import export_reference
 
     folder = tmp_path / "model"
     export_reference(ready_model("all-MiniLM-L6-v2"), folder)
