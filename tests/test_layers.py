@@ -75,6 +75,7 @@ POOL = {
         *("supervisor", "handle", "plan", "requests", "meter", "arena", "sizing"),
         *("admission", "incoming", "outside"),
     },
+    "agreement": {"pool"},
     "tuning": {"pool", "limit", "machine", "remembered", "sizing", "budget", "engine"},
     "opening": {"pool"},
     "aio": {"admission", "opening", "pool", "requests", "scheduler"},

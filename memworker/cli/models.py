@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from memworker.cli import options
 
 if TYPE_CHECKING:
     from memworker.models import ModelListing, ReadyModel
@@ -67,7 +70,8 @@ def verify(
 ) -> None:
     """Hash every file of a model, or of all fetched ones, afresh; or measure a precision."""
     if quality:
-        _report_quality(name or "all-MiniLM-L6-v2", precision, quality, text_field, limit, as_json)
+        texts = options.texts_of(quality, text_field, limit=limit)
+        _report_quality(name or "all-MiniLM-L6-v2", precision, texts, as_json)
         return
     from memworker.errors import ModelCorrupt
     from memworker.models import list_models, verify_model
@@ -85,12 +89,10 @@ def verify(
         raise typer.Exit(1)
 
 
-def _report_quality(
-    name: str, precision: str, inputs: list[str], text_field: str, limit: int, as_json: bool
-) -> None:
-    from memworker.cli.quality import compare
+def _report_quality(name: str, precision: str, texts: Iterator[str], as_json: bool) -> None:
+    from memworker.pool import compare_precision
 
-    agreement = compare(name, precision, inputs, text_field=text_field, limit=limit)
+    agreement = compare_precision(texts, model=name, precision=precision)
     typer.echo(json.dumps(asdict(agreement)) if as_json else agreement.told())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -94,6 +95,16 @@ def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
         raise typer.Exit(128 + number)
     if report.rejects is not None:
         raise typer.Exit(3)
+
+
+def texts_of(
+    inputs: list[str], field: str, *, format: str | None = None, limit: int | None = None
+) -> Iterator[str]:
+    """Yield the texts of the first `limit` rows of inputs, those that are refused left out."""
+    from memworker.ingest.readers import Fields, read
+
+    for chunk in read(inputs, Fields(text=field, metadata=False), format=format, limit=limit):
+        yield from chunk.rows["text"].to_pylist()
 
 
 def _print_out(text: str) -> None:

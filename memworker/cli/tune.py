@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from memworker.cli import options
 
 if TYPE_CHECKING:
-    from memworker.pool.tuning import Trial
+    from memworker.pool import Trial
 
 _MOST_TEXTS = 4096
 
@@ -32,15 +31,10 @@ def tune(
     as_json: options.Json = False,
 ) -> None:
     """Try worker counts, run sizes and precisions; keep the best for the pools to come."""
-    from memworker.ingest.readers import Fields, read
-    from memworker.pool.tuning import tune as run
+    from memworker.pool import tune as run
 
-    chunks = read(inputs, Fields(text=text_field, metadata=False), format=format)
-    texts = islice(
-        (text for chunk in chunks for text in chunk.rows["text"].to_pylist()), _MOST_TEXTS
-    )
     trials = run(
-        list(texts),
+        list(options.texts_of(inputs, text_field, format=format, limit=_MOST_TEXTS)),
         model=model,
         precisions=precision or ("fp32", "int8"),
         seconds=seconds,

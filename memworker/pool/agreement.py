@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from memworker.errors import NoRows, UsageError
-from memworker.ingest.readers import Fields, read
 from memworker.models import Precision, ready_model
-from memworker.pool import EmbeddingPool
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
 
 Floats = npt.NDArray[np.float32]
 _NEIGHBOURS = 10
@@ -41,43 +42,36 @@ class Agreement:
         )
 
 
-def compare(
-    model: str, precision: str, inputs: list[str], *, text_field: str, limit: int
+def compare_precision(
+    texts: Iterable[str], *, model: str | Path = DEFAULT_MODEL, precision: str = "int8"
 ) -> Agreement:
-    """Embed up to `limit` texts in both precisions and compare them.
+    """Embed texts in fp32 and in another precision, and compare the two.
 
     Raises UsageError for fp32 itself or a precision that the model does not
     have, and NoRows where there are not two different texts.
     """
     if precision == Precision.FP32:
-        raise UsageError("fp32 is what --quality compares with; ask for --precision int8.")
+        raise UsageError("fp32 is what others are compared with; name another precision: int8")
     # A precision that is not there is refused before anything is embedded.
     wanted = ready_model(model, precision=precision)
-    texts = _texts(inputs, text_field, limit)
-    exact = _embed(model, Precision.FP32, texts)
-    small = _embed(model, precision, texts)
-    cosines = (_unit(exact) * _unit(small)).sum(1)
-    return Agreement(
-        model=wanted.spec.name,
-        precision=precision,
-        texts=len(texts),
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-        recall_at_10=_recall(_unit(exact), _unit(small)),
-    )
-
-
-def _texts(inputs: list[str], text_field: str, limit: int) -> list[str]:
-    chunks = read(inputs, Fields(text=text_field), limit=limit)
-    texts = [text for chunk in chunks for text in chunk.rows["text"].to_pylist()]
     # Equal texts are each other's nearest in any precision.
     different = list(dict.fromkeys(texts))
     if len(different) < 2:
-        raise NoRows(f"{', '.join(inputs)} has {len(different)} different texts; two are needed.")
-    return different
+        raise NoRows(f"there are {len(different)} different texts; a comparison needs two")
+    exact = _unit(_embed(model, Precision.FP32, different))
+    small = _unit(_embed(model, precision, different))
+    cosines = (exact * small).sum(1)
+    return Agreement(
+        model=wanted.spec.name,
+        precision=precision,
+        texts=len(different),
+        mean_cosine=float(cosines.mean()),
+        min_cosine=float(cosines.min()),
+        recall_at_10=_recall(exact, small),
+    )
 
 
-def _embed(model: str, precision: str, texts: list[str]) -> Floats:
+def _embed(model: str | Path, precision: str, texts: list[str]) -> Floats:
     with EmbeddingPool(model, precision=precision) as pool:
         return pool.embed(texts)
 
