@@ -31,7 +31,7 @@ from bench.texts import many_texts
 from memworker import ingest, interpreters
 from memworker.errors import UsageError
 from memworker.heap import mapped_bytes, private_bytes
-from memworker.ingest.loop import Live
+from memworker.ingestion.loop import RunningJob
 from memworker.pool.budget import parse_bytes
 
 MB = 1e6
@@ -154,13 +154,13 @@ class _Watch(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self._done = threading.Event()
-        self._live: Live | None = None
+        self._live: RunningJob | None = None
         self._base: float | None = None
         self._mapped_base: float | None = None
         self._estimate: float | None = None
         self._most = dict.fromkeys(("parent", "workers", "index", "job", "all", "mapped"), 0.0)
 
-    def observe(self, live: Live) -> None:
+    def observe(self, live: RunningJob) -> None:
         self._live = live
 
     def stop(self) -> None:
@@ -185,7 +185,7 @@ class _Watch(threading.Thread):
             live = self._live
             if live is None or live.pool is None:
                 continue
-            self._estimate = round(live.pool.sizes.memory_bytes / MB, 1)
+            self._estimate = round(live.pool.plan.memory_bytes / MB, 1)
             if live.counts.written >= BASE_ROWS and self._base is None:
                 self._base, self._mapped_base = round(parent, 1), round(mapped, 1)
             if self._base is not None:

@@ -38,7 +38,7 @@ from bench.reference import export_reference
 from bench.texts import read_texts
 from memworker import AsyncEmbeddingPool, EmbeddingPool, ingest
 from memworker.errors import MemworkerError
-from memworker.ingest import Stop
+from memworker.ingestion import Stop
 from memworker.models import ready_model
 from memworker.pool.encoder import open_session
 from memworker.pool.machine import usable_cores
@@ -236,7 +236,7 @@ def _questions(pool: EmbeddingPool, texts: list[str], options: argparse.Namespac
         hammered_rate = bulk.rate(asked)
     encode_s, padded = after.encode_s - before.encode_s, after.padded_tokens - before.padded_tokens
     a_token_s = common.ratio(encode_s, padded)
-    micro_batch_ms = a_token_s and 1000 * a_token_s * pool.sizes.costs.batch_tokens
+    micro_batch_ms = a_token_s and 1000 * a_token_s * pool.plan.costs.batch_tokens
     p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
     return {
         "micro_batch_ms": micro_batch_ms,

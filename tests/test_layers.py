@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,77 +17,37 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "memworker"
 
-# Which rooms a room may import; everything may use `errors` and `failpoints`.
+PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the rows of the table on the page whose first line starts so."""
+    lines = PAGE[PAGE.index(heading) :].splitlines()[2:]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def named(cell: str) -> set[str]:
+    """Return what a cell lists, with or without backticks; a dash is nothing."""
+    return {name.strip("` /") for name in cell.split(",")} - {"–"}
+
+
+# Which rooms a room may import; everything may use the modules beside them.
 ROOMS = {
-    "locks": set(),
-    "models": {"locks"},
-    "pool": {"locks", "models"},
-    "store": {"locks"},
-    "ingest": {"locks", "pool", "store"},
-    "memory": {"pool", "store"},
-    "serve": {"pool"},
-    # Adapters for other frameworks live on the public names alone.
-    "integrations": set(),
-    "cli": {"models", "pool", "store", "ingest", "memory", "serve", "integrations"},
+    room.strip("`/"): named(allowed) for room, _, allowed in table("| room |") if room != "`data/`"
 }
-
 # Where a heavy package may be imported, and by whom alone.
-HEAVY = {
-    "lancedb": {"store", "integrations/lancedb.py"},
-    "onnxruntime": {"pool/encoder.py", "pool/limit.py"},
-    "tokenizers": {"pool/tokenize.py"},
-    "onnx": {"models", "pool/limit.py"},
-    "fastembed": {"models"},
-    "huggingface_hub": {"models"},
-    "typer": {"cli"},
-    "rich": {"cli"},
-}
-
+HEAVY = {package: named(where) for package, where in table("| package |")}
 # Modules of the pool and what each may know of the others, besides itself.
 POOL = {
-    "plan": set(),
-    "arena": set(),
-    "messages": set(),
-    "cgroups": set(),
-    "machine": {"cgroups"},
-    "meter": set(),
-    "remembered": set(),
-    "budget": set(),
-    "limit": {"machine", "remembered"},
-    "engine": {"plan", "budget", "echo", "encoder", "worker"},
-    "sizing": {"machine", "plan", "remembered", "arena", "budget", "engine", "worker"},
-    "spawn": set(),
-    "pickling": set(),
-    "admission": set(),
-    "tokenize": set(),
-    "worker": {"plan", "arena", "messages"},
-    "echo": {"arena", "worker"},
-    "encoder": {"plan", "arena", "tokenize", "worker"},
-    "outside": {"worker", "arena", "spawn"},
-    "incoming": {"messages", "arena"},
-    "handle": {"worker", "arena", "messages", "incoming", "outside"},
-    "blame": {"handle"},
-    "restarts": set(),
-    "pace": set(),
-    "supervisor": {
-        *("handle", "blame", "restarts", "worker", "arena", "messages", "incoming", "outside"),
-        "pace",
-    },
-    "rows": {"arena"},
-    "requests": {"plan", "arena", "rows", "incoming"},
-    "scheduler": {
-        *("supervisor", "handle", "plan", "requests", "meter", "arena", "sizing"),
-        *("admission", "incoming", "outside"),
-    },
-    "agreement": {"pool"},
-    "tuning": {"pool", "limit", "machine", "remembered", "sizing", "budget", "engine"},
-    "opening": {"pool"},
-    "aio": {"admission", "opening", "pool", "requests", "scheduler"},
-    "pool": {
-        *("admission", "arena"),
-        *("scheduler", "plan", "requests", "meter", "engine", "supervisor", "sizing"),
-        "rows",
-    },
+    module: named(knows)
+    for names, _, knows in table("| module | | knows |")
+    for module in named(names)
+}
+BESIDE = {
+    name.removesuffix(".py")
+    for names, _ in table("| module | |\n|---|---|\n| `errors.py`")
+    for name in named(names)
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -110,7 +74,7 @@ def _running(node: ast.AST):
 
 
 def room_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).parts
+    parts = path.relative_to(ROOT).parts[1 if path.is_relative_to(PACKAGE) else 0 :]
     return parts[0] if len(parts) > 1 else ""
 
 
@@ -122,9 +86,78 @@ def test_a_room_knows_only_what_the_map_says(path):
     assert room in ROOMS, f"{room} is not on the map"
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "memworker" and len(parts) > 1 and parts[1] in ROOMS:
-            allowed = ROOMS[room] | {room}
-            assert parts[1] in allowed, f"{path.name} imports {name}; {room} may not"
+        if parts[0] == "memworker" and len(parts) > 1:
+            allowed = ROOMS[room] | BESIDE | {room, "__version__"}
+            # Adapters and commands use the package's own face.
+            public = room in ("integrations", "cli") and parts[1] in face("")
+            assert parts[1] in allowed or public, f"{path.name} imports {name}; {room} may not"
+
+
+def test_the_map_has_every_room_and_every_module_beside_them():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == BESIDE | {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", sorted(BESIDE))
+def test_what_everything_may_import_imports_no_room(path):
+    for name in imports(PACKAGE / f"{path}.py"):
+        parts = name.split(".")
+        assert parts[0] != "memworker" or parts[1] in BESIDE, f"{path}.py imports {name}"
+
+
+def face(room: str) -> dict[str, str]:
+    """Return the names on a room's face, each with the module that it comes from."""
+    folder = PACKAGE / room
+    stub = folder / "__init__.pyi"
+    tree = ast.parse((stub if stub.exists() else folder / "__init__.py").read_text())
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in froms for alias in node.names}
+
+
+def crossings(paths: Iterable[Path]) -> Iterator[tuple[Path, str, str]]:
+    """Yield each name that a module imports from another room: who, from where, what."""
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memworker."):
+                room = node.module.split(".")[1]
+                if room in ROOMS and room != room_of(path) and room_of(path):
+                    yield from ((path, node.module, alias.name) for alias in node.names)
+
+
+USERS = [*MODULES, *(ROOT / "bench").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+CROSSINGS = list(crossings(USERS))
+
+
+def test_rooms_are_entered_by_their_face():
+    # Each adapter is a face of its own, for its framework may be missing.
+    past = [
+        f"{path.relative_to(PACKAGE)}: {name} from {module}"
+        for path, module, name in CROSSINGS
+        if path.is_relative_to(PACKAGE)
+        and not module.startswith("memworker.integrations")
+        and (module.count(".") > 1 or name not in face(module.split(".")[1]))
+    ]
+    assert not past
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_what_stands_on_a_face_is_there_and_wanted(room):
+    wanted = {name for _, module, name in CROSSINGS if module == f"memworker.{room}"}
+    wanted |= {name for name, module in face("").items() if module == room}
+    loaded = import_module(f"memworker.{room}")
+    for name in face(room):
+        assert hasattr(loaded, name), f"memworker.{room} has no {name}"
+    assert set(face(room)) <= wanted, "nobody outside uses these"
+
+
+@pytest.mark.parametrize("eager", ["0", "1"])
+def test_names_are_loaded_at_first_use_or_at_once(eager):
+    code = "import memworker; print(memworker.ingest.__module__, memworker.Table.__name__)"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "EAGER_IMPORT": eager}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "memworker.ingestion.job Table\n"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

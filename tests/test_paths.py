@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from memworker import AsyncMemory, EmbeddingPool, Memory, Table, errors, ingest, table_names
-from memworker.ingest.export import embed_to_file
-from memworker.ingest.runs import runs
+from memworker.ingestion.export import embed_to_file
+from memworker.ingestion.runs import list_runs
 from memworker.models.cache import ModelCache, cache_home
 from memworker.paths import named, place, used_path
 from memworker.serve.options import read_key
@@ -127,7 +127,7 @@ def test_a_database_in_the_home_folder_lies_there_whole(home, echo, door):
     assert list(Path.cwd().iterdir()) == []
     assert table_names("~/db") == ["memories"]
     assert Table.open(Fs("~/db/"), "memories").count() == 1
-    assert len(runs("~/db")) == (door is _ingest)
+    assert len(list_runs("~/db")) == (door is _ingest)
 
 
 def test_files_that_are_written_lie_in_the_home_folder(home, monkeypatch):

@@ -29,7 +29,7 @@ def embed(
     as_json: options.Json = False,
 ) -> None:
     """Embed texts into a file: row i is text i, a rejected row is NaN (npy) or null (parquet)."""
-    from memworker.ingest.export import embed_to_file
+    from memworker.ingestion import embed_to_file
 
     with progress.shown(limit) as observer:
         report = embed_to_file(

@@ -16,7 +16,7 @@ def ingest(
     table: options.TableName,
     text_field: options.TextField = "text",
     id_field: options.IdField = "id",
-    scope: options.Scope = None,
+    scope: options.ScopeOption = None,
     format: options.Format = None,
     model: options.Model = "all-MiniLM-L6-v2",
     precision: options.Precision = "fp32",
@@ -50,7 +50,7 @@ def ingest(
     Running the same command again adds only what is not there yet. Ctrl-C or
     SIGTERM finishes what is in flight and commits it; a second one stops at once.
     """
-    from memworker.ingest.job import ingest as run
+    from memworker.ingestion import ingest as run
 
     with progress.shown(limit) as observer, signals.drained() as stop:
         report = run(

@@ -11,7 +11,7 @@ import typer
 from memworker.cli.options import Db, Json
 
 if TYPE_CHECKING:
-    from memworker.ingest.runs import Run
+    from memworker.ingestion import Run
 
 
 def jobs(
@@ -22,9 +22,9 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """List the ingests into a database: input, beginning, outcome, counts, version."""
-    from memworker.ingest.runs import runs
+    from memworker.ingestion import list_runs
 
-    found = runs(db, table)
+    found = list_runs(db, table)
     if as_json:
         typer.echo(json.dumps({"jobs": [_as_dict(run) for run in found]}, ensure_ascii=False))
         return

@@ -66,8 +66,7 @@ def add(
 ) -> None:
     """Remember texts: embed them and add them, each once for the same scope."""
     from memworker import Memory
-    from memworker.memory.core import policy
-    from memworker.memory.drafts import metadata_json, moment
+    from memworker.memory import metadata_json, moment, policy
 
     # What is wrong with the command is told before a worker starts.
     scope_of(user_id, agent_id, run_id)

@@ -28,10 +28,10 @@ from memworker.cli.memory_options import (
 )
 from memworker.errors import InputNotFound
 from memworker.paths import used_path
-from memworker.store.disk import disk_errors
+from memworker.store import disk_errors
 
 if TYPE_CHECKING:
-    from memworker.memory.transfer import Flaw
+    from memworker.memory import Flaw
 
 # Of the bad lines, which stderr names all, so many are in the JSON object too.
 _FLAWS_IN_JSON = 1000
@@ -52,8 +52,7 @@ def export(
 
     With --json the count is printed, to stderr where the memories go to stdout.
     """
-    from memworker.memory import exported
-    from memworker.memory.scope import Scope
+    from memworker.memory import Scope, exported
     from memworker.store import Table
 
     # An id that is blank, as an unset shell variable gives, must not mean everybody.

@@ -12,7 +12,7 @@ from memworker.cli.output import printable
 from memworker.errors import ScopeMissing, TableNotFound
 
 if TYPE_CHECKING:
-    from memworker.memory.scope import Scope
+    from memworker.memory import Scope
 
 DEFAULT_TABLE = "memories"
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -71,7 +71,7 @@ def making(
 
 def scope_of(user_id: str | None, agent_id: str | None, run_id: str | None) -> Scope:
     """Return whose memories are meant. Raises ScopeMissing, in the words of a command line."""
-    from memworker.memory.scope import Scope
+    from memworker.memory import Scope
 
     if user_id is None and agent_id is None and run_id is None:
         raise ScopeMissing(

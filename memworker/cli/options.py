@@ -14,7 +14,7 @@ from memworker.cli import signals
 from memworker.errors import UsageError
 
 if TYPE_CHECKING:
-    from memworker.ingest.report import IngestReport
+    from memworker.ingestion import IngestReport
 
 Inputs = Annotated[
     list[str],
@@ -24,7 +24,7 @@ Db = Annotated[str, typer.Option("--db", help="The LanceDB directory.", show_def
 TableName = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
 TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
 IdField = Annotated[str, typer.Option(help="The field that holds the id, where there is one.")]
-Scope = Annotated[
+ScopeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--scope", help="COLUMN=FIELD: take user_id, agent_id or run_id from a field; repeatable."
@@ -101,7 +101,7 @@ def texts_of(
     inputs: list[str], field: str, *, format: str | None = None, limit: int | None = None
 ) -> Iterator[str]:
     """Yield the texts of the first `limit` rows of inputs, those that are refused left out."""
-    from memworker.ingest.readers import Fields, read
+    from memworker.ingestion import Fields, read
 
     for chunk in read(inputs, Fields(text=field, metadata=False), format=format, limit=limit):
         yield from chunk.rows["text"].to_pylist()

@@ -8,16 +8,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 
 from memworker.cli.output import stderr_is_terminal
-from memworker.ingest.loop import Live
-from memworker.pool import limit as limit_of_machine
-from memworker.pool import machine
-from memworker.pool.pool import EmbeddingPool
+from memworker.ingestion import RunningJob
+from memworker.pool import EmbeddingPool, machine, peak_flops
 
 _REFRESH_S = 0.25
 
 
 @contextmanager
-def shown(limit: int | None) -> Iterator[Callable[[Live], None] | None]:
+def shown(limit: int | None) -> Iterator[Callable[[RunningJob], None] | None]:
     """Give the observer that shows a job; None where stderr is not a terminal."""
     if not stderr_is_terminal():
         yield None
@@ -25,7 +23,7 @@ def shown(limit: int | None) -> Iterator[Callable[[Live], None] | None]:
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
-    def observe(job: Live) -> None:
+    def observe(job: RunningJob) -> None:
         thread = threading.Thread(target=_show, args=(job, limit, stop), daemon=True)
         threads.append(thread)
         thread.start()
@@ -38,7 +36,7 @@ def shown(limit: int | None) -> Iterator[Callable[[Live], None] | None]:
             thread.join()
 
 
-def _show(job: Live, limit: int | None, stop: threading.Event) -> None:
+def _show(job: RunningJob, limit: int | None, stop: threading.Event) -> None:
     from rich.console import Console
     from rich.live import Live as Display
 
@@ -49,7 +47,7 @@ def _show(job: Live, limit: int | None, stop: threading.Event) -> None:
             display.update(_line(job, limit), refresh=True)
 
 
-def _line(job: Live, limit: int | None) -> str:
+def _line(job: RunningJob, limit: int | None) -> str:
     counts = job.counts
     if job.pool is None:
         return f"{counts.read:,} read, {counts.duplicates:,} of them known"
@@ -77,10 +75,10 @@ def _of_limit(pool: EmbeddingPool, tokens_per_s: float) -> str:
 
 @cache
 def _gemm_limit() -> float | None:
-    return limit_of_machine.recall(machine.usable_cores())
+    return peak_flops.recall(machine.usable_cores())
 
 
-def _rows_left(job: Live, limit: int | None) -> float | None:
+def _rows_left(job: RunningJob, limit: int | None) -> float | None:
     """Estimate how many rows are still to be embedded, if there is anything to go by."""
     counts, share = job.counts, job.progress.share
     # What was read so far stands for the rest: so many rows in so many bytes.

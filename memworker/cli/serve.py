@@ -14,7 +14,7 @@ from memworker.errors import UsageError
 from memworker.paths import used_path
 
 if TYPE_CHECKING:
-    from memworker.serve.service import Service
+    from memworker.serve import Service
 
 
 def serve(
@@ -50,9 +50,8 @@ def serve(
     The first Ctrl-C or SIGTERM answers what is in flight; a second one stops at once.
     """
     _need_extra()
-    from memworker.pool.pool import EmbeddingPool
-    from memworker.serve import server
-    from memworker.serve.options import KEY_VARIABLE, ServeOptions, read_key
+    from memworker.pool import EmbeddingPool
+    from memworker.serve import KEY_VARIABLE, ServeOptions, read_key, server
 
     key = read_key(api_key_file) if api_key_file else os.environ.get(KEY_VARIABLE)
     told = ServeOptions(
@@ -80,7 +79,7 @@ def serve(
 
 
 def _max_body(amount: str) -> int:
-    from memworker.pool.budget import parse_bytes
+    from memworker.pool import parse_bytes
 
     try:
         return parse_bytes(amount)

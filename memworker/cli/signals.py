@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-from memworker.ingest.stop import Stop
+from memworker.ingestion import Stop
 
 # Beyond the job's own grace: time for its last commit, and for the workers to end.
 LAST_RESORT_S = 20.0

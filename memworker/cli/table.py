@@ -12,7 +12,7 @@ from memworker.cli import options, table_care
 from memworker.cli.options import Db, Json, TableName, print_result, size
 
 if TYPE_CHECKING:
-    from memworker.ingest import ReembedReport
+    from memworker.ingestion import ReembedReport
     from memworker.store import TableInfo
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def reembed(
     Running the same command again goes on where a stopped one ended.
     """
     from memworker.cli import progress, signals
-    from memworker.ingest import reembed as run
+    from memworker.ingestion import reembed as run
     from memworker.store import Table
 
     rows = Table.open(db, table).count()

@@ -16,8 +16,7 @@ from memworker.cli.output import printable, stderr_is_terminal
 from memworker.cli.panics import panics_unseen
 
 if TYPE_CHECKING:
-    from memworker.store.repair import Repair
-    from memworker.store.verify import Verified
+    from memworker.store import Repair, Verified
 
 _REFRESH_S = 0.25
 _SHOWN_IDS = 10
@@ -82,7 +81,7 @@ def verify(db: Db, table: TableName, as_json: Json = False) -> None:
 
     Exit status 1 if anything is: `memworker table repair` puts it right.
     """
-    from memworker.store.verify import verify as run
+    from memworker.store import verify_table as run
 
     with panics_unseen(), _progress() as observer:
         found = run(db, table, observer=observer)
@@ -97,7 +96,7 @@ def repair(db: Db, table: TableName, as_json: Json = False) -> None:
     Damaged rows leave the table; the next ingest of their input writes them again.
     Exit status 1 if something stays damaged.
     """
-    from memworker.store.repair import repair as run
+    from memworker.store import repair_table as run
 
     with panics_unseen(), _progress() as observer:
         done = run(db, table, observer=observer)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, register
 
 from memworker import EmbeddingPool
-from memworker.integrations.pools import DEFAULT_MODEL, Kind, PoolSource
+from memworker.integrations.pools import DEFAULT_MODEL, PoolSource, TextKind
 
 __all__ = ["MemworkerFunction", "close_pools", "use_pool"]
 
@@ -66,7 +66,7 @@ class MemworkerFunction(EmbeddingFunction):
         """Embed a query; errors are raised as they are."""
         return self.compute_query_embeddings(*args, **kwargs)
 
-    def _embed(self, texts: Sequence[str | None], kind: Kind) -> list[Any]:
+    def _embed(self, texts: Sequence[str | None], kind: TextKind) -> list[Any]:
         vectors = iter(self._pool().embed([t for t in texts if t is not None], kind=kind))
         return [None if text is None else next(vectors) for text in texts]
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
-from memworker.integrations.pools import Kind, PoolArguments, PoolSource, framework
+from memworker.integrations.pools import PoolArguments, PoolSource, TextKind, framework
 from memworker.paths import PathGiven, place
 
 with framework("mem0"):
@@ -33,7 +33,7 @@ with framework("mem0"):
     from mem0.embeddings.base import EmbeddingBase
     from mem0.vector_stores.base import VectorStoreBase
 
-__all__ = ["MemworkerEmbedder", "MemworkerVectorStore", "StoredMemory"]
+__all__ = ["MemworkerEmbedder", "MemworkerVectorStore", "Mem0Record"]
 
 Payload = dict[str, Any]
 Vector = Sequence[float]
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredMemory:
+class Mem0Record:
     """A row as Mem0 reads it. `score` is the cosine, at least 0; higher is nearer."""
 
     id: str
@@ -60,7 +60,7 @@ class StoredMemory:
 
 # Within the store's class `list` is its method.
 Names = list[str]
-Memories = list[StoredMemory]
+Memories = list[Mem0Record]
 Pages = list[Memories]
 
 
@@ -85,7 +85,7 @@ class MemworkerEmbedder(EmbeddingBase):
 
     def embed_batch(self, texts: list[str], memory_action: str | None = "add") -> list[list[float]]:
         """Embed several at once; one vector a text, in order."""
-        kind: Kind = "query" if memory_action == "search" else "passage"
+        kind: TextKind = "query" if memory_action == "search" else "passage"
         return self._source.embed(texts, kind)
 
     def close(self) -> None:
@@ -151,10 +151,10 @@ class MemworkerVectorStore(VectorStoreBase):
         del query  # Mem0 has embedded it
         vector = np.asarray(vectors, np.float32).reshape(-1)
         hits = self._table.search(
-            vector, limit=top_k, where=_shown(filters), columns=_READ, include_expired=True
+            vector, limit=top_k, where=_shown(filters), columns=_READ, visible_only=False
         )
         return [
-            StoredMemory(hit.id, _payload(hit.text, hit.metadata), max(0.0, hit.score))
+            Mem0Record(hit.id, _payload(hit.text, hit.metadata), max(0.0, hit.score))
             for hit in hits
         ]
 
@@ -163,9 +163,9 @@ class MemworkerVectorStore(VectorStoreBase):
     ) -> Memories:
         """Return the memories that share words with a query, best first by BM25."""
         hits = self._table.search_text(
-            query, limit=top_k, where=_shown(filters), columns=_READ, include_expired=True
+            query, limit=top_k, where=_shown(filters), columns=_READ, visible_only=False
         )
-        return [StoredMemory(hit.id, _payload(hit.text, hit.metadata), hit.score) for hit in hits]
+        return [Mem0Record(hit.id, _payload(hit.text, hit.metadata), hit.score) for hit in hits]
 
     def delete(self, vector_id: str) -> None:
         """Delete a memory; none of that id is no error."""
@@ -188,7 +188,7 @@ class MemworkerVectorStore(VectorStoreBase):
             change.replace(_rows([name], [vector], [payload], self._space.dim))
         self._upkeep()
 
-    def get(self, vector_id: str) -> StoredMemory | None:
+    def get(self, vector_id: str) -> Mem0Record | None:
         """Return a memory, or None."""
         found = _memories(self._table.rows(_shown({"id": str(vector_id)}), columns=_READ, limit=1))
         return found[0] if found else None
@@ -339,6 +339,6 @@ def _payload(text: str, metadata: Payload) -> Payload:
 
 def _memories(rows: pa.Table) -> Memories:
     return [
-        StoredMemory(row["id"], _payload(row["text"], json.loads(row["metadata"] or "{}")))
+        Mem0Record(row["id"], _payload(row["text"], json.loads(row["metadata"] or "{}")))
         for row in rows.select(list(_READ)).to_pylist()
     ]

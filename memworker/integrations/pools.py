@@ -14,7 +14,7 @@ from memworker.errors import PoolClosed, UsageError
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 """`EmbeddingPool`'s own default, for frameworks that write a model's name down."""
 
-Kind = Literal["passage", "query"]
+TextKind = Literal["passage", "query"]
 Embeddings = list[list[float]]
 
 
@@ -75,12 +75,12 @@ class PoolSource:
                 self._pool = EmbeddingPool(**self._options)
             return self._pool
 
-    def embed(self, texts: Sequence[str], kind: Kind) -> Embeddings:
+    def embed(self, texts: Sequence[str], kind: TextKind) -> Embeddings:
         """Return one list of floats a text, in order."""
         vectors: Embeddings = self.get().embed(list(texts), kind=kind).tolist()
         return vectors
 
-    async def embed_async(self, texts: Sequence[str], kind: Kind) -> Embeddings:
+    async def embed_async(self, texts: Sequence[str], kind: TextKind) -> Embeddings:
         """Do what `embed` does, while the event loop goes on; cancelling it drops the work."""
         # Getting a model ready may take long, and starting workers takes a second or more.
         pool = self._pool or await asyncio.to_thread(self.get)

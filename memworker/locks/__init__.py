@@ -2,14 +2,14 @@
 
 from memworker.locks.drafts import draft_of
 from memworker.locks.filelock import Busy, FileLock, Lost, held, holder_of
-from memworker.locks.kinds import Kind, Unsupported, kind_in
+from memworker.locks.kinds import LockKind, Unsupported, kind_in
 from memworker.locks.process import Process
 from memworker.locks.scratch import Scratch, sweep
 
 __all__ = [
     "Busy",
     "FileLock",
-    "Kind",
+    "LockKind",
     "Lost",
     "Process",
     "Scratch",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memworker.locks.kinds import Kind, Unsupported, try_lock
+from memworker.locks.kinds import LockKind, Unsupported, try_lock
 
 _SUFFIX = ".tmp"
 
@@ -27,7 +27,7 @@ def draft_of(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
     fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         with contextlib.suppress(Unsupported):
-            try_lock(fd, Kind.FLOCK, shared=False)
+            try_lock(fd, LockKind.FLOCK, shared=False)
         yield draft
         os.replace(draft, path)
     except BaseException:
@@ -46,7 +46,7 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError):
             fd = os.open(left, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                if try_lock(fd, Kind.FLOCK, shared=False):
+                if try_lock(fd, LockKind.FLOCK, shared=False):
                     left.unlink()
             finally:
                 os.close(fd)

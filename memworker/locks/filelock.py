@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from memworker.locks.kinds import Kind, Unsupported, kind_in, try_lock, unlock
-from memworker.locks.lease import Answer, Lease
+from memworker.locks.kinds import LockKind, Unsupported, kind_in, try_lock, unlock
+from memworker.locks.lease import Attempt, Lease
 from memworker.locks.process import Process, host
 
 LEASE_S = 30.0
@@ -45,7 +45,7 @@ class FileLock:
     def __init__(self, path: Path, *, shared: bool = False, lease_s: float = LEASE_S) -> None:
         self.path = path
         self._shared, self._lease_s = shared, lease_s
-        self._kind = Kind.FLOCK
+        self._kind = LockKind.FLOCK
         self._fd = -1
         self._lease: Lease | None = None
         self._kept = False
@@ -57,7 +57,7 @@ class FileLock:
         process cannot lock as the others do.
         """
         self._kind = kind_in(self.path.parent)
-        if self._kind is Kind.LEASE:
+        if self._kind is LockKind.LEASE:
             self._acquire_lease(timeout_s, patient)
         else:
             self._acquire_file(timeout_s)
@@ -137,9 +137,9 @@ class FileLock:
         deadline = time.monotonic() + timeout_s
         held().add(self)
         lease = Lease(self.path, shared=self._shared, lease_s=self._lease_s)
-        while (answer := lease.attempt()) is not Answer.GOT:
+        while (answer := lease.attempt()) is not Attempt.GOT:
             # Who cannot be asked is waited for until it counts on, or is known to be silent.
-            unsure = patient and answer is Answer.UNSURE
+            unsure = patient and answer is Attempt.UNSURE
             if not unsure and time.monotonic() >= deadline:
                 raise Busy(self.path, lease.holder)
             time.sleep(_LEASE_POLL_S)

@@ -32,7 +32,7 @@ _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _FLOCK = "hhqqi"
 
 
-class Kind(StrEnum):
+class LockKind(StrEnum):
     """What a lock in a folder is made of."""
 
     FLOCK = "flock"
@@ -44,12 +44,12 @@ class Unsupported(OSError):
     """The kind of lock that is agreed on here cannot be taken by this process."""
 
 
-def kind_in(folder: Path) -> Kind:
+def kind_in(folder: Path) -> LockKind:
     """Return what locks in this folder are made of. Raises OSError when it cannot be read."""
     return _agreed(str(folder), os.stat(folder).st_ino)
 
 
-def try_lock(fd: int, kind: Kind, *, shared: bool) -> bool:
+def try_lock(fd: int, kind: LockKind, *, shared: bool) -> bool:
     """Lock an open file, or tell that somebody else has it locked. Raises Unsupported, OSError."""
     try:
         _lock(fd, kind, shared)
@@ -66,17 +66,17 @@ def try_lock(fd: int, kind: Kind, *, shared: bool) -> bool:
         ) from error
 
 
-def unlock(fd: int, kind: Kind) -> None:
+def unlock(fd: int, kind: LockKind) -> None:
     """Free a lock, also where another descriptor of the same open file is still there."""
     with contextlib.suppress(OSError):
-        if kind is Kind.FLOCK:
+        if kind is LockKind.FLOCK:
             fcntl.flock(fd, fcntl.LOCK_UN)
         else:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _record(fcntl.F_UNLCK))
 
 
 @lru_cache(maxsize=256)
-def _agreed(folder: str, inode: int) -> Kind:
+def _agreed(folder: str, inode: int) -> LockKind:
     note = Path(folder, f"locking-{inode}")
     noted = _noted(note)
     if noted is not None:
@@ -94,19 +94,19 @@ def _agreed(folder: str, inode: int) -> Kind:
             draft.unlink()
 
 
-def _noted(note: Path) -> Kind | None:
+def _noted(note: Path) -> LockKind | None:
     try:
-        return Kind(note.read_text())
+        return LockKind(note.read_text())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _write(draft: Path, kind: Kind) -> None:
+def _write(draft: Path, kind: LockKind) -> None:
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(kind.value)
 
 
-def _note(draft: Path, note: Path, kind: Kind) -> Kind:
+def _note(draft: Path, note: Path, kind: LockKind) -> LockKind:
     try:
         os.link(draft, note)
     except FileExistsError:
@@ -119,10 +119,10 @@ def _note(draft: Path, note: Path, kind: Kind) -> Kind:
     return kind
 
 
-def _probe(folder: Path) -> Kind:
+def _probe(folder: Path) -> LockKind:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            for kind in (Kind.FLOCK, Kind.RECORD):
+            for kind in (LockKind.FLOCK, LockKind.RECORD):
                 try:
                     try_lock(file.fileno(), kind, shared=False)
                     return kind
@@ -131,9 +131,9 @@ def _probe(folder: Path) -> Kind:
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             # Nobody can write here, so it is for those alone who read.
-            return Kind.FLOCK
+            return LockKind.FLOCK
         raise
-    return Kind.LEASE
+    return LockKind.LEASE
 
 
 def _forget_others(note: Path) -> None:
@@ -144,8 +144,8 @@ def _forget_others(note: Path) -> None:
                 path.unlink()
 
 
-def _lock(fd: int, kind: Kind, shared: bool) -> None:
-    if kind is Kind.FLOCK:
+def _lock(fd: int, kind: LockKind, shared: bool) -> None:
+    if kind is LockKind.FLOCK:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     elif sys.platform == "linux":
         # Of the open file, not of the process: threads exclude each other too, and closing

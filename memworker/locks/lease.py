@@ -33,7 +33,7 @@ _BEATS = 5
 _PAGE_BYTES = 4096
 
 
-class Answer(Enum):
+class Attempt(Enum):
     """What came of an attempt. UNSURE: somebody is in the way who may be dead."""
 
     GOT = auto()
@@ -80,7 +80,7 @@ class Lease:
         self.holder: Process | None = None
         """Who was in the way at the last attempt."""
 
-    def attempt(self) -> Answer:
+    def attempt(self) -> Attempt:
         """Try once. Raises OSError where files cannot be made."""
         return self._share() if self._shared else self._take()
 
@@ -99,7 +99,7 @@ class Lease:
                 # The newest number has to stay, or numbers would come again.
                 _turn(file, replace(self._page, free=True))
 
-    def _take(self) -> Answer:
+    def _take(self) -> Attempt:
         numbers, sharers = self._numbers(), self._sharers()
         newest = max(numbers, default=0)
         for file in [self._named(newest), *sharers]:
@@ -107,23 +107,23 @@ class Lease:
             if answer is not None:
                 return answer
         if not self._create(self._named(newest + 1)):
-            return Answer.BUSY
+            return Attempt.BUSY
         # Numbers that were there when we looked may have been cleared away since.
         if max(self._numbers(), default=0) != newest + 1:
             self._named(newest + 1).unlink(missing_ok=True)
-            return Answer.BUSY
+            return Attempt.BUSY
         self._number, self._file = newest + 1, self._named(newest + 1)
         # Who came to share meanwhile has seen our file, or we see theirs.
         if any(self._in_the_way(file) for file in self._sharers()):
             self.release()
             self._stop.clear()
-            return Answer.BUSY
+            return Attempt.BUSY
         for file in [*map(self._named, numbers), *sharers]:
             file.unlink(missing_ok=True)
         self._begin_beating()
-        return Answer.GOT
+        return Attempt.GOT
 
-    def _share(self) -> Answer:
+    def _share(self) -> Attempt:
         file = self._path.with_name(f"{self._path.name}.shared-{self._page.token}")
         self._create(file)
         answer = self._in_the_way(self._named(max(self._numbers(), default=0)))
@@ -132,9 +132,9 @@ class Lease:
             return answer
         self._file = file
         self._begin_beating()
-        return Answer.GOT
+        return Attempt.GOT
 
-    def _in_the_way(self, file: Path) -> Answer | None:
+    def _in_the_way(self, file: Path) -> Attempt | None:
         """Tell whether a lease counts: None when it is free, or its holder dead."""
         try:
             raw = file.read_bytes()
@@ -145,10 +145,10 @@ class Lease:
             return None
         self.holder = page.process if page is not None else None
         if page is not None and page.process.is_local:
-            return Answer.BUSY
+            return Attempt.BUSY
         return self._watched(file.name, raw)
 
-    def _watched(self, name: str, raw: bytes) -> Answer | None:
+    def _watched(self, name: str, raw: bytes) -> Attempt | None:
         before, since = self._seen.get(name, (None, 0.0))
         if before != raw:
             if before is not None:
@@ -156,7 +156,7 @@ class Lease:
             self._seen[name] = (raw, time.monotonic())
         elif time.monotonic() - since >= self._lease_s:
             return None
-        return Answer.BUSY if name in self._moved else Answer.UNSURE
+        return Attempt.BUSY if name in self._moved else Attempt.UNSURE
 
     def _create(self, file: Path) -> bool:
         try:

@@ -20,7 +20,7 @@ from memworker.memory.core import (
     added,
     adding,
     deleted,
-    forked,
+    forked_error,
     one_vector,
     policy,
     query_vector,
@@ -32,9 +32,7 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
 from memworker.paths import PathGiven, place
-from memworker.pool import AsyncEmbeddingPool, EmbeddingPool
-from memworker.pool.opening import Background
-from memworker.pool.pool import DEFAULT_MODEL
+from memworker.pool import DEFAULT_MODEL, AsyncEmbeddingPool, Background, EmbeddingPool
 
 T = TypeVar("T")
 
@@ -237,7 +235,7 @@ class AsyncMemory:
 
     async def _core(self) -> Core:
         if os.getpid() != self._pid:
-            raise forked(self._pid)
+            raise forked_error(self._pid)
         core = await self._opening.wait()
         core.guard()
         return core

@@ -35,13 +35,20 @@ from memworker.memory.reads import checked_id
 from memworker.memory.rows import Row, Vector
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, record, results
-from memworker.memory.upkeep import Upkeep
-from memworker.memory.writer import CLOSED, Writer
+from memworker.memory.upkeep import BackgroundUpkeep
+from memworker.memory.writer import CLOSED, GroupWriter
 from memworker.paths import PathGiven
-from memworker.pool import Embedded, EmbeddingPool
-from memworker.pool.admission import Admission, Ticket
-from memworker.pool.opening import LatePool, PoolOptions, PoolUse, borrowed_or_own
-from memworker.pool.pool import DEFAULT_MODEL
+from memworker.pool import (
+    DEFAULT_MODEL,
+    Admission,
+    Embedded,
+    EmbeddingPool,
+    LatePool,
+    PoolOptions,
+    PoolUse,
+    Ticket,
+    borrowed_or_own,
+)
 from memworker.store import Table, VectorSpace
 
 DEFAULT_TABLE = "memories"
@@ -80,8 +87,8 @@ class Core:
         self.table = table
         self._use = use
         self._admission = Admission(PENDING_ROWS)
-        self._upkeep = Upkeep(self.table)
-        self._writer = Writer(self.table, self._upkeep.committed)
+        self._upkeep = BackgroundUpkeep(self.table)
+        self._writer = GroupWriter(self.table, self._upkeep.committed)
         self._closing = threading.Lock()
         self._closed = self._ended = False
         self._idle = threading.Condition()
@@ -116,7 +123,7 @@ class Core:
         """Raise PoolForked in a child of os.fork(), PoolClosed after close()."""
         # First, for after a fork no lock can be relied on.
         if os.getpid() != self._pid:
-            raise forked(self._pid)
+            raise forked_error(self._pid)
         if self._closed:
             raise PoolClosed(CLOSED)
 
@@ -266,7 +273,7 @@ def deleted(outcomes: Iterable[tuple[str, BaseException | None]]) -> dict[str, l
     return results(told)
 
 
-def forked(owner: int) -> PoolForked:
+def forked_error(owner: int) -> PoolForked:
     """Say that this process is a child of the owner's."""
     return PoolForked(
         f"this Memory belongs to process {owner}; after os.fork() make a new one in process"

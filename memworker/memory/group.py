@@ -28,7 +28,7 @@ from memworker.store import Change, Edit, Table, dedup_keys
 
 OnDuplicate = Literal["skip", "update", "allow"]
 Event = Literal["ADD", "UPDATE", "NONE"]
-Outcome: TypeAlias = Any
+OperationResult: TypeAlias = Any
 
 _TICK = timedelta(microseconds=1)
 
@@ -38,7 +38,7 @@ class Operation(Protocol):
 
     def ids(self) -> Iterable[str]: ...
     def keys(self) -> Iterable[str]: ...
-    def apply(self, overlay: Overlay) -> Outcome: ...
+    def apply(self, overlay: Overlay) -> OperationResult: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class EraseOne:
     def run(self, edit: Edit) -> int:
         erased = edit.erase(versions_of(self.id))
         if not erased:
-            raise unknown(self.id)
+            raise not_found_error(self.id)
         return erased
 
 
@@ -161,7 +161,7 @@ class Overlay:
     def live(self, memory_id: str) -> Row:
         """Return the memory of this id. Raises MemoryNotFound."""
         if memory_id not in self._live:
-            raise unknown(memory_id)
+            raise not_found_error(memory_id)
         return self._live[memory_id]
 
     def with_key(self, key: str) -> Row | None:
@@ -218,7 +218,7 @@ class Overlay:
 
 def commit(
     table: Table, known: KnownKeys, operations: Sequence[Operation]
-) -> list[Outcome | MemworkerError]:
+) -> list[OperationResult | MemworkerError]:
     """Apply operations in their order and commit the whole at once; an outcome each.
 
     What an operation raises is its own outcome. Raises StoreError and TableLocked
@@ -237,7 +237,9 @@ def commit(
     return outcomes
 
 
-def commit_alone(table: Table, known: KnownKeys, operation: Alone) -> Outcome | MemworkerError:
+def commit_alone(
+    table: Table, known: KnownKeys, operation: Alone
+) -> OperationResult | MemworkerError:
     """Carry out an operation on all rows that meet a filter."""
     with table.editing() as edit:
         before = edit.version
@@ -253,7 +255,7 @@ def keys_of(drafts: Sequence[Draft], scope: Scope) -> list[str]:
     return keys
 
 
-def unknown(memory_id: str) -> MemoryNotFound:
+def not_found_error(memory_id: str) -> MemoryNotFound:
     """Say that no memory has this id."""
     return MemoryNotFound(
         f"there is no memory {memory_id!r}: it never was, it was deleted, or it has expired."
@@ -261,7 +263,7 @@ def unknown(memory_id: str) -> MemoryNotFound:
     )
 
 
-def _outcome(deed: Callable[[], Outcome]) -> Outcome | MemworkerError:
+def _outcome(deed: Callable[[], OperationResult]) -> OperationResult | MemworkerError:
     try:
         return deed()
     except MemoryNotFound as error:
@@ -282,4 +284,4 @@ def _look_up(
 ) -> list[Row]:
     if not values:
         return []
-    return row_batches.read(change.find(column, values, columns=columns, live_only=True))
+    return row_batches.read(change.find(column, values, columns=columns, visible_only=True))

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from memworker.store import Change
-from memworker.store.known import KnownIds
+from memworker.store import Change, KnownIds
 
 
 class KnownKeys:

@@ -26,8 +26,7 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
 from memworker.paths import PathGiven
-from memworker.pool import Embedded, EmbeddingPool
-from memworker.pool.pool import DEFAULT_MODEL, Kind
+from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, TextKind
 
 Results = dict[str, list[Record]]
 
@@ -268,5 +267,5 @@ class Memory:
                 batch.raise_first()
             return added(batch, self._core.write(operation).result())
 
-    def _embed(self, texts: list[str], kind: Kind = "passage") -> Embedded:
+    def _embed(self, texts: list[str], kind: TextKind = "passage") -> Embedded:
         return self._core.pool.embed_rows(texts, kind=kind)

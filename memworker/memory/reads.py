@@ -39,7 +39,7 @@ def checked_search(
 
 def get(table: Table, memory_id: str) -> Record | None:
     """Return one memory, or None."""
-    found = rows.read(table.rows({"id": checked_id(memory_id)}, columns=NARROW, live_only=True))
+    found = rows.read(table.rows({"id": checked_id(memory_id)}, columns=NARROW, visible_only=True))
     return record(found[0]) if found else None
 
 
@@ -53,13 +53,15 @@ def get_all(
     if limit is not None and limit <= _BY_ID:
         found = table.at_one_version(partial(_newest, where, limit))
     else:
-        found = table.rows(where, columns=NARROW, live_only=True).sort_by(_NEWEST).slice(0, limit)
+        found = (
+            table.rows(where, columns=NARROW, visible_only=True).sort_by(_NEWEST).slice(0, limit)
+        )
     return results([record(row) for row in rows.read(found)])
 
 
 def _newest(where: Mapping[str, Any], limit: int, at: Snapshot) -> pa.Table:
     """Find the newest by their times, then read those."""
-    times = at.rows(where, columns=("id", "created_at"), live_only=True)
+    times = at.rows(where, columns=("id", "created_at"), visible_only=True)
     newest = times.sort_by(_NEWEST)["id"].slice(0, limit).to_pylist()
     # Those that expire just now, too: they were alive when they were chosen.
     return at.rows({"id": {"in": newest}}, columns=NARROW).sort_by(_NEWEST)
@@ -67,7 +69,7 @@ def _newest(where: Mapping[str, Any], limit: int, at: Snapshot) -> pa.Table:
 
 def count(table: Table, filters: Mapping[str, Any] | None) -> int:
     """Return how many live memories meet the filters."""
-    return table.count(filters, live_only=True)
+    return table.count(filters, visible_only=True)
 
 
 def events(table: Table, memory_id: str) -> list[Record]:

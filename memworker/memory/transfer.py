@@ -27,8 +27,7 @@ from memworker.memory.rows import NARROW, Row
 from memworker.memory.scope import SCOPE_IDS, Scope
 from memworker.memory.shapes import iso
 from memworker.pool import Embedded, EmbeddingPool
-from memworker.store import RowStatus, Table, dedup_keys
-from memworker.store.scan import scan
+from memworker.store import IdStatus, Table, dedup_keys, scan_table
 
 # Rows of one commit; with the chunks in flight a few tens of megabytes.
 CHUNK_ROWS = 2048
@@ -72,7 +71,7 @@ class Line:
 
 def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Yield one JSON object a row, older versions and deleted ones too, without a line's end."""
-    for batch in scan(table, where, columns=NARROW):
+    for batch in scan_table(table, where, columns=NARROW):
         for row in rows.read(pa.Table.from_batches([batch])):
             yield json.dumps(_object(row), ensure_ascii=False)
 
@@ -127,10 +126,10 @@ class _Import:
             for line, key in zip(chunk, keys.to_pylist(), strict=True)
         ]
         statuses = self._table.classify([line.row.id for line in chunk], keys).tolist()
-        self._done.differing += statuses.count(RowStatus.CONFLICT)
-        self._done.skipped += len(chunk) - statuses.count(RowStatus.NEW)
+        self._done.differing += statuses.count(IdStatus.CONFLICT)
+        self._done.skipped += len(chunk) - statuses.count(IdStatus.NEW)
         pairs = zip(keyed, statuses, strict=True)
-        return [line for line, status in pairs if status == RowStatus.NEW]
+        return [line for line, status in pairs if status == IdStatus.NEW]
 
     def _commit(self, good: list[Row]) -> None:
         if not good:

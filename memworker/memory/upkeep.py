@@ -25,7 +25,7 @@ _GIVE_BACK_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Upkeep:
+class BackgroundUpkeep:
     """A thread, begun when it is first needed, that tends the table after every so many commits."""
 
     def __init__(self, table: Table) -> None:

@@ -23,8 +23,7 @@ from memworker.errors import PoolClosed, again, detached
 from memworker.memory import group
 from memworker.memory.group import Add, Alone, EraseOne, Operation, Sweep
 from memworker.memory.known import KnownKeys
-from memworker.store import Table
-from memworker.store.lock import state_dir
+from memworker.store import Table, state_dir
 
 # Rows of one commit, so that a caller never waits for much more than its own.
 GROUP_ROWS = 4096
@@ -34,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class QueuedOperation:
     """An operation, and who waits for its outcome."""
 
     operation: Operation | Alone
@@ -49,14 +48,14 @@ class Job:
         return isinstance(self.operation, Sweep | EraseOne)
 
 
-class Writer:
+class GroupWriter:
     """Commits operations in the order of their coming; `committed` is told each commit's rows."""
 
     def __init__(self, table: Table, committed: Callable[[int], None]) -> None:
         self._table = table
         self._known = KnownKeys(state_dir(table.db, table.name))
         self._committed = committed
-        self._queue: deque[Job] = deque()
+        self._queue: deque[QueuedOperation] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="memworker-memory", daemon=True)
@@ -64,7 +63,7 @@ class Writer:
 
     def submit(self, operation: Operation | Alone) -> Future[Any]:
         """Queue an operation, which will be carried out; the future completes after its commit."""
-        job = Job(operation)
+        job = QueuedOperation(operation)
         # Whoever cancels now comes too late.
         job.future.set_running_or_notify_cancel()
         with self._wake:
@@ -94,25 +93,25 @@ class Writer:
             # Not held until the next ones come: they know texts, vectors and outcomes.
             del jobs
 
-    def _settle_in_order(self, jobs: Sequence[Job]) -> None:
+    def _settle_in_order(self, jobs: Sequence[QueuedOperation]) -> None:
         for alone, run in groupby(jobs, lambda job: job.alone):
             for part in ([job] for job in run) if alone else [list(run)]:
                 self._settle(part)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[QueuedOperation]:
         """Take what has gathered, waiting for the first; nothing means the end."""
         with self._wake:
             while not self._queue and not self._closing:
                 self._wake.wait()
             return list(self._gathered())
 
-    def _gathered(self) -> Iterator[Job]:
+    def _gathered(self) -> Iterator[QueuedOperation]:
         rows = 0
         while self._queue and (not rows or rows + self._queue[0].rows <= GROUP_ROWS):
             rows += self._queue[0].rows
             yield self._queue.popleft()
 
-    def _settle(self, jobs: Sequence[Job]) -> None:
+    def _settle(self, jobs: Sequence[QueuedOperation]) -> None:
         outcomes = self._attempt(jobs)
         if isinstance(outcomes, BaseException):
             for job in jobs:
@@ -129,13 +128,13 @@ class Writer:
             # It is committed, and those after it want to be: the thread must not end here.
             _log.warning("upkeep of table %r cannot begin: %s", self._table.name, error)
 
-    def _attempt(self, jobs: Sequence[Job]) -> list[Any] | BaseException:
+    def _attempt(self, jobs: Sequence[QueuedOperation]) -> list[Any] | BaseException:
         try:
             return self._commit(jobs)
         except BaseException as error:
             return error
 
-    def _commit(self, jobs: Sequence[Job]) -> list[Any]:
+    def _commit(self, jobs: Sequence[QueuedOperation]) -> list[Any]:
         if jobs[0].alone:
             return [group.commit_alone(self._table, self._known, jobs[0].operation)]  # type: ignore[arg-type]
         return group.commit(self._table, self._known, [job.operation for job in jobs])  # type: ignore[misc]

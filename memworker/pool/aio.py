@@ -13,9 +13,9 @@ import pyarrow as pa
 from memworker.errors import UsageError
 from memworker.pool.admission import Ticket
 from memworker.pool.opening import Background
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, Kind, batches_of
+from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, TextKind, batches_of
 from memworker.pool.requests import Embedded, Floats
-from memworker.pool.scheduler import Entry
+from memworker.pool.scheduler import QueueEntry
 
 # Beyond this the conversion to Arrow would hold up the event loop for over a millisecond.
 _ROWS_ON_THE_LOOP = 1024
@@ -48,7 +48,7 @@ class AsyncEmbeddingPool:
             else Background.done(pool)
         )
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
+    async def embed(self, texts: Sequence[str], *, kind: TextKind = "passage") -> Floats:
         """Embed texts; float32[n, dim] in input order.
 
         Waits for its turn while too much is waiting already. Cancelling drops what
@@ -59,13 +59,13 @@ class AsyncEmbeddingPool:
         return embedded.vectors
 
     async def embed_rows(
-        self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage"
+        self, texts: Sequence[str] | pa.Array, *, kind: TextKind = "passage"
     ) -> Embedded:
         """Embed texts row by row: a bad text fails its own row only."""
         return await asyncio.wrap_future(await self._submit(texts, kind))
 
     async def embed_batches(
-        self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
+        self, texts: Iterable[str], *, batch_size: int = 8192, kind: TextKind = "passage"
     ) -> AsyncIterator[tuple[list[str], Floats]]:
         """Stream any number of texts; yields (texts, float32[k, dim]) in input order."""
         flying: deque[tuple[list[str], asyncio.Task[Floats]]] = deque()
@@ -104,7 +104,7 @@ class AsyncEmbeddingPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _submit(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Future[Embedded]:
+    async def _submit(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> Future[Embedded]:
         pool = await self.pool()
         if isinstance(texts, Sized) and len(texts) > _ROWS_ON_THE_LOOP:
             entry = await asyncio.to_thread(pool._entry, texts, kind)
@@ -129,7 +129,7 @@ async def _landed(
         del task
 
 
-async def _turn(ticket: Ticket, entry: Entry) -> None:
+async def _turn(ticket: Ticket, entry: QueueEntry) -> None:
     try:
         await asyncio.wrap_future(ticket.turn)
     except BaseException:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from memworker.pool.arena import RowStatus
-from memworker.pool.worker import Rows, Texts
+from memworker.pool.worker import SlotResults, SlotTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class EchoEncoder:
 
     dim: int
 
-    def encode(self, texts: Texts, rows: Rows) -> Iterator[None]:
+    def encode(self, texts: SlotTexts, rows: SlotResults) -> Iterator[None]:
         """Write vectors; a text counts as one token a byte, at least one."""
         starts, ends = texts.offsets[:-1], texts.offsets[1:]
         lengths = (ends - starts).astype(np.int32)

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memworker.models.spec import Pooling, ReadyModel
+from memworker.models import Pooling, ReadyModel
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus
 from memworker.pool.tokenize import Tokenizer
-from memworker.pool.worker import Rows, Texts
+from memworker.pool.worker import SlotResults, SlotTexts
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class OnnxEncoder:
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name
 
-    def encode(self, texts: Texts, rows: Rows) -> Iterator[None]:
+    def encode(self, texts: SlotTexts, rows: SlotResults) -> Iterator[None]:
         """Encode a shard, a micro-batch at a time."""
         started = time.perf_counter()
         ids, truncated = self._token_ids(texts)
@@ -66,7 +66,7 @@ class OnnxEncoder:
             rows.encode_s += time.perf_counter() - started
             yield
 
-    def _token_ids(self, texts: Texts) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+    def _token_ids(self, texts: SlotTexts) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
         if texts.form is Form.TOKENS:
             return self._tokenizer.frame(texts.token_ids())
         is_query = texts.form is Form.QUERY

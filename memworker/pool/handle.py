@@ -150,7 +150,7 @@ class WorkerHandle:
     def stop(self) -> None:
         """Ask the worker to leave."""
         try:
-            self._send(messages.Stop())
+            self._send(messages.Shutdown())
         except Nonsense:
             pass  # it does not listen; whoever asked has a limit to its patience
 
@@ -232,7 +232,7 @@ class WorkerHandle:
             return f"gave no sign of life for {silent_s:.0f} s"
         return "sent half a message" if self._incoming.half else "closed its pipe"
 
-    def forgive(self) -> None:
+    def restart_deadlines(self) -> None:
         """Count deadlines from now."""
         now = self._outside.monotonic()
         self.last_sign = now
@@ -292,7 +292,7 @@ class WorkerHandle:
         """Whether SIGKILL ended it, as the kernel does when memory runs out."""
         return self.exit_code == -signal.SIGKILL
 
-    def epitaph(self) -> str:
+    def exit_reason(self) -> str:
         """Say how a buried worker ended."""
         who = f"worker {self.number} (pid {self.pid})"
         code = self.exit_code

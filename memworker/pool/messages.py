@@ -18,7 +18,7 @@ ERROR_CHARS = 4000
 # Far more than the tokens that any slot holds, and few enough to add up for ever.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
-Row = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+RowNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS)]
 
 
@@ -32,7 +32,7 @@ class Encode(msgspec.Struct, frozen=True, tag="encode", array_like=True):
     form: int = 0
 
 
-class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
+class Shutdown(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """Parent to worker: finish nothing more, leave."""
 
 
@@ -62,10 +62,10 @@ class Done(FromWorker, frozen=True, tag="done", array_like=True):
     padded_tokens: Count
     tokenize_s: Seconds
     encode_s: Seconds
-    reasons: dict[Row, Reason] = {}
+    reasons: dict[RowNumber, Reason] = {}
 
 
-ToWorker = Encode | Stop
+ToWorker = Encode | Shutdown
 ToParent = Ready | BootFailed | Done
 
 encode = msgspec.msgpack.Encoder().encode

@@ -28,7 +28,7 @@ class PoolUse:
     @property
     def notes(self) -> tuple[str, ...]:
         """What its user should be told: what of an own pool is less than was wanted."""
-        reduced = self.pool.sizes.reduced
+        reduced = self.pool.plan.reduced
         return (reduced,) if self.own and reduced else ()
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class System:
             raise
         finally:
             theirs.close()
-        return _Process(process, _PipeEnd(ours))
+        return _ChildProcess(process, _PipeEnd(ours))
 
     def resident_bytes(self, pid: int) -> int:
         try:
@@ -176,7 +176,7 @@ class _PipeEnd:
         self._ours.close()
 
 
-class _Process:
+class _ChildProcess:
     """A process of `spawn`'s."""
 
     def __init__(self, process: Any, channel: _PipeEnd) -> None:

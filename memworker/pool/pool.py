@@ -22,13 +22,13 @@ from memworker.pool import plan
 from memworker.pool.arena import Form
 from memworker.pool.engine import Model, resolve
 from memworker.pool.meter import Work
-from memworker.pool.requests import Answer, Embedded, Floats, Request
+from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
 from memworker.pool.rows import text_rows, token_rows
-from memworker.pool.scheduler import CLOSED, Entry, Scheduler
-from memworker.pool.sizing import Wishes, sizes
-from memworker.pool.supervisor import Care
+from memworker.pool.scheduler import CLOSED, QueueEntry, Scheduler
+from memworker.pool.sizing import SizingOptions, pool_plan
+from memworker.pool.supervisor import WatchLimits
 
-Kind = Literal["passage", "query"]
+TextKind = Literal["passage", "query"]
 W = TypeVar("W")
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -49,7 +49,7 @@ class EmbeddingPool:
     defaults to what `memworker tune` found here, else to the physical cores that this
     process may use; `batch_tokens`, the padded tokens of a session run, likewise.
     `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
-    smaller runs, then fewer workers keep under it, which `sizes.reduced` tells;
+    smaller runs, then fewer workers keep under it, which `plan.reduced` tells;
     `storing` counts what it takes to put the rows into a table too. What waits is bounded by
     `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
     windows): beyond that, callers wait their turn. A worker that gives no
@@ -81,15 +81,17 @@ class EmbeddingPool:
         storing: bool = False,
     ) -> None:
         began = time.perf_counter()
-        wishes = Wishes(workers, batch_tokens, memory, max_text_bytes, max_pending_tokens, storing)
+        options = SizingOptions(
+            workers, batch_tokens, memory, max_text_bytes, max_pending_tokens, storing
+        )
         engine = resolve(model, precision=precision, max_tokens=max_tokens)
-        self.sizes = sizes(engine, wishes)
-        self.workers = self.sizes.workers
+        self.plan = pool_plan(engine, options)
+        self.workers = self.plan.workers
         self.max_text_bytes = max_text_bytes
         self.identity = engine.identity
         self.dim = self.identity.dim
         self._pid = os.getpid()
-        self._care = Care(stall_timeout_s, memory_growth_bytes)
+        self._watch_limits = WatchLimits(stall_timeout_s, memory_growth_bytes)
         self._scheduler: Scheduler | None = None
         self._start_failure: PoolError | None = None
         self._closed = False
@@ -116,7 +118,7 @@ class EmbeddingPool:
         """Whether the workers have been started, so that nobody has to wait for that."""
         return self._scheduler is not None
 
-    def embed(self, texts: Sequence[str], *, kind: Kind = "passage") -> Floats:
+    def embed(self, texts: Sequence[str], *, kind: TextKind = "passage") -> Floats:
         """Embed texts; float32[n, dim] in input order.
 
         Raises TypeError for what is not `str`, TextTooLarge, and TextFailed for
@@ -126,7 +128,9 @@ class EmbeddingPool:
         embedded.raise_first()
         return embedded.vectors
 
-    def embed_rows(self, texts: Sequence[str] | pa.Array, *, kind: Kind = "passage") -> Embedded:
+    def embed_rows(
+        self, texts: Sequence[str] | pa.Array, *, kind: TextKind = "passage"
+    ) -> Embedded:
         """Embed texts row by row: a bad text fails its own row only."""
         future = self.submit_rows(texts, kind=kind)
         try:
@@ -139,7 +143,7 @@ class EmbeddingPool:
             del future
 
     def submit(
-        self, texts: Sequence[str], *, kind: Kind = "passage", wait_s: float | None = None
+        self, texts: Sequence[str], *, kind: TextKind = "passage", wait_s: float | None = None
     ) -> Future[Floats]:
         """Embed in the background; the future's result is what `embed` returns.
 
@@ -154,7 +158,7 @@ class EmbeddingPool:
         self,
         texts: Sequence[str] | pa.Array,
         *,
-        kind: Kind = "passage",
+        kind: TextKind = "passage",
         wait_s: float | None = None,
     ) -> Future[Embedded]:
         """Embed in the background, row by row: a bad text fails its own row only."""
@@ -178,7 +182,7 @@ class EmbeddingPool:
         return request.future
 
     def embed_batches(
-        self, texts: Iterable[str], *, batch_size: int = 8192, kind: Kind = "passage"
+        self, texts: Iterable[str], *, batch_size: int = 8192, kind: TextKind = "passage"
     ) -> Iterator[tuple[list[str], Floats]]:
         """Stream any number of texts; yields (texts, float32[k, dim]) in input order.
 
@@ -195,7 +199,7 @@ class EmbeddingPool:
         windows: Iterable[W],
         *,
         texts: Callable[[W], Sequence[str] | pa.Array] = _itself,
-        kind: Kind = "passage",
+        kind: TextKind = "passage",
     ) -> Iterator[tuple[W, Embedded]]:
         """Embed windows with a few in flight; yields each with its outcome, in order.
 
@@ -206,7 +210,7 @@ class EmbeddingPool:
             for window in windows:
                 flying.append((window, self.submit_rows(texts(window), kind=kind)))
                 # Only the caller holds what has landed, while the next one is waited for.
-                if len(flying) >= self.sizes.windows_in_flight:
+                if len(flying) >= self.plan.windows_in_flight:
                     yield _landed(flying)
             while flying:
                 yield _landed(flying)
@@ -221,7 +225,7 @@ class EmbeddingPool:
         enough to be committed every few seconds.
         """
         lengths = np.asarray(pc.binary_length(texts).fill_null(0), np.int64)
-        return plan.cut_windows(lengths, self.sizes.costs, workers=self.workers)
+        return plan.cut_windows(lengths, self.plan.costs, workers=self.workers)
 
     @property
     def work(self) -> Work:
@@ -264,11 +268,11 @@ class EmbeddingPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _entry(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Entry:
+    def _entry(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> QueueEntry:
         """Plan a request of `AsyncEmbeddingPool`'s, which waits for its turn in its own way."""
         return self._running().prepare(self._request(texts, kind))
 
-    def _request(self, texts: Sequence[str] | pa.Array, kind: Kind) -> Request:
+    def _request(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> Request:
         self._refuse_forked()
         if kind not in ("passage", "query"):
             raise UsageError(f"kind must be 'passage' or 'query', not {kind!r}")
@@ -294,7 +298,7 @@ class EmbeddingPool:
     def _launched(self) -> Scheduler:
         self._refuse_closed()
         began = time.perf_counter()
-        scheduler = Scheduler(self.sizes, self._care)
+        scheduler = Scheduler(self.plan, self._watch_limits)
         self._finalizer = weakref.finalize(self, _close_here, scheduler, self._pid)
         if self._closed:
             # By somebody who looked for a finalizer before there was one: the start finds out.
@@ -355,7 +359,7 @@ def _close_here(scheduler: Scheduler, pid: int) -> None:
 
 def _floats_of(inner: Future[Embedded]) -> Future[Floats]:
     """Give a future of the vectors alone, which fails when a row has."""
-    outer: Answer[Floats] = Answer()
+    outer: VectorsFuture[Floats] = VectorsFuture()
     inner.add_done_callback(partial(_hand_over, outer))
     # Weakly, or the two would hold each other, and the vectors, until a full collection. While
     # there is something to cancel, the request holds it.
@@ -369,7 +373,7 @@ def _pass_on_cancel(held: weakref.ref[Future[Embedded]], outer: Future[Floats]) 
         inner.cancel()
 
 
-def _hand_over(outer: Answer[Floats], inner: Future[Embedded]) -> None:
+def _hand_over(outer: VectorsFuture[Floats], inner: Future[Embedded]) -> None:
     if inner.cancelled() or not outer.claim():
         return
     error = inner.exception() or inner.result().first_failure

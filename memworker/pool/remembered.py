@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memworker.errors import ModelUnavailable
-from memworker.models import records
-from memworker.models.cache import cache_home
+from memworker.models import cache_home, records
 
 
 def recall(name: str) -> Any:

@@ -18,7 +18,7 @@ from memworker.errors import PoolError, TextFailed, again
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.incoming import Result
-from memworker.pool.rows import Rows, fill_slot
+from memworker.pool.rows import RowSource, fill_slot
 from memworker.vectors import bad_vectors
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -75,7 +75,7 @@ def unstorable(vectors: Floats, failures: Mapping[int, str]) -> dict[int, str]:
     return {row: _NO_DIRECTION for row in bad_vectors(vectors).tolist()} | dict(failures)
 
 
-class Answer(Future[T]):
+class VectorsFuture(Future[T]):
     """A future that is completed or cancelled by whoever comes first, from any thread."""
 
     def __init__(self) -> None:
@@ -97,10 +97,10 @@ class Answer(Future[T]):
 class Request:
     """Rows that become vectors together."""
 
-    def __init__(self, rows: Rows, dim: int, form: Form = Form.PASSAGE) -> None:
+    def __init__(self, rows: RowSource, dim: int, form: Form = Form.PASSAGE) -> None:
         self.rows = rows
         self.form = form
-        self.future: Answer[Embedded] = Answer()
+        self.future: VectorsFuture[Embedded] = VectorsFuture()
         self.byte_lengths = rows.lengths
         self._dim = dim
         self._rows_left = len(rows.lengths)

@@ -31,7 +31,7 @@ _SET_ASIDE_IN_A_ROW = 8
 
 
 @dataclass(slots=True)
-class _Place:
+class _Position:
     """One worker's place: its failed lives in a row, since when, and how the last ended."""
 
     failed: int = 0
@@ -49,7 +49,7 @@ class Restarts:
     """The workers' places: who fails in them, and when the next may start."""
 
     def __init__(self, places: int, patience_s: float) -> None:
-        self._places = [_Place() for _ in range(places)]
+        self._places = [_Position() for _ in range(places)]
         self._patience_s = patience_s
         self._was_ready = False
         self._set_aside = 0

@@ -24,7 +24,7 @@ Int64s = npt.NDArray[np.int64]
 _FEW = 16
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """Rows of UTF-8 or of int32 token ids; `lengths` is their bytes, int64[n]."""
 
     @property
@@ -83,7 +83,7 @@ def fill_slot(slot: Slot, rows: list[bytes]) -> None:
     slot.fill(ends, np.frombuffer(b"".join(rows), np.uint8))
 
 
-def text_rows(texts: Sequence[str] | pa.Array) -> Rows:
+def text_rows(texts: Sequence[str] | pa.Array) -> RowSource:
     """Take texts: a list of str, or an Arrow string array without nulls.
 
     Raises TypeError for what is not `str`, TextFailed for a lone surrogate; both
@@ -106,7 +106,7 @@ def text_rows(texts: Sequence[str] | pa.Array) -> Rows:
         raise _surrogate_error(listed) from None
 
 
-def token_rows(rows: Sequence[Sequence[int]]) -> Rows:
+def token_rows(rows: Sequence[Sequence[int]]) -> RowSource:
     """Take rows of token ids, int32 each.
 
     Raises UsageError for what is no list of whole numbers from 0 up to 2^31.

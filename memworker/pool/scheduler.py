@@ -28,15 +28,15 @@ from memworker.pool.incoming import Result
 from memworker.pool.meter import Meter, Work
 from memworker.pool.outside import Alarm, Outside, System
 from memworker.pool.requests import LOOK_AHEAD, Embedded, Request, WorkShard, gather
-from memworker.pool.sizing import Sizes
-from memworker.pool.supervisor import Care, Outcomes, Supervisor
+from memworker.pool.sizing import PoolPlan
+from memworker.pool.supervisor import Outcomes, Supervisor, WatchLimits
 
 _SHORTEST_RETRY_S = 0.05
 CLOSED = "the pool is closed; make a new EmbeddingPool"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class QueueEntry:
     """A request on its way in, for those who must not block: planned, and nothing asked for yet.
 
     Until `enter` it may be forgotten. A ticket's turn can be waited for in any manner.
@@ -61,7 +61,9 @@ class Entry:
 class Scheduler:
     """Feeds the workers from a queue of shards; owns the one thread that does so."""
 
-    def __init__(self, sizes: Sizes, care: Care, outside: Outside | None = None) -> None:
+    def __init__(
+        self, sizes: PoolPlan, watch_limits: WatchLimits, outside: Outside | None = None
+    ) -> None:
         outside = System() if outside is None else outside
         self.meter = Meter()
         self.workers = sizes.workers
@@ -76,7 +78,7 @@ class Scheduler:
             sizes.shapes,
             workers=sizes.workers,
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
-            care=care,
+            watch_limits=watch_limits,
             outside=outside,
         )
         # Two bounds, so that a question never stands in line behind bulk work.
@@ -89,7 +91,7 @@ class Scheduler:
         self._touched: list[Request] = []
         self._alarm: Alarm | None = outside.alarm()
         self._woken = False
-        self._admission = threading.Lock()
+        self._inbox_lock = threading.Lock()
         self._started = threading.Event()
         self._closing = False
         self._failure: PoolError | None = None
@@ -119,7 +121,7 @@ class Scheduler:
             self._wait_turn(ticket, entry, wait_s)
         self.queue(entry)
 
-    def prepare(self, request: Request) -> Entry:
+    def prepare(self, request: Request) -> QueueEntry:
         """Cut a request into shards, which takes longer the larger it is."""
         self._refuse_if_closed()
         query = request.form is Form.QUERY
@@ -130,9 +132,9 @@ class Scheduler:
         admission = self._query_admission if query else self._bulk_admission
         # Whole numbers: sums of floats would not come back to zero.
         cost = math.ceil(sum(shard.cost for shard in shards))
-        return Entry(self, request, shards, cost, admission)
+        return QueueEntry(self, request, shards, cost, admission)
 
-    def enter(self, entry: Entry) -> Ticket | None:
+    def enter(self, entry: QueueEntry) -> Ticket | None:
         """Ask for admission: given at once (None), or when the ticket's turn has come.
 
         Then the entry must be queued, or the ticket be given up.
@@ -144,10 +146,10 @@ class Scheduler:
             return None
         return entry.admission.enter(entry.cost)
 
-    def queue(self, entry: Entry) -> None:
+    def queue(self, entry: QueueEntry) -> None:
         """Queue what was admitted."""
         entry.request.future.add_done_callback(partial(_leave, entry.admission, entry.cost))
-        with self._admission:
+        with self._inbox_lock:
             if self._failure is None and not self._closing:
                 self._inbox.append((entry.request, entry.shards))
                 self._wake()
@@ -160,7 +162,7 @@ class Scheduler:
         """Estimated tokens admitted and not yet done."""
         return self._bulk_admission.pending + self._query_admission.pending
 
-    def _wait_turn(self, ticket: Ticket, entry: Entry, wait_s: float | None) -> None:
+    def _wait_turn(self, ticket: Ticket, entry: QueueEntry, wait_s: float | None) -> None:
         try:
             ticket.turn.result(wait_s)
         except BaseException as error:
@@ -170,7 +172,7 @@ class Scheduler:
                 raise self._busy(entry) from None
             raise
 
-    def _busy(self, entry: Entry) -> PoolBusy:
+    def _busy(self, entry: QueueEntry) -> PoolBusy:
         work, admission = self.meter.work, entry.admission
         worked_s = (work.tokenize_s + work.encode_s) / self.workers
         tokens_per_s = work.real_tokens / worked_s if worked_s else 0.0
@@ -185,7 +187,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Stop admission, drop what has not begun, end the workers. Safe to call twice."""
-        with self._admission:
+        with self._inbox_lock:
             self._closing = True
             self._wake()
         self._close_admission(PoolClosed(CLOSED))
@@ -359,7 +361,7 @@ class Scheduler:
     def _end(self) -> None:
         self._finish()
         error = self._failure or PoolClosed("the pool was closed before this work was done")
-        with self._admission:
+        with self._inbox_lock:
             self._closing = True
             self._requests.update((request.future, request) for request, _ in self._inbox)
         self._close_admission(error)
@@ -370,7 +372,7 @@ class Scheduler:
         self._requests.clear()
         self._supervisor.close(graceful=self._failure is None)
         self._started.set()
-        with self._admission:
+        with self._inbox_lock:
             if self._alarm is not None:
                 self._alarm.close()
             self._alarm = None

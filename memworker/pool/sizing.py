@@ -23,7 +23,7 @@ _WINDOW_SHARD_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class SizingOptions:
     """What the caller asked for; None leaves it to measurements.
 
     `storing`: this process also puts the rows into a table, which takes memory.
@@ -48,7 +48,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class PoolPlan:
     """The measures that a pool is made to.
 
     `memory_bytes` is an estimate of what parent and workers hold together. `reduced` says what
@@ -65,31 +65,31 @@ class Sizes:
     reduced: str | None = None
 
 
-def sizes(engine: Engine, wishes: Wishes) -> Sizes:
+def pool_plan(engine: Engine, options: SizingOptions) -> PoolPlan:
     """Choose what was asked for, else what was tuned here, else what is usual.
 
     Raises UsageError when the memory allowed is too little for one worker.
     """
     costs = engine.costs
     usual = recall(engine) or Budget(machine.usable_cores(), costs.batch_tokens)
-    wanted = Budget(wishes.workers or usual.workers, wishes.batch_tokens or usual.batch_tokens)
+    wanted = Budget(options.workers or usual.workers, options.batch_tokens or usual.batch_tokens)
     footprint = engine.footprint
-    shapes = _slot_shapes(footprint.dim, wishes.max_text_bytes)
+    shapes = _slot_shapes(footprint.dim, options.max_text_bytes)
     region = sum(shape.layout()[1] for shape in shapes)
     footprint = replace(
         footprint,
         region_bytes=region,
-        storing=wishes.storing,
+        storing=options.storing,
         window_tokens=plan.SHARDS_PER_WINDOW * costs.shard_tokens,
     )
-    budget, reduced = _within_bounds(wanted, wishes, footprint)
+    budget, reduced = _within_bounds(wanted, options, footprint)
     costs = replace(costs, batch_tokens=budget.batch_tokens)
     needed = footprint.estimate(budget)
     _refuse_more_than_there_is(needed, budget.workers)
     windows = budget.windows_in_flight
-    pending = wishes.max_pending_tokens or windows * _window_tokens(costs, budget.workers)
+    pending = options.max_pending_tokens or windows * _window_tokens(costs, budget.workers)
     loader = engine.loader(costs)
-    return Sizes(loader, costs, shapes, budget.workers, windows, needed, pending, reduced)
+    return PoolPlan(loader, costs, shapes, budget.workers, windows, needed, pending, reduced)
 
 
 def _window_tokens(costs: plan.Costs, workers: int) -> int:
@@ -98,12 +98,12 @@ def _window_tokens(costs: plan.Costs, workers: int) -> int:
 
 
 def _within_bounds(
-    wanted: Budget, wishes: Wishes, footprint: Footprint
+    wanted: Budget, options: SizingOptions, footprint: Footprint
 ) -> tuple[Budget, str | None]:
     """Give what fits, and what had to be less for that; how many workers is the caller's to say."""
-    if wishes.memory is not None:
-        allowed, whose = parse_bytes(wishes.memory), "memory= (--memory) allows"
-    elif wishes.workers is None:
+    if options.memory is not None:
+        allowed, whose = parse_bytes(options.memory), "memory= (--memory) allows"
+    elif options.workers is None:
         allowed, whose = machine.memory_bytes(), "there is of memory (--memory sets another bound)"
     else:
         return wanted, None

@@ -50,7 +50,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
-class Care:
+class WatchLimits:
     """How workers are looked after.
 
     `stall_s`: seconds without a sign of life, beyond the estimated work, after
@@ -73,19 +73,19 @@ class Supervisor:
         *,
         workers: int,
         outcomes: Outcomes,
-        care: Care,
+        watch_limits: WatchLimits,
         outside: Outside,
     ) -> None:
         self._loader = loader
         self._shapes = shapes
         self._outcomes = outcomes
-        self._care = care
+        self._watch_limits = watch_limits
         self._outside = outside
         self._longest_message = longest_message(shapes)
         self._selector = outside.selector()
         self._pace = Pace()
         self._count = workers
-        self._restarts = Restarts(workers, care.stall_s)
+        self._restarts = Restarts(workers, watch_limits.stall_s)
         self._regions: dict[int, Region] = {}
         self._undead: list[WorkerHandle] = []
         self._mute: set[int] = set()
@@ -122,7 +122,7 @@ class Supervisor:
             if not handle.child.ended(max(0.0, deadline - self._outside.monotonic())):
                 handle.child.terminate()
                 handle.child.ended(_STOP_PATIENCE_S / 4)
-            self._bury(handle)
+            self._retire(handle)
         for handle in self.workers:
             handle.slots.clear()
         for region in self._regions.values():
@@ -201,7 +201,7 @@ class Supervisor:
         patience, began = self._patience(), self._outside.monotonic()
         woken = self._selector.select(patience)
         if patience is not None and self._outside.monotonic() - began > patience + _OVERSLEPT_S:
-            self._forgive()
+            self._restart_deadlines()
         # Read the pipe before the sentinel: a worker may finish and then die.
         woken.sort(key=lambda event: isinstance(event[0].data, _Death))
         for key, _ in woken:
@@ -209,10 +209,10 @@ class Supervisor:
         self._restart_due()
         self._end_hung()
 
-    def _forgive(self) -> None:
+    def _restart_deadlines(self) -> None:
         """Count deadlines from now: this process was stopped, and so the workers were."""
         for handle in self.workers:
-            handle.forgive()
+            handle.restart_deadlines()
 
     def _patience(self) -> float | None:
         now = self._outside.monotonic()
@@ -224,7 +224,7 @@ class Supervisor:
     def _deadline(self, handle: WorkerHandle) -> float | None:
         if handle.gone:
             return None
-        return handle.deadline(self._care.stall_s, self._pace.tokens_per_s)
+        return handle.deadline(self._watch_limits.stall_s, self._pace.tokens_per_s)
 
     # ── news from workers ──
 
@@ -249,7 +249,7 @@ class Supervisor:
             case messages.BootFailed() if starting:
                 handle.ended_by = f"could not start: {message.error}"
                 if not self._restarts.was_ready:
-                    raise WorkerStartFailed(handle.epitaph())
+                    raise WorkerStartFailed(handle.exit_reason())
                 self._replace(handle)
             case messages.Done():
                 self._finish(handle, message)
@@ -272,7 +272,7 @@ class Supervisor:
         self._pace.learn(given.shard.cost, self._outside.monotonic() - handle.last_sign)
         self._outcomes.done(given.shard, result)
         handle.release(done.slot)
-        if handle.state is WorkerState.READY and handle.has_grown(self._care.growth_bytes):
+        if handle.state is WorkerState.READY and handle.has_grown(self._watch_limits.growth_bytes):
             handle.state = WorkerState.RETIRING
         if handle.state is WorkerState.RETIRING and not handle.slots:
             handle.ended_by = "was replaced, for its memory had grown"
@@ -303,12 +303,12 @@ class Supervisor:
             handle.cut_off()
 
     def _replace(self, handle: WorkerHandle) -> None:
-        """Bury a worker, take its shards back, see to it that another takes its place."""
+        """Retire a worker, take its shards back, see to it that another takes its place."""
         did_nothing = not handle.shards_done and not handle.lasted(LASTS_S)
-        self._bury(handle)
+        self._retire(handle)
         now = self._outside.monotonic()
         if did_nothing and not handle.begun():
-            self._restarts.failed(handle.number, now, handle.epitaph())
+            self._restarts.failed(handle.number, now, handle.exit_reason())
         slots = blame.blamed(handle)
         for index, given in sorted(handle.slots.items(), reverse=True):
             self._take_back(given.shard, handle, blamed=index in slots)
@@ -361,11 +361,11 @@ class Supervisor:
             case Verdict.SPLIT:
                 self.returned.extendleft(reversed(shard.split()))
             case Verdict.QUARANTINE:
-                self._restarts.set_aside(handle.epitaph())
-                reason = f"the text ended {shard.blames} workers; the last, {handle.epitaph()}"
+                self._restarts.set_aside(handle.exit_reason())
+                reason = f"the text ended {shard.blames} workers; the last, {handle.exit_reason()}"
                 self._outcomes.failed(shard, reason)
 
-    def _bury(self, handle: WorkerHandle) -> None:
+    def _retire(self, handle: WorkerHandle) -> None:
         if handle.gone:
             return
         handle.state = WorkerState.GONE

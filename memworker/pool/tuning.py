@@ -9,7 +9,7 @@ from itertools import cycle
 
 from memworker.errors import NoRows, UsageError
 from memworker.paths import PathGiven
-from memworker.pool import limit, machine, remembered, sizing
+from memworker.pool import machine, peak_flops, remembered, sizing
 from memworker.pool.budget import Budget, parse_bytes
 from memworker.pool.engine import Engine, resolve
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
@@ -56,7 +56,7 @@ def tune(
         raise UsageError("precisions names none to try; give fp32, int8 or both")
     if obstacle := remembered.obstacle():
         raise UsageError(f"what is found would be lost: {obstacle}. See MEMWORKER_CACHE.")
-    limit.flops_per_second(machine.usable_cores(), again=True)
+    peak_flops.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:
         engine = resolve(model, precision=precision)
@@ -124,17 +124,19 @@ class _Tuner:
             return Trial(
                 precision=self._engine.identity.precision,
                 workers=pool.workers,
-                batch_tokens=pool.sizes.costs.batch_tokens,
+                batch_tokens=pool.plan.costs.batch_tokens,
                 tokens_per_s=(done.real_tokens - before.real_tokens) / elapsed,
                 texts_per_s=(done.texts - before.texts) / elapsed,
-                memory_bytes=pool.sizes.memory_bytes,
+                memory_bytes=pool.plan.memory_bytes,
             )
 
     def _fits(self, setting: Budget) -> bool:
         if self._memory is None:
             return True
-        wishes = sizing.Wishes(setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES)
-        return sizing.sizes(self._engine, wishes).memory_bytes <= parse_bytes(self._memory)
+        options = sizing.SizingOptions(
+            setting.workers, setting.batch_tokens, None, DEFAULT_MAX_TEXT_BYTES
+        )
+        return sizing.pool_plan(self._engine, options).memory_bytes <= parse_bytes(self._memory)
 
     def _windows(self, started: float) -> Iterator[list[str]]:
         starts = range(0, len(self._texts), _WINDOW_TEXTS)

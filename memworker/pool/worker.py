@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 URGENT_SLOT = 2
 
 
-class Texts(Sequence[str]):
+class SlotTexts(Sequence[str]):
     """The texts of a slot, decoded on access; `form` tells questions from passages."""
 
     def __init__(
@@ -49,9 +49,9 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         return bytes(self.data[self.offsets[index] : self.offsets[index + 1]]).decode()
 
-    def part(self, start: int, end: int) -> Texts:
+    def part(self, start: int, end: int) -> SlotTexts:
         """Give some of the texts, over the same bytes."""
-        return Texts(self.offsets[start : end + 1], self.data, form=self.form)
+        return SlotTexts(self.offsets[start : end + 1], self.data, form=self.form)
 
     def decode_all(self) -> list[str]:
         """Decode every text at once."""
@@ -68,7 +68,7 @@ class Texts(Sequence[str]):
 
 
 @dataclass(slots=True)
-class Rows:
+class SlotResults:
     """Where an encoder writes the result of its texts, row by row.
 
     `vectors` is float32[n, dim], `tokens` int32[n], `status` uint8[n]
@@ -84,17 +84,17 @@ class Rows:
     encode_s: float = 0.0
     reasons: dict[int, str] = field(default_factory=dict)
 
-    def part(self, start: int, end: int) -> Rows:
+    def part(self, start: int, end: int) -> SlotResults:
         """Give some of the rows, over the same memory, counting from zero."""
         rows = slice(start, end)
-        return Rows(self.vectors[rows], self.tokens[rows], self.status[rows])
+        return SlotResults(self.vectors[rows], self.tokens[rows], self.status[rows])
 
     def fail(self, row: int, reason: str) -> None:
         """Mark a row as failed."""
         self.status[row] = RowStatus.FAILED
         self.reasons[row] = reason
 
-    def add(self, part: Rows, start: int = 0) -> None:
+    def add(self, part: SlotResults, start: int = 0) -> None:
         """Add the counts and reasons of a part that begins at `start`."""
         self.real_tokens += part.real_tokens
         self.padded_tokens += part.padded_tokens
@@ -109,7 +109,7 @@ class Encoder(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def encode(self, texts: Texts, rows: Rows) -> Iterator[None]: ...
+    def encode(self, texts: SlotTexts, rows: SlotResults) -> Iterator[None]: ...
 
 
 class Loader(Protocol):
@@ -178,7 +178,7 @@ def _sendable(words: str, chars: int) -> str:
     return words[:chars].encode(errors="replace").decode()
 
 
-def encode_each(encoder: Encoder, texts: Texts, rows: Rows) -> Iterator[None]:
+def encode_each(encoder: Encoder, texts: SlotTexts, rows: SlotResults) -> Iterator[None]:
     """Encode, and when that raises, halve until the text that does it stands alone and fails."""
     trial = rows.part(0, len(texts))
     try:
@@ -218,7 +218,7 @@ class _Loop:
         while block or self._pipe.poll(0):
             block = False
             message = messages.decode_for_worker(self._pipe.recv_bytes())
-            if isinstance(message, messages.Stop):
+            if isinstance(message, messages.Shutdown):
                 self._stopping = True
             elif message.slot >= URGENT_SLOT:
                 self._urgent.append(message)
@@ -228,8 +228,8 @@ class _Loop:
     def _encode(self, order: messages.Encode) -> None:
         slot, n = self._slots[order.slot], order.rows
         slot.reached(Progress.BEGUN)
-        rows = Rows(slot.vectors[:n], slot.tokens[:n], slot.status[:n])
-        texts = Texts(slot.offsets[: n + 1], slot.text, form=Form(order.form))
+        rows = SlotResults(slot.vectors[:n], slot.tokens[:n], slot.status[:n])
+        texts = SlotTexts(slot.offsets[: n + 1], slot.text, form=Form(order.form))
         urgent = order.slot >= URGENT_SLOT
         for _ in encode_each(self._encoder, texts, rows):
             failpoints.reach("mid_inference")
@@ -240,7 +240,7 @@ class _Loop:
                 self._encode(self._urgent.popleft())
         self._answer(order, slot, rows)
 
-    def _answer(self, order: messages.Encode, slot: Slot, rows: Rows) -> None:
+    def _answer(self, order: messages.Encode, slot: Slot, rows: SlotResults) -> None:
         slot.reached(Progress.WRITTEN)
         done = messages.Done(
             shard=order.shard,

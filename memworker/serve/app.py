@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memworker.serve.asgi import App, Receive, Scope, Send, respond
+from memworker.serve.asgi import App, AsgiScope, Receive, Send, respond
 from memworker.serve.gate import Gate
 from memworker.serve.refusals import CODE, Refusal
 from memworker.serve.routes import Route, answers
@@ -22,7 +22,7 @@ class Router:
     def __init__(self, routes: dict[str, tuple[str, Route]]) -> None:
         self._routes = routes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         try:
             route = self._find(scope["path"], scope["method"])
         except Refusal as refusal:

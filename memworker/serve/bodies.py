@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Kind = Literal["passage", "query"]
+from memworker.pool import TextKind
+
 # One array type a union is what the decoder takes; `inputs` refuses what is mixed, and the
 # document says so beside the type.
 _Rows = list[str | int | list[int]]
@@ -40,7 +41,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
-    input_type: Kind | None = None
+    input_type: TextKind | None = None
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     inputs: str | list[str]
     truncate: bool | None = None
     normalize: bool = True
-    prompt_name: Kind | None = None
+    prompt_name: TextKind | None = None
 
 
 class EmbedErrorReply(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import re
 import time
 from urllib.parse import urlsplit
 
-from memworker.serve.asgi import App, Message, Receive, Scope, Send, respond
+from memworker.serve.asgi import App, AsgiScope, Message, Receive, Send, respond
 from memworker.serve.refusals import CODE, Refusal
 from memworker.serve.service import Service, State
 
@@ -45,7 +45,7 @@ class Gate:
         self._key = None if options.key is None else options.key.encode()
         self._service = service
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         started, status = time.perf_counter(), _CLIENT_LEFT
@@ -72,7 +72,7 @@ class Gate:
         self._service.metrics.answered(route, status, seconds)
         self._service.live.answered(route, status, seconds, scope.get(CODE))
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: AsgiScope) -> None:
         path = scope["path"]
         if path in PROBES:
             return

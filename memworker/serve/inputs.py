@@ -9,9 +9,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from memworker.pool import Embedded
-from memworker.pool.plan import Costs, estimate_tokens
-from memworker.serve.bodies import EmbeddingsRequest, EmbedRequest, Kind
+from memworker.pool import Costs, Embedded, TextKind, estimate_tokens
+from memworker.serve.bodies import EmbeddingsRequest, EmbedRequest
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
 
@@ -31,7 +30,7 @@ class Inputs:
 
     texts: list[str]
     token_rows: list[list[int]]
-    kind: Kind
+    kind: TextKind
     truncate: bool
     param: str = "input"
 

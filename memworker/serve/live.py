@@ -87,7 +87,7 @@ class _Sample:
     requests: int
 
 
-class Live:
+class LiveWindow:
     """Keeps the last minutes; used on the event loop alone."""
 
     def __init__(self) -> None:

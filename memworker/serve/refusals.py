@@ -76,7 +76,7 @@ def retry_after(seconds: float) -> Headers:
     return [(b"retry-after", b"%d" % max(1, math.ceil(seconds)))]
 
 
-def starting() -> Refusal:
+def starting_error() -> Refusal:
     """Refuse because the model is not loaded yet."""
     return Refusal(503, "The model is still being loaded.", code="starting", headers=retry_after(2))
 

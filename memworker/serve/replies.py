@@ -9,8 +9,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from memworker.pool import Embedded
-from memworker.pool.requests import Floats
+from memworker.pool import Embedded, Floats
 
 # Below it a length is that of a zero vector, which stays one.
 _TINY = 1e-12

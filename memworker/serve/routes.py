@@ -11,9 +11,9 @@ import msgspec
 from memworker.serve import inputs, metrics, openapi, page, replies
 from memworker.serve.asgi import (
     JSON,
+    AsgiScope,
     ClientGone,
     Receive,
-    Scope,
     Send,
     disconnected,
     read_body,
@@ -23,7 +23,7 @@ from memworker.serve.bodies import ModelList
 from memworker.serve.refusals import CODE, Headers, Refusal
 from memworker.serve.service import Service, State
 
-Answer = Callable[[Service, Scope, Receive], Awaitable[bytes]]
+Handler = Callable[[Service, AsgiScope, Receive], Awaitable[bytes]]
 _log = logging.getLogger("memworker.serve")
 
 
@@ -33,7 +33,7 @@ class Route:
     def __init__(
         self,
         service: Service,
-        answer: Answer,
+        answer: Handler,
         *,
         shape: Callable[[Refusal], tuple[int, bytes]] = Refusal.openai,
         content_type: bytes = JSON,
@@ -45,7 +45,7 @@ class Route:
         self._content_type = content_type
         self._headers = headers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         try:
             body = await self._answer(self._service, scope, receive)
         except ClientGone:
@@ -59,13 +59,13 @@ class Route:
         else:
             await respond(send, 200, body, self._headers, content_type=self._content_type)
 
-    async def _refuse(self, refusal: Refusal, scope: Scope, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, scope: AsgiScope, send: Send) -> None:
         scope[CODE] = refusal.code
         status, body = self._shape(refusal)
         await respond(send, status, body, refusal.headers)
 
 
-async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def embeddings(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /v1/embeddings`."""
     request = inputs.embeddings_request(await _body(service, scope, receive))
     service.check_model(request.model)
@@ -77,7 +77,7 @@ async def embeddings(service: Service, scope: Scope, receive: Receive) -> bytes:
     )
 
 
-async def embed(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /embed`."""
     request = inputs.embed_request(await _body(service, scope, receive))
     given = inputs.of_embed(request, service.options)
@@ -86,24 +86,24 @@ async def embed(service: Service, scope: Scope, receive: Receive) -> bytes:
     return await replies.embed_reply(embedded, normalize=normalize)
 
 
-async def models(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def models(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /v1/models`."""
     return msgspec.json.encode(ModelList(service.models()))
 
 
-async def model(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def model(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /v1/models/{name}`."""
     name = scope["path"].removeprefix("/v1/models/")
     service.check_model(name)
     return msgspec.json.encode(next(known for known in service.models() if known.id == name))
 
 
-async def healthz(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def healthz(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /healthz`: the process lives."""
     return b'{"status":"ok"}'
 
 
-async def readyz(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def readyz(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /readyz`: requests are taken and there are workers for them, or 503."""
     condition = service.condition
     if condition == State.READY.value:
@@ -113,22 +113,22 @@ async def readyz(service: Service, scope: Scope, receive: Receive) -> bytes:
     raise Refusal(503, f"The server is {condition}.", code=condition)
 
 
-async def metrics_page(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def metrics_page(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /metrics`."""
     return service.metrics.page()
 
 
-async def live(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def live(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /live`: what the page shows."""
     return msgspec.json.encode(service.view())
 
 
-async def live_page(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def live_page(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /`."""
     return page.html()
 
 
-async def description(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def description(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `GET /openapi.json`."""
     return openapi.document(service.options)
 
@@ -153,7 +153,7 @@ def answers(service: Service) -> dict[str, tuple[str, Route]]:
     }
 
 
-async def _body(service: Service, scope: Scope, receive: Receive) -> bytes:
+async def _body(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     return await read_body(scope, receive, service.options.max_body_bytes)
 
 

@@ -26,8 +26,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from memworker.errors import PoolError, UsageError
-from memworker.pool import EmbeddingPool, limit
-from memworker.pool.opening import Background
+from memworker.pool import Background, EmbeddingPool, peak_flops
 from memworker.serve.app import create_app
 from memworker.serve.connection import patient
 from memworker.serve.options import ServeOptions
@@ -219,5 +218,5 @@ class Server(uvicorn.Server):
 
 def _started(pool: EmbeddingPool) -> EmbeddingPool:
     """Start a pool; before there is work, measure what the machine can do, for the live page."""
-    limit.know_for(pool.identity.flops_per_token)
+    peak_flops.know_for(pool.identity.flops_per_token)
     return pool.start()

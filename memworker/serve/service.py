@@ -18,13 +18,13 @@ from memworker.errors import (
     TextFailed,
     TextTooLarge,
 )
-from memworker.pool import Embedded, EmbeddingPool, limit, machine
+from memworker.pool import Embedded, EmbeddingPool, machine, peak_flops
 from memworker.serve import refusals
 from memworker.serve.asgi import ClientGone
 from memworker.serve.bodies import Model
 from memworker.serve.bridge import Awaited, Bridge
 from memworker.serve.inputs import Inputs
-from memworker.serve.live import Live, LiveReply
+from memworker.serve.live import LiveReply, LiveWindow
 from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
@@ -60,7 +60,7 @@ class Service:
         self._awaited: set[Awaited] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.live = Live()
+        self.live = LiveWindow()
         self.metrics = Metrics(lambda: self._pool, lambda: self.in_flight)
         self._pool: EmbeddingPool | None = None
         self._bridge: Bridge | None = None
@@ -83,7 +83,7 @@ class Service:
         if self.state in (State.DRAINING, State.FAILED):
             raise refusals.draining()
         if self._pool is None:
-            raise refusals.starting()
+            raise refusals.starting_error()
         return self._pool
 
     @property
@@ -156,11 +156,11 @@ class Service:
     def view(self) -> LiveReply:
         """Look at everything that the live page shows; Refusal before there is a pool."""
         if self._pool is None:
-            raise refusals.starting()
+            raise refusals.starting_error()
         pool, live, work = self._pool, self.live, self._pool.work
         texts_per_s, tokens_per_s, requests_per_s = live.rates()
         texts, tokens = live.series()
-        most = limit.recall(machine.usable_cores())
+        most = peak_flops.recall(machine.usable_cores())
         flops = pool.identity.flops_per_token
         return LiveReply(
             state=self.condition,
@@ -242,7 +242,7 @@ class Service:
 
     def _submit(self, inputs: Inputs) -> Future[Embedded]:
         pool = self.pool
-        inputs.refuse_too_many_tokens(pool.sizes.costs, self.options.max_tokens)
+        inputs.refuse_too_many_tokens(pool.plan.costs, self.options.max_tokens)
         # Never wait here: this is the event loop.
         try:
             if inputs.token_rows:

@@ -69,7 +69,7 @@ _LAST_WORDS_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class IndexBuild:
     """The building of an index; `kind` is the name of LanceDB's class for it.
 
     Unless it `replaces`, it is left alone where the column has one.
@@ -108,7 +108,7 @@ class Compaction:
         handle.optimize(cleanup_older_than=_FOR_EVER)
 
 
-Work = Index | Compaction
+Work = IndexBuild | Compaction
 
 
 class ChildEnded(RuntimeError):
@@ -256,7 +256,7 @@ def _done(db: str, name: str, kind: str, options: dict[str, Any]) -> list[list[s
         handle = open_table(connection, Path(db), name)
         with lock.hold(lock.state_dir(Path(db), name), "apart", shared=True):
             reach("apart_before")
-            {work.__name__: work for work in (Index, Compaction)}[kind](**options).do(handle)
+            {work.__name__: work for work in (IndexBuild, Compaction)}[kind](**options).do(handle)
             reach("apart_after")
         return None
     except MemworkerError as error:

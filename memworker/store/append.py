@@ -13,7 +13,7 @@ from memworker.store import commit, read
 from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in
 from memworker.store.keys import string_array
-from memworker.store.known import RowStatus, Statuses
+from memworker.store.known import IdStatus, Statuses
 from memworker.store.schema import widen
 from memworker.store.sync import KnownRows
 from memworker.store.writes import Landed, Write, Writes
@@ -55,7 +55,7 @@ class Appender:
         return _outcome(plan, policy, version, written)
 
     def classify(self, ids: pa.Array, dedup_keys: pa.Array) -> Statuses:
-        """Return a RowStatus a row against the newest version."""
+        """Return a IdStatus a row against the newest version."""
         known = self.known.refresh(self._handle)
         hashes = known.hash(ids, dedup_keys)
         return commit.classify(ids, dedup_keys, known, self._dedup_keys_of, hashes=hashes)[0]
@@ -69,7 +69,7 @@ class Appender:
         chosen = rows.take(pa.array(np.concatenate([plan.write, plan.update])))
         # The plan's hashes do not serve: reading all ids again takes another seed.
         statuses = self.classify(string_array(chosen["id"]), string_array(chosen["dedup_key"]))
-        if (statuses != RowStatus.DUPLICATE).any():
+        if (statuses != IdStatus.DUPLICATE).any():
             return None
         return Landed(int(self._handle.version), len(plan.write))
 
@@ -151,7 +151,7 @@ def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
 
 
 def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> Appended:
-    conflicts = np.flatnonzero(plan.statuses == RowStatus.CONFLICT)
+    conflicts = np.flatnonzero(plan.statuses == IdStatus.CONFLICT)
     update = policy is OnConflict.UPDATE
     return Appended(
         written=written,

@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from memworker.store import salvage
-from memworker.store.damage import Damage, Kind
+from memworker.store.damage import Damage, DamageKind
 from memworker.store.durable import sync_path
-from memworker.store.salvage import ADDRESS, Part
+from memworker.store.salvage import ADDRESS, FragmentPart
 from memworker.store.schema import SCOPES
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ class Kept:
 def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: int) -> Kept:
     """Write what can be read of damaged rows below `folder`, and force it to the disk."""
     # Of a file that is missing or cut off there is nothing to be read.
-    gone = [damage for damage in damages if damage.kind is Kind.FILE]
-    why = _reasons(damage for damage in damages if damage.kind is not Kind.FILE)
+    gone = [damage for damage in damages if damage.kind is DamageKind.FILE]
+    why = _reasons(damage for damage in damages if damage.kind is not DamageKind.FILE)
     for address in _reasons(gone):
         why.pop(address, None)
     aside = folder / FOLDER
     aside.mkdir(mode=0o700, exist_ok=True)
-    writer = _Writer(aside, version)
+    writer = _AsideWriter(aside, version)
     addresses = np.array(sorted(why), np.uint64)
     with writer:
         for part in salvage.parts(handle, addresses, _COLUMNS, _AT_ONCE):
@@ -69,7 +69,7 @@ def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: i
     return Kept(writer.sound, writer.unsure, tuple(writer.ids))
 
 
-class _Writer(ExitStack):
+class _AsideWriter(ExitStack):
     """Two files, each made when its first row comes, under a name that nobody has."""
 
     def __init__(self, folder: Path, version: int) -> None:
@@ -108,7 +108,7 @@ class _Writer(ExitStack):
         return self._files[kind]
 
 
-def _rows(part: Part) -> dict[int, dict[str, Any]]:
+def _rows(part: FragmentPart) -> dict[int, dict[str, Any]]:
     """Return of each row what can be read of it, as JSON knows it."""
     found: dict[int, dict[str, Any]] = {address: {} for address in part.addresses.tolist()}
     for name in _COLUMNS:

@@ -54,14 +54,16 @@ class Change(_Committing):
         values: Sequence[str],
         *,
         columns: Sequence[str] | None = None,
-        live_only: bool = False,
+        visible_only: bool = False,
     ) -> pa.Table:
         """Return the rows whose `column` has exactly one of these values, in no given order.
 
-        Superseded and expired rows too, unless `live_only`.
+        Superseded and expired rows too, unless `visible_only`.
         """
         with lance_errors(f"looking up rows of table {self._handle.name!r}"):
-            return read.find(self._handle, column, values, columns=columns, live_only=live_only)
+            return read.find(
+                self._handle, column, values, columns=columns, visible_only=visible_only
+            )
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield columns of all rows, superseded and expired ones too, some thousand at a time."""

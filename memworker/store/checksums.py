@@ -27,7 +27,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from memworker.locks import draft_of
 from memworker.store.manifest import VERSIONS
-from memworker.store.salvage import ADDRESS, Addresses, Part, view
+from memworker.store.salvage import ADDRESS, Addresses, FragmentPart, view
 from memworker.store.schema import SCOPES
 
 FILE = "checksums"
@@ -64,26 +64,26 @@ class FileSum(msgspec.Struct, frozen=True, array_like=True):
         return (self.size, self.digest) == (other.size, other.digest)
 
 
-class Copy(msgspec.Struct, frozen=True):
+class ManifestCopy(msgspec.Struct, frozen=True):
     """A manifest: its path below the table's folder, and its bytes."""
 
     path: str
     content: bytes
 
 
-class _Rows(msgspec.Struct, frozen=True, array_like=True):
+class _RowsSum(msgspec.Struct, frozen=True, array_like=True):
     offset: int
     rows: int
     digest: int
 
 
-class _Index(msgspec.Struct, frozen=True):
+class _SumsIndex(msgspec.Struct, frozen=True):
     table: str
     version: int
     # A copy, for it is small and nothing else can take its place.
     manifest: bytes
     files: dict[str, FileSum]
-    rows: dict[str, _Rows]
+    rows: dict[str, _RowsSum]
 
 
 class Checksums:
@@ -93,7 +93,7 @@ class Checksums:
         self._path = folder / FILE
         self._identity = identity
         self._raw: npt.NDArray[np.uint8] | None = None
-        self._index = self._last = _Index(identity, 0, b"", {}, {})
+        self._index = self._last = _SumsIndex(identity, 0, b"", {}, {})
         with suppress(OSError, ValueError, msgspec.MsgspecError):
             self._load()
 
@@ -116,12 +116,12 @@ class Checksums:
         known = self._last.files.get(path)
         return known is not None and known.mtime_ns == now.mtime_ns and not known.same_bytes(now)
 
-    def manifest_of(self, version: int) -> Copy | None:
+    def manifest_of(self, version: int) -> ManifestCopy | None:
         """Return the copy of a version's manifest, if it was that which was verified last."""
         paths = [path for path in self._last.files if path.startswith(f"{VERSIONS}/")]
         if version != self._last.version or len(paths) != 1:
             return None
-        return Copy(paths[0], self._last.manifest)
+        return ManifestCopy(paths[0], self._last.manifest)
 
     def rows(self, path: str) -> RowSums | None:
         """Return those of the rows of a data file, by position; 0 is unknown."""
@@ -151,11 +151,11 @@ class Checksums:
         """Write those of a new verification in the place of these. Raises OSError."""
         with draft_of(self._path) as draft:
             with open(draft, "wb") as file:
-                index = _Index(self._identity, version, manifest, dict(files), {})
+                index = _SumsIndex(self._identity, version, manifest, dict(files), {})
                 for path, sums in rows:
                     raw = np.ascontiguousarray(sums).view(np.uint8)
                     digest = xxh3_64_intdigest(raw.data)
-                    index.rows[path] = _Rows(file.tell(), len(sums), digest)
+                    index.rows[path] = _RowsSum(file.tell(), len(sums), digest)
                     file.write(raw.data)
                 body = msgspec.json.encode(index)
                 file.write(body + _TAIL.pack(len(body), xxh3_64_intdigest(body), _MAGIC))
@@ -166,7 +166,7 @@ class Checksums:
         body = raw[-_TAIL.size - length : -_TAIL.size].tobytes()
         if magic != _MAGIC or xxh3_64_intdigest(body) != digest:
             return
-        index = msgspec.json.decode(body, type=_Index)
+        index = msgspec.json.decode(body, type=_SumsIndex)
         self._last = index
         # A table dropped and made again has other files of its own.
         if index.table == self._identity:
@@ -184,7 +184,7 @@ def sum_of_file(path: Path) -> FileSum:
     return FileSum(size, digest.intdigest(), mtime_ns)
 
 
-def sums_of_rows(part: Part) -> tuple[Addresses, RowSums]:
+def sums_of_rows(part: FragmentPart) -> tuple[Addresses, RowSums]:
     """Return the addresses of those rows that can be read wholly, and 8 bytes each."""
     rows = view(part, _COLUMNS)
     rows = rows.filter(pc.is_valid(rows["vector"])) if rows["vector"].null_count else rows

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from memworker.errors import TableLocked
 from memworker.failpoints import reach
-from memworker.locks import Kind, kind_in
+from memworker.locks import LockKind, kind_in
 from memworker.store import clock, journal, lock
 from memworker.store.checksums import Checksums
 from memworker.store.durable import index_files
@@ -197,7 +197,7 @@ class _Cleaning:
 
     def _may_be_needed(self, newest: int) -> str | None:
         """Say why files that no version names may be needed still."""
-        if kind_in(self.folder) is Kind.LEASE:
+        if kind_in(self.folder) is LockKind.LEASE:
             return "the locks of this file system cannot prove that no writer is under way"
         if not self.nobody_apart:
             return "a process that writes for one that was killed is still at work"

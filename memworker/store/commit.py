@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memworker.store.keys import Hashes, string_array
-from memworker.store.known import KnownIds, RowStatus, Statuses
+from memworker.store.known import IdStatus, KnownIds, Statuses
 
 Indices = npt.NDArray[np.int64]
 LookUp = Callable[[list[str]], dict[str, str]]
@@ -57,10 +57,10 @@ def plan(batch: pa.Table, known: KnownIds, look_up: LookUp, on_conflict: OnConfl
     keys, records = known.hash(ids, dedup)
     last = on_conflict is OnConflict.UPDATE
     statuses, standing = classify(ids, dedup, known, look_up, hashes=(keys, records), last=last)
-    conflict = statuses == RowStatus.CONFLICT
+    conflict = statuses == IdStatus.CONFLICT
     # A row that stands for its id in this batch, and conflicts, does so with the table.
     update = np.flatnonzero(conflict & standing) if last else np.empty(0, np.int64)
-    return Plan(statuses, np.flatnonzero(statuses == RowStatus.NEW), update, keys, records)
+    return Plan(statuses, np.flatnonzero(statuses == IdStatus.NEW), update, keys, records)
 
 
 def classify(
@@ -72,7 +72,7 @@ def classify(
     hashes: tuple[Hashes, Hashes],
     last: bool = False,
 ) -> tuple[Statuses, npt.NDArray[np.bool_]]:
-    """Return (RowStatus a row, whether the row stands for its id within the batch).
+    """Return (IdStatus a row, whether the row stands for its id within the batch).
 
     Of equal ids within the batch the first stands, or with `last` the last, as
     if the rows had come in batches of one; the others are duplicates or
@@ -88,7 +88,7 @@ def classify(
 
 
 def _confirm(statuses: Statuses, ids: pa.Array, dedup_keys: pa.Array, look_up: LookUp) -> None:
-    suspects = np.flatnonzero(statuses == RowStatus.CONFLICT)
+    suspects = np.flatnonzero(statuses == IdStatus.CONFLICT)
     if not len(suspects):
         return
     rows = pa.array(suspects)
@@ -97,9 +97,9 @@ def _confirm(statuses: Statuses, ids: pa.Array, dedup_keys: pa.Array, look_up: L
     for row, row_id, key in zip(suspects, wanted, keys, strict=True):
         if row_id not in there:
             # Only the 64-bit hashes of two ids were equal.
-            statuses[row] = RowStatus.NEW
+            statuses[row] = IdStatus.NEW
         elif there[row_id] == key:
-            statuses[row] = RowStatus.DUPLICATE
+            statuses[row] = IdStatus.DUPLICATE
 
 
 def _maybe_repeated(keys: Hashes) -> Indices:
@@ -137,6 +137,6 @@ def _settle_repeated(
         standing[row] = False
         stand, stand_key = stands[row_id]
         # The row of a known id was compared with the table's already, which stays as it is.
-        if last or statuses[stand] == RowStatus.NEW:
+        if last or statuses[stand] == IdStatus.NEW:
             same = key == stand_key
-            statuses[row] = RowStatus.DUPLICATE if same else RowStatus.CONFLICT
+            statuses[row] = IdStatus.DUPLICATE if same else IdStatus.CONFLICT

@@ -12,7 +12,7 @@ _SHOWN_IDS = 5
 _SHOWN_RUNS = 5
 
 
-class Kind(StrEnum):
+class DamageKind(StrEnum):
     """What part of a table is damaged."""
 
     VERSION = "version"
@@ -31,7 +31,7 @@ class Damage:
     means that these rows can be read one by one, and are right.
     """
 
-    kind: Kind
+    kind: DamageKind
     why: str
     path: str | None = None
     column: str | None = None
@@ -98,7 +98,9 @@ def gathered(
     for (fragment, column, why), group in groupby(ordered, kind):
         addresses = list(dict.fromkeys(mark.address for mark in group))
         known = tuple(ids[address] for address in addresses if address in ids)
-        yield Damage(Kind.ROWS, why, paths.get(fragment), column, tuple(runs_of(addresses)), known)
+        yield Damage(
+            DamageKind.ROWS, why, paths.get(fragment), column, tuple(runs_of(addresses)), known
+        )
 
 
 def runs_of(addresses: Iterable[int]) -> Iterator[range]:

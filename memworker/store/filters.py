@@ -71,7 +71,7 @@ def parse_where(items: Iterable[str]) -> dict[str, Any]:
     return {"AND": conditions} if conditions else {}
 
 
-def live(where: Mapping[str, Any] | None, now: datetime | None = None) -> dict[str, Any]:
+def visible(where: Mapping[str, Any] | None, now: datetime | None = None) -> dict[str, Any]:
     """Return the filter of those rows that are neither superseded nor expired."""
     moment = now or datetime.now(UTC)
     not_expired = {"OR": [{"expires_at": None}, {"expires_at": {"gt": moment}}]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError
-from memworker.store.apart import Index
+from memworker.store.apart import IndexBuild
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def build(writes: Writes, partitions: int | None = None) -> None:
     says how many it can.
     """
     options = {"distance_type": writes.table.space.distance, "num_partitions": partitions}
-    work = Index("vector", INDEX_NAME, "IvfSq", options)
+    work = IndexBuild("vector", INDEX_NAME, "IvfSq", options)
     try:
         writes.build(f"indexing table {writes.table.name!r}", work)
     except StoreError as error:

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.store import index, whole
-from memworker.store.damage import Damage, Kind
+from memworker.store.damage import Damage, DamageKind
 from memworker.store.durable import index_files
 from memworker.store.filters import key_in, to_sql
 from memworker.store.lance import brief
 from memworker.store.manifest import Manifest
-from memworker.store.salvage import ADDRESS, Part, view
+from memworker.store.salvage import ADDRESS, FragmentPart, view
 from memworker.store.schema import SCOPES, vectors_of
 from memworker.store.text import STOP_WORDS, match
 
@@ -56,7 +56,7 @@ class IndexCheck:
         self._taken: list[pa.Table] = []
         self._counts: dict[str, dict[str, int]] = {scope: {} for scope in SCOPES}
 
-    def sample(self, part: Part) -> None:
+    def sample(self, part: FragmentPart) -> None:
         """Take some of these rows."""
         if not self._folders:
             return
@@ -82,7 +82,9 @@ class IndexCheck:
                 said = self._asked(columns.get(name, ""))
             if said is not None:
                 path = ", ".join(folders)
-                yield Damage(Kind.INDEX, f"index {name}: {said}", path, columns.get(name) or None)
+                yield Damage(
+                    DamageKind.INDEX, f"index {name}: {said}", path, columns.get(name) or None
+                )
 
     def _columns(self) -> tuple[dict[str, str], str | None]:
         try:

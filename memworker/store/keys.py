@@ -15,14 +15,17 @@ from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 from memworker.errors import UsageError
 
 Hashes = npt.NDArray[np.uint64]
-Scope: TypeAlias = pa.Array | str | None
+ScopeColumn: TypeAlias = pa.Array | str | None
 
 # Odd, so that multiplying by it is a bijection of 64 bits (the golden ratio, as in splitmix64).
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def dedup_keys(
-    texts: pa.Array, user_ids: Scope = None, agent_ids: Scope = None, run_ids: Scope = None
+    texts: pa.Array,
+    user_ids: ScopeColumn = None,
+    agent_ids: ScopeColumn = None,
+    run_ids: ScopeColumn = None,
 ) -> pa.Array:
     """Return 32 hex digits a text: xxh3-128 over its scope and itself.
 
@@ -83,7 +86,7 @@ def _as_hex(key: str) -> str:
     return xxh3_128_hexdigest(key.encode())
 
 
-def _constant(scope: Scope) -> str | list[str]:
+def _constant(scope: ScopeColumn) -> str | list[str]:
     if scope is None:
         return ""
     if isinstance(scope, str):

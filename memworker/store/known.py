@@ -19,7 +19,7 @@ from memworker.store.sortedruns import SortedRuns
 Statuses = npt.NDArray[np.uint8]
 
 
-class RowStatus(IntEnum):
+class IdStatus(IntEnum):
     """What a table knows of a row with this id."""
 
     NEW = 0
@@ -48,10 +48,10 @@ class KnownIds:
         return hash_rows(ids, dedup_keys, self._seed)
 
     def find(self, keys: Hashes, records: Hashes) -> Statuses:
-        """Return a RowStatus a row; CONFLICT is not yet confirmed."""
+        """Return a IdStatus a row; CONFLICT is not yet confirmed."""
         there, known = self._records.find(keys)
-        status = np.where(known == records, RowStatus.DUPLICATE, RowStatus.CONFLICT)
-        return np.where(there, status, RowStatus.NEW).astype(np.uint8)
+        status = np.where(known == records, IdStatus.DUPLICATE, IdStatus.CONFLICT)
+        return np.where(there, status, IdStatus.NEW).astype(np.uint8)
 
     def add(self, keys: Hashes, records: Hashes) -> None:
         """Remember rows; of equal ids the ones added last count."""

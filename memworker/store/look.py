@@ -13,7 +13,7 @@ import numpy as np
 from memworker.errors import StoreError, StoreUnwritable
 from memworker.store import checksums, journal, salvage, whole
 from memworker.store.checksums import Checksums, FileSum, RowSums
-from memworker.store.damage import Damage, Kind, Mark, gathered, runs_of
+from memworker.store.damage import Damage, DamageKind, Mark, gathered, runs_of
 from memworker.store.durable import index_files
 from memworker.store.indexcheck import IndexCheck
 from memworker.store.lance import brief, connect, open_table
@@ -25,7 +25,7 @@ from memworker.store.manifest import (
     manifest_path,
     read_manifest,
 )
-from memworker.store.salvage import ADDRESS, Addresses, InOneGo, Part, Unlisted
+from memworker.store.salvage import ADDRESS, Addresses, FragmentPart, InOneGo, Unlisted
 from memworker.store.schema import read_field_metadata, table_schema
 from memworker.store.soundness import UNREADABLE, Soundness
 
@@ -67,7 +67,7 @@ class Look:
         self._journal(identity)
         now = self._sum(manifest.path)
         if now is not None and self._known.rotten(manifest.path, now):
-            self._damaged(Kind.VERSION, _CHANGED, manifest.path)
+            self._damaged(DamageKind.VERSION, _CHANGED, manifest.path)
             return
         self._sound = Soundness(space.dim, self.rows, partial(values_of, handle))
         self._indices = IndexCheck(handle, self._folder, manifest, space.distance, self.rows)
@@ -79,7 +79,7 @@ class Look:
         self._look_at_indices()
         self._remember(manifest)
 
-    def _damaged(self, kind: Kind, why: str, path: str | None = None, **where: Any) -> None:
+    def _damaged(self, kind: DamageKind, why: str, path: str | None = None, **where: Any) -> None:
         self.damages.append(Damage(kind, why, path, **where))
 
     # ── the version ──
@@ -107,13 +107,13 @@ class Look:
 
     def _unopened(self, why: str) -> None:
         path = manifest_path(self._folder, self._version).relative_to(self._folder)
-        self._damaged(Kind.VERSION, why, str(path))
+        self._damaged(DamageKind.VERSION, why, str(path))
 
     def _journal(self, identity: str) -> None:
         known = journal.last_version(journal.read(self._state), identity)
         if known is not None and known > self._version:
             self._damaged(
-                Kind.JOURNAL,
+                DamageKind.JOURNAL,
                 f"version {known} was committed, and the newest is {self._version}: rows that were"
                 " reported as written are gone. Run the ingests since then again (`memworker jobs`"
                 " lists them)",
@@ -122,7 +122,7 @@ class Look:
     def _counted(self) -> None:
         if self._before is not None and self._before != self.rows:
             why = f"{self._before:,} rows are there, but the version counts {self.rows:,}"
-            self._damaged(Kind.VERSION, why, self._of.path)
+            self._damaged(DamageKind.VERSION, why, self._of.path)
 
     # ── rows ──
 
@@ -135,7 +135,7 @@ class Look:
             self._before = before + len(live)
         for file in fragment.files:
             if why := self._flaw(file.path, file.size):
-                self._damaged(Kind.FILE, why, file.path, rows=tuple(runs_of(live.tolist())))
+                self._damaged(DamageKind.FILE, why, file.path, rows=tuple(runs_of(live.tolist())))
                 return
         sums = _Sums(fragment, self._known, self._sums)
         whole_so_far = self._parts(fragment, live, before, sums)
@@ -183,14 +183,14 @@ class Look:
         first = fragment.id << 32
         rows = (range(first, first + fragment.physical_rows),)
         why = f"which of its rows are deleted cannot be told: {why}"
-        self._damaged(Kind.FILE, why, path or fragment.files[0].path, rows=rows)
+        self._damaged(DamageKind.FILE, why, path or fragment.files[0].path, rows=rows)
         self._before = None
         return None
 
     def _readable(self, fragment: Fragment, live: Addresses, why: str) -> None:
         path = ", ".join(file.path for file in fragment.files)
         rows = tuple(runs_of(live.tolist()))
-        self._damaged(Kind.FILE, why, path, rows=rows, readable=True)
+        self._damaged(DamageKind.FILE, why, path, rows=rows, readable=True)
 
     def _told(self, marks: list[Mark]) -> None:
         told = {(mark.address, mark.column) for mark in marks if mark.why != _CHANGED}
@@ -243,7 +243,7 @@ class Look:
 
     def _remember(self, manifest: Manifest) -> None:
         # A newer version may still come back from what is noted.
-        if any(damage.kind in (Kind.VERSION, Kind.JOURNAL) for damage in self.damages):
+        if any(damage.kind in (DamageKind.VERSION, DamageKind.JOURNAL) for damage in self.damages):
             return
         # What has changed, or cannot be read, is remembered as it was.
         files = {path: self._known.files.get(path, now) for path, now in self._sums.items()}
@@ -291,7 +291,7 @@ class _Sums:
             self.kept[:] = self._known
         self.marks: list[Mark] = []
 
-    def look(self, part: Part) -> None:
+    def look(self, part: FragmentPart) -> None:
         if self._same:
             return
         addresses, sums = checksums.sums_of_rows(part)

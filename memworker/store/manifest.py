@@ -59,7 +59,7 @@ class Fragment:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class IndexEntry:
     """An index, or a part of one: its name, and the folder of its files."""
 
     name: str
@@ -76,7 +76,7 @@ class Manifest:
     version: int
     path: str
     fragments: tuple[Fragment, ...]
-    indices: tuple[Index, ...]
+    indices: tuple[IndexEntry, ...]
     transaction: str | None
     features: int = 0
 
@@ -143,11 +143,12 @@ def parsed(raw: bytes, path: Path) -> Manifest:
 
 def _parsed(raw: bytes, path: Path) -> Manifest:
     message = _messages()["Manifest"].FromString(_message(raw, path))
-    indices: tuple[Index, ...] = ()
+    indices: tuple[IndexEntry, ...] = ()
     if message.HasField("index_section"):
         section = _messages()["IndexSection"].FromString(_at(raw, message.index_section, path))
         indices = tuple(
-            Index(each.name, f"{INDICES}/{UUID(bytes=each.uuid.uuid)}") for each in section.indices
+            IndexEntry(each.name, f"{INDICES}/{UUID(bytes=each.uuid.uuid)}")
+            for each in section.indices
         )
     transaction = message.transaction_file
     return Manifest(

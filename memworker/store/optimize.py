@@ -27,7 +27,7 @@ from memworker.store.writes import Writes
 COMPACT, INDEX, VERSIONS = "compact", "index", "versions"
 
 
-class Outcome(StrEnum):
+class StepOutcome(StrEnum):
     """What became of a step."""
 
     DONE = "done"
@@ -41,7 +41,7 @@ class Did:
 
     step: str
     column: str | None
-    outcome: Outcome
+    outcome: StepOutcome
     what: str
     seconds: float
 
@@ -57,7 +57,7 @@ class Did:
 
     def __str__(self) -> str:
         names = {COMPACT: "fragments", INDEX: f"index on {self.column}", VERSIONS: "old versions"}
-        failed = "FAILED: " if self.outcome is Outcome.FAILED else ""
+        failed = "FAILED: " if self.outcome is StepOutcome.FAILED else ""
         return f"{names[self.step]}: {failed}{self.what}"
 
 
@@ -71,12 +71,12 @@ class Optimized:
     @property
     def failed(self) -> tuple[Did, ...]:
         """The steps that failed."""
-        return tuple(did for did in self.steps if did.outcome is Outcome.FAILED)
+        return tuple(did for did in self.steps if did.outcome is StepOutcome.FAILED)
 
     @property
     def indexed(self) -> tuple[str, ...]:
         """The columns that got an index."""
-        done = (did for did in self.steps if did.step == INDEX and did.outcome is Outcome.DONE)
+        done = (did for did in self.steps if did.step == INDEX and did.outcome is StepOutcome.DONE)
         return tuple(str(did.column) for did in done)
 
     @property
@@ -141,7 +141,7 @@ class Optimizing:
         return Optimized(tuple(self.steps), self.cleaned)
 
     def _step(
-        self, step: str, column: str | None, run: Callable[[], tuple[Outcome, str, Any]]
+        self, step: str, column: str | None, run: Callable[[], tuple[StepOutcome, str, Any]]
     ) -> Any:
         began = time.monotonic()
         result = None
@@ -151,20 +151,20 @@ class Optimizing:
         except TableLocked:
             raise  # who holds the lock stands in the way of every step
         except StoreError as error:
-            outcome, what = Outcome.FAILED, str(error)
+            outcome, what = StepOutcome.FAILED, str(error)
             self.safe = self.safe and not is_damage(error)
         self.steps.append(Did(step, column, outcome, what, time.monotonic() - began))
         return result
 
-    def _compact(self) -> tuple[Outcome, str, list[str]]:
+    def _compact(self) -> tuple[StepOutcome, str, list[str]]:
         handle = self.writes.handle
         version, before = int(handle.version), self._fragments()
         dropped = upkeep.compact(self.writes)
         after = self._fragments()
         if int(handle.version) == version:
-            return Outcome.NOTHING, f"{after} are as large as they should be", dropped
+            return StepOutcome.NOTHING, f"{after} are as large as they should be", dropped
         gone = f"; the index on {', '.join(dropped)} could not be read" if dropped else ""
-        return Outcome.DONE, f"{before} became {after}, indices cover all rows{gone}", dropped
+        return StepOutcome.DONE, f"{before} became {after}, indices cover all rows{gone}", dropped
 
     def _wanted(self, dropped: list[str]) -> Iterator[str]:
         """Yield the columns that are worth an index, or had one."""
@@ -173,18 +173,18 @@ class Optimizing:
                 [*upkeep.worth_an_index(int(self.writes.handle.count_rows())), *dropped]
             )
 
-    def _index(self, column: str) -> tuple[Outcome, str, None]:
+    def _index(self, column: str) -> tuple[StepOutcome, str, None]:
         there = {name for each in self.writes.handle.list_indices() for name in each.columns}
         if column in there:
-            return Outcome.NOTHING, "is there", None
+            return StepOutcome.NOTHING, "is there", None
         if not upkeep.build_index(self.writes, column):
-            return Outcome.FAILED, "is not of memworker's making; build it again", None
-        return Outcome.DONE, "built", None
+            return StepOutcome.FAILED, "is not of memworker's making; build it again", None
+        return StepOutcome.DONE, "built", None
 
-    def _clean(self) -> tuple[Outcome, str, None]:
+    def _clean(self) -> tuple[StepOutcome, str, None]:
         if not self.safe:
             return (
-                Outcome.FAILED,
+                StepOutcome.FAILED,
                 "none is deleted, for a file of this version is damaged and an older one may be"
                 " whole; `memworker table verify` says which, `table repair` puts it right",
                 None,
@@ -198,7 +198,7 @@ class Optimizing:
                 f"{done.leftovers} files ({done.leftover_bytes:,} bytes) of writes that did not"
                 " come were removed"
             )
-        outcome = Outcome.DONE if done.versions or done.leftovers else Outcome.NOTHING
+        outcome = StepOutcome.DONE if done.versions or done.leftovers else StepOutcome.NOTHING
         return outcome, "; ".join([*told, *filter(None, [done.note])]), None
 
     def _fragments(self) -> int:

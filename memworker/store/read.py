@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.store.filters import key_in, live, to_sql
+from memworker.store.filters import key_in, to_sql, visible
 from memworker.store.keys import string_array
 from memworker.store.schema import table_schema
 
@@ -29,19 +29,19 @@ def rows(
     columns: Sequence[str] | None = None,
     limit: int | None = None,
     offset: int = 0,
-    live_only: bool = False,
+    visible_only: bool = False,
 ) -> pa.Table:
     """Return the rows that meet a filter, in the order of their commits."""
     query = table.search().select(list(columns or ROW_COLUMNS))
-    where = live(where) if live_only else where
+    where = visible(where) if visible_only else where
     query = query.where(to_sql(where)) if where else query
     query = query.limit(limit) if limit is not None else query
     return query.offset(offset).to_arrow()
 
 
-def count(table: LanceTable, where: Mapping[str, Any] | None, *, live_only: bool = False) -> int:
+def count(table: LanceTable, where: Mapping[str, Any] | None, *, visible_only: bool = False) -> int:
     """Return how many rows meet a filter."""
-    where = live(where) if live_only else where
+    where = visible(where) if visible_only else where
     return int(table.count_rows(to_sql(where) if where else None))
 
 
@@ -51,11 +51,11 @@ def find(
     values: Sequence[str],
     *,
     columns: Sequence[str] | None = None,
-    live_only: bool = False,
+    visible_only: bool = False,
 ) -> pa.Table:
     """Return the rows whose `column` has exactly one of these values."""
     names = list(columns or ROW_COLUMNS)
-    condition = to_sql(live(None)) if live_only else ""
+    condition = to_sql(visible(None)) if visible_only else ""
     if len(values) <= IN_LIST_MAX:
         parts = [key_in(column, values), condition] if condition else [key_in(column, values)]
         return table.search().select(names).where(" AND ".join(parts)).to_arrow()

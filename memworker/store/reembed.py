@@ -124,7 +124,7 @@ class Reembedding:
     def _copy(self) -> Landed:
         # Later than the first look, where a copy was not whole and has been taken back.
         self._seen = int(self._handle.version)
-        copy = _Copy(self._handle, self._staged, self._schema(), self._seen)
+        copy = _TableCopy(self._handle, self._staged, self._schema(), self._seen)
         made = copy.run(self._connection, self._name, self._db)
         return Landed(self._seen if made is None else made, 0)
 
@@ -178,7 +178,7 @@ def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
     return unknown
 
 
-class _Copy:
+class _TableCopy:
     """The rows of one version on their way into the next, batch by batch."""
 
     def __init__(self, handle: LanceTable, staged: Staged, schema: pa.Schema, seen: int) -> None:

@@ -24,7 +24,7 @@ from memworker.failpoints import reach
 from memworker.paths import PathGiven
 from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage, upkeep
 from memworker.store.commitlock import CommitLock
-from memworker.store.damage import Damage, Kind, runs_of
+from memworker.store.damage import Damage, DamageKind, runs_of
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
 from memworker.store.look import Observer
@@ -38,7 +38,7 @@ from memworker.store.manifest import (
 )
 from memworker.store.opened import OpenTable
 from memworker.store.schema import read_field_metadata
-from memworker.store.verify import Verified, torn, verify
+from memworker.store.verify import Verified, torn, verify_table
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ _TOLD = (
 )
 
 
-def repair(db: PathGiven, name: str, *, observer: Observer | None = None) -> Repair:
+def repair_table(db: PathGiven, name: str, *, observer: Observer | None = None) -> Repair:
     """Put right what a verification finds damaged; a healthy table is left alone.
 
     Raises TableNotFound, TableLocked while an ingest works on the table, and
@@ -147,21 +147,21 @@ class _Mender:
             raise StoreError(
                 f"table {self._name!r} of {self._db} has no version at all; ingest into it again"
             )
-        return verify(self._db, self._name, observer=self._observer)
+        return verify_table(self._db, self._name, observer=self._observer)
 
     def _mend(self, found: Verified) -> bool:
         """Put right what can be at once; tell whether anything was changed."""
-        kinds: dict[Kind, list[Damage]] = {}
+        kinds: dict[DamageKind, list[Damage]] = {}
         for damage in found.damages:
             kinds.setdefault(damage.kind, []).append(damage)
-        if (Kind.VERSION in kinds or Kind.JOURNAL in kinds) and self._roll_back(found):
+        if (DamageKind.VERSION in kinds or DamageKind.JOURNAL in kinds) and self._roll_back(found):
             return True
-        changed = Kind.JOURNAL in kinds and self._note(lost=True)
+        changed = DamageKind.JOURNAL in kinds and self._note(lost=True)
         if untold := [damage for damage in found.damages if _is_of_deletions(damage)]:
             self._tell_deletions(untold, found.version)
             return True
-        if Kind.INDEX in kinds:
-            changed = self._drop_indices(kinds[Kind.INDEX], found.version)
+        if DamageKind.INDEX in kinds:
+            changed = self._drop_indices(kinds[DamageKind.INDEX], found.version)
         if rows := [damage for damage in found.damages if damage.rows and not damage.readable]:
             return self._remove(rows, found.version)
         torn = {damage.rows[0][0] >> 32 for damage in found.damages if damage.rows}
@@ -216,7 +216,7 @@ class _Mender:
         handle = self._opened()
         gone = [
             Damage(
-                Kind.ROWS,
+                DamageKind.ROWS,
                 "it cannot be told whether it was deleted",
                 rows=tuple(runs_of(salvage.live_addresses(handle, each).tolist())),
             )
@@ -300,4 +300,4 @@ class _Mender:
 
 
 def _is_of_deletions(damage: Damage) -> bool:
-    return damage.kind is Kind.FILE and (damage.path or "").startswith(f"{DELETIONS}/")
+    return damage.kind is DamageKind.FILE and (damage.path or "").startswith(f"{DELETIONS}/")

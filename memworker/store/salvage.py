@@ -5,7 +5,7 @@
     a fragment's addresses ─► all columns of some thousand rows ──error──► each column alone
                                          │                                       │ error
                                          ▼                                       ▼
-                                      a Part ◄────────────── what reads, of halves and halves …
+                                      a FragmentPart ◄────── what reads, of halves and halves …
 
 A damaged block costs the rows that lie in it, and no neighbour: LanceDB finds a single row
 without reading the others of its page.
@@ -41,7 +41,7 @@ _BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FragmentPart:
     """Some live rows of a fragment, in their order.
 
     `rows` has the columns that could be read of all of them; of the others,
@@ -88,13 +88,13 @@ def part_rows(fragment: Fragment, table: Path) -> int:
 
 def parts(
     handle: LanceTable, addresses: Addresses, columns: Sequence[str], size: int
-) -> Iterator[Part]:
+) -> Iterator[FragmentPart]:
     """Yield the rows at these addresses, `size` at a time, whatever of them can be read."""
     for start in range(0, len(addresses), size):
         yield _part(handle, addresses[start : start + size], columns)
 
 
-def view(part: Part, names: Sequence[str]) -> pa.Table:
+def view(part: FragmentPart, names: Sequence[str]) -> pa.Table:
     """Return some columns of those rows of a part of which all can be read, with addresses."""
     broken = [name for name in names if name in part.pieces]
     if not broken:
@@ -127,7 +127,7 @@ class InOneGo:
         self._left = pa.table({})
         self._batches: Iterator[pa.RecordBatch] | None = None
 
-    def differs(self, part: Part) -> str | None:
+    def differs(self, part: FragmentPart) -> str | None:
         """Say what a scan gives in the place of these rows, which come next, if it differs."""
         try:
             scanned = self._next(len(part.addresses))
@@ -166,13 +166,13 @@ def _equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     return bool(one.equals(other))
 
 
-def _part(handle: LanceTable, addresses: Addresses, columns: Sequence[str]) -> Part:
+def _part(handle: LanceTable, addresses: Addresses, columns: Sequence[str]) -> FragmentPart:
     try:
-        return Part(addresses, _whole(handle, addresses, columns))
+        return FragmentPart(addresses, _whole(handle, addresses, columns))
     except Exception:
         pass  # told below, of the column and the rows that it concerns
     rows = pa.table({ADDRESS: pa.array(addresses)})
-    part = Part(addresses, rows)
+    part = FragmentPart(addresses, rows)
     for name in columns:
         try:
             column = _whole(handle, addresses, [name])[name]
@@ -184,7 +184,7 @@ def _part(handle: LanceTable, addresses: Addresses, columns: Sequence[str]) -> P
             # In smaller pieces all can be read; whether a scan can will be seen.
             column = pieces.take(pc.sort_indices(pieces[ADDRESS]))[name]
         rows = rows.append_column(name, column)
-    return Part(addresses, rows, part.pieces, part.unreadable)
+    return FragmentPart(addresses, rows, part.pieces, part.unreadable)
 
 
 def _pieces(

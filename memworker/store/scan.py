@@ -14,7 +14,7 @@ from memworker.store.table import Table
 BATCH_ROWS = 8192
 
 
-def scan(
+def scan_table(
     table: Table, where: Mapping[str, Any] | None = None, *, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows that meet a filter, in the order of their commits, superseded ones too.

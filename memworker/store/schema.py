@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import BadVector, StoreError, TableMismatch, UsageError
-from memworker.store.keys import dedup_keys as make_dedup_keys
-from memworker.store.keys import string_array
+from memworker.store.keys import dedup_keys as make_dedup_keys, string_array
 from memworker.vectors import bad_vectors
 
 SCHEMA_VERSION = 1

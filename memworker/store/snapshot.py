@@ -32,10 +32,10 @@ class Snapshot:
         where: Mapping[str, Any] | None = None,
         *,
         columns: Sequence[str] | None = None,
-        live_only: bool = False,
+        visible_only: bool = False,
     ) -> pa.Table:
         """Return what `Table.rows` does, of this version."""
-        return read.rows(self.table, where, columns=columns, live_only=live_only)
+        return read.rows(self.table, where, columns=columns, visible_only=visible_only)
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """Return what `Table.count` does, of this version."""
@@ -48,7 +48,7 @@ class Snapshot:
         return space
 
     @cached_property
-    def has_mortals(self) -> bool:
+    def may_hide(self) -> bool:
         """Whether any row expires or is superseded.
 
         Leaving those out costs 4 ms and more a search at 200,000 rows, this question

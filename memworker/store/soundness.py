@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from memworker.store.damage import Mark
 from memworker.store.keys import dedup_keys, string_array
-from memworker.store.salvage import ADDRESS, Addresses, Part, view
+from memworker.store.salvage import ADDRESS, Addresses, FragmentPart, view
 from memworker.store.schema import SCOPES, Vectors
 
 # Vectors of a model that normalises are of length 1 within 1e-6; the rest is for other encoders.
@@ -58,7 +58,7 @@ class Soundness:
         self._ids: list[tuple[npt.NDArray[np.uint64], Addresses]] = []
         self.notes: list[str] = []
 
-    def look(self, part: Part) -> None:
+    def look(self, part: FragmentPart) -> None:
         """Look at some rows."""
         for name, bad in part.unreadable.items():
             self._marks += [Mark(at, name, UNREADABLE) for at in bad]
@@ -90,7 +90,7 @@ class Soundness:
             )
         return [*marks, *self._doubles({mark.address for mark in marks})]
 
-    def _nulls(self, part: Part) -> None:
+    def _nulls(self, part: FragmentPart) -> None:
         for name in _NEVER_NULL + ("vector",):
             rows = view(part, [name])
             if rows.num_rows and rows[name].null_count:
@@ -110,7 +110,7 @@ class Soundness:
         odd = (np.abs(squares - 1) > 2 * _UNIT) & ~zero & ~wild
         self._odd_lengths.add(rows[ADDRESS].to_numpy()[odd])
 
-    def _keys(self, part: Part) -> None:
+    def _keys(self, part: FragmentPart) -> None:
         rows = view(part, _KEYED)
         if not rows.num_rows or any(rows[name].null_count for name in _KEYED):
             rows = rows.drop_null()
@@ -201,7 +201,7 @@ class _Few:
         return np.concatenate(self._found).tolist() if self._found else []
 
 
-def _proven_otherwise(part: Part, suspects: pa.Table) -> npt.NDArray[np.bool_]:
+def _proven_otherwise(part: FragmentPart, suspects: pa.Table) -> npt.NDArray[np.bool_]:
     """Tell of which rows the text is what Mem0 wrote: its keys are its own, its MD5 is beside."""
     metadata = view(part, ["metadata"])
     values = dict(

@@ -54,7 +54,7 @@ def clear(state: Path) -> None:
     sweep(state / FOLDER)
 
 
-class _Place:
+class _TempDir:
     """The one value that TMPDIR has for a process; calls that overlap share it."""
 
     def __init__(self) -> None:
@@ -86,6 +86,6 @@ class _Place:
 
 
 @lru_cache(maxsize=1)
-def _of_process(_pid: int) -> _Place:
+def _of_process(_pid: int) -> _TempDir:
     # By pid: what a parent was doing is not a forked child's to end.
-    return _Place()
+    return _TempDir()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.store.keys import Hashes
-from memworker.store.known import KnownIds, RowStatus
+from memworker.store.known import IdStatus, KnownIds
 from memworker.store.read import SCAN_ROWS
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class KnownRows:
             if batch.num_rows:
                 hashes = self._ids.hash(batch["id"], batch["dedup_key"])
                 if self._unseen > 0:
-                    self._unseen -= int((self._ids.find(*hashes) == RowStatus.DUPLICATE).sum())
+                    self._unseen -= int((self._ids.find(*hashes) == IdStatus.DUPLICATE).sum())
                 self._ids.add(*hashes)
                 self._last_address = max(self._last_address, pc.max(batch["_rowid"]).as_py())
                 rows += batch.num_rows

@@ -14,13 +14,12 @@ import pyarrow as pa
 
 from memworker.errors import TableLocked, TableNotFound, UsageError
 from memworker.paths import PathGiven
-from memworker.store import apart, fuse, index, lock, read, search, spill, upkeep
-from memworker.store import text as words
+from memworker.store import apart, fuse, index, lock, read, search, spill, text as words, upkeep
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
-from memworker.store.filters import live
+from memworker.store.filters import visible
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
@@ -78,7 +77,7 @@ class Table:
         self._lock = CommitLock(table)
         self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
-        self._mortals = False
+        self._may_hide = False
         self._keeper = Keeper(self._writes)
         self._readers = Readers(db, name)
         spill.clear(table.state)
@@ -168,7 +167,7 @@ class Table:
             self._lock.durable = is_durable(self._handle.schema)
 
     def classify(self, ids: Sequence[str] | pa.Array, dedup_keys: pa.Array) -> Statuses:
-        """Return a RowStatus a row (uint8) against the newest version; nothing is locked.
+        """Return a IdStatus a row (uint8) against the newest version; nothing is locked.
 
         Of equal ids in `ids` the first counts; the others are duplicates or conflicts of it.
         """
@@ -209,13 +208,13 @@ class Table:
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
         columns: Sequence[str] | None = None,
-        include_expired: bool = False,
+        visible_only: bool = True,
     ) -> list[Hit]:
         """Return the rows nearest to `vector` (float32[dim]), best first.
 
         `where` is applied before the search (see filters.py). `exact` looks at
         every row instead of going through the index. `columns` limits what is
-        read. Expired and superseded rows are left out unless `include_expired`.
+        read. Expired and superseded rows are left out, unless `visible_only` is False.
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
         options = SearchOptions(limit, where, exact, columns)
@@ -224,7 +223,7 @@ class Table:
             self._must_have_the_same_vectors(at)
             return search.search(at.table, self.space, vector, options)
 
-        return self._found(ask, options, include_expired)
+        return self._found(ask, options, visible_only)
 
     def search_many(
         self,
@@ -234,7 +233,7 @@ class Table:
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
         columns: Sequence[str] | None = None,
-        include_expired: bool = False,
+        visible_only: bool = True,
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
         options = SearchOptions(limit, where, exact, columns)
@@ -243,7 +242,7 @@ class Table:
             self._must_have_the_same_vectors(at)
             return search.search_many(at.table, self.space, vectors, options)
 
-        return self._found(ask, options, include_expired)
+        return self._found(ask, options, visible_only)
 
     def search_text(
         self,
@@ -252,7 +251,7 @@ class Table:
         limit: int = 10,
         where: Mapping[str, Any] | None = None,
         columns: Sequence[str] | None = None,
-        include_expired: bool = False,
+        visible_only: bool = True,
     ) -> list[Hit]:
         """Return the rows that share words with `text`, best first by BM25.
 
@@ -266,7 +265,7 @@ class Table:
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
             return words.search(at.table, text, options)
 
-        return self._found(ask, options, include_expired)
+        return self._found(ask, options, visible_only)
 
     def search_hybrid(
         self,
@@ -277,7 +276,7 @@ class Table:
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
         columns: Sequence[str] | None = None,
-        include_expired: bool = False,
+        visible_only: bool = True,
     ) -> list[Hit]:
         """Return the best rows by meaning and by words: the two rankings fused (see fuse.py).
 
@@ -291,7 +290,7 @@ class Table:
             near = search.search(at.table, self.space, vector, options)
             return fuse.fuse([near, words.search(at.table, text, options)], limit)
 
-        return self._found(ask, options, include_expired)
+        return self._found(ask, options, visible_only)
 
     def ensure_text_index(self) -> bool:
         """Build the full-text index when there is none; tell whether. Raises StoreError."""
@@ -304,21 +303,21 @@ class Table:
         columns: Sequence[str] | None = None,
         limit: int | None = None,
         offset: int = 0,
-        live_only: bool = False,
+        visible_only: bool = False,
     ) -> pa.Table:
         """Return rows that meet a filter, in the order of their commits.
 
-        Superseded and expired rows too, unless `live_only`.
+        Superseded and expired rows too, unless `visible_only`.
         """
         wanted: dict[str, Any] = {"columns": columns, "limit": limit, "offset": offset}
-        rows = partial(read.rows, self._handle, where, live_only=live_only, **wanted)
+        rows = partial(read.rows, self._handle, where, visible_only=visible_only, **wanted)
         with lance_errors(f"reading table {self.name!r}"):
             return self._readers.ask(rows)
 
-    def count(self, where: Mapping[str, Any] | None = None, *, live_only: bool = False) -> int:
-        """Return how many rows meet a filter; those that searches hide too, unless `live_only`."""
+    def count(self, where: Mapping[str, Any] | None = None, *, visible_only: bool = False) -> int:
+        """Return how many rows meet a filter; hidden ones too, unless `visible_only`."""
         with lance_errors(f"counting the rows of table {self.name!r}"):
-            count = partial(read.count, self._handle, where, live_only=live_only)
+            count = partial(read.count, self._handle, where, visible_only=visible_only)
             return self._readers.ask(count)
 
     def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
@@ -473,22 +472,22 @@ class Table:
         self,
         ask: Callable[[Snapshot, SearchOptions], T],
         options: SearchOptions,
-        include_expired: bool,
+        visible_only: bool,
     ) -> T:
         """Search one version, leaving expired and superseded rows out unless they are wanted."""
 
         def read(at: Snapshot) -> T:
-            if include_expired or not self._has_mortals(at):
+            if not visible_only or not self._may_hide_at(at):
                 return ask(at, options)
             # By one time, however many looks the answer takes.
-            return ask(at, replace(options, where=live(options.where)))
+            return ask(at, replace(options, where=visible(options.where)))
 
         return self.at_one_version(read)
 
-    def _has_mortals(self, at: Snapshot) -> bool:
+    def _may_hide_at(self, at: Snapshot) -> bool:
         # Where there were any, they are left out ever after, without the question.
-        self._mortals = self._mortals or at.has_mortals
-        return self._mortals
+        self._may_hide = self._may_hide or at.may_hide
+        return self._may_hide
 
 
 def _policy(on_conflict: str) -> OnConflict:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
-from memworker.store.apart import Index, has_index
+from memworker.store.apart import IndexBuild, has_index
 from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, ensure_writable, hold, state_dir
@@ -59,7 +59,7 @@ def build(writes: Writes) -> None:
         "remove_stop_words": True,
         "custom_stop_words": STOP_WORDS,
     }
-    work = Index("text", INDEX_NAME, "FTS", options, replaces=False)
+    work = IndexBuild("text", INDEX_NAME, "FTS", options, replaces=False)
     writes.build(f"indexing the texts of table {writes.handle.name!r}", work)
 
 

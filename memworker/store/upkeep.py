@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from memworker.errors import StoreError, TableLocked
 from memworker.store import clock, index, text
-from memworker.store.apart import Compaction, Index
+from memworker.store.apart import Compaction, IndexBuild
 from memworker.store.cleanup import clean
 from memworker.store.lance import brief, is_damage, lance_errors
 from memworker.store.writes import CameFirst, Landed, Writes
@@ -315,7 +315,7 @@ def build_index(writes: Writes, column: str) -> bool:
 
 def build_scalar(writes: Writes, column: str) -> None:
     """Build the index by which rows of one id, key or scope are found, replacing it."""
-    work = Index(column, f"{column}_idx", "BTree")
+    work = IndexBuild(column, f"{column}_idx", "BTree")
     writes.build(f"indexing {column} of table {writes.handle.name!r}", work)
 
 

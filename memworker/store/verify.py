@@ -23,7 +23,7 @@ from typing import Any
 
 from memworker.errors import StoreError, TableNotFound
 from memworker.paths import PathGiven
-from memworker.store.damage import Damage, Kind
+from memworker.store.damage import Damage, DamageKind
 from memworker.store.lance import database_path, table_name, table_names
 from memworker.store.leftovers import leftovers
 from memworker.store.look import Look, Observer
@@ -84,7 +84,7 @@ class Verified:
         }
 
 
-def verify(db: PathGiven, name: str, *, observer: Observer | None = None) -> Verified:
+def verify_table(db: PathGiven, name: str, *, observer: Observer | None = None) -> Verified:
     """Read every page and column of a table's newest version, and say what is damaged.
 
     Changes nothing, and goes on beside readers and writers. Raises TableNotFound, and
@@ -115,10 +115,10 @@ def _verified(db: Path, name: str, version: int, noted: int, observer: Observer)
     look = Look(db, name, version, observer)
     if noted > version:
         why = f"version {noted} was written, and is gone; the newest is {version}"
-        look.damages.append(Damage(Kind.VERSION, why, VERSIONS))
+        look.damages.append(Damage(DamageKind.VERSION, why, VERSIONS))
     for path in torn(db / f"{name}.lance", version):
         why = "an older version cannot be read, and no clean-up deletes anything beside it"
-        look.damages.append(Damage(Kind.VERSION, why, f"{VERSIONS}/{path.name}"))
+        look.damages.append(Damage(DamageKind.VERSION, why, f"{VERSIONS}/{path.name}"))
     look.run()
     return Verified(
         table=name,

@@ -33,7 +33,7 @@ import pyarrow as pa
 from memworker import EmbeddingPool
 from memworker.errors import TableNotFound
 from memworker.store import Table
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests.faults import harness
 from tests.faults.disturb import Outside, Plan, Tenders
 
@@ -319,7 +319,7 @@ class _Case:
             self._complain("lost", len(missing), f"missing: {missing[:3]}")
             stray = list(self._db.glob("**/*.tmp"))
             self._complain("leaked", len(stray), f"files left: {stray[:3]}")
-        damages = verify(self._db, "t").damages if whole else ()
+        damages = verify_table(self._db, "t").damages if whole else ()
         self._complain("wrong", len(damages), f"damaged: {damages[:3]}")
 
     def _compare_vectors(self, ids: list[str], texts: list[str], column: pa.Array) -> None:

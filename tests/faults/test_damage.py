@@ -13,8 +13,8 @@ import pytest
 from memworker import EmbeddingPool, ingest
 from memworker.store import Table, upkeep
 from memworker.store.manifest import manifest_path, read_manifest
-from memworker.store.repair import repair
-from memworker.store.verify import verify
+from memworker.store.repair import repair_table
+from memworker.store.verify import verify_table
 from tests.faults.harness import memworker
 from tests.store.damaging import cut, flip, flip_padding, zero
 
@@ -66,7 +66,7 @@ def noted(tmp_path_factory, grown):
     path, db, oracle = grown
     copy = tmp_path_factory.mktemp("noted") / "db"
     shutil.copytree(db, copy)
-    assert verify(copy, "t").healthy
+    assert verify_table(copy, "t").healthy
     return path, copy, oracle
 
 
@@ -113,12 +113,12 @@ def harm(path: Path, how: str, random: np.random.Generator) -> None:
 
 
 def must_heal(db, path, oracle, pool, told):
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy, (told, done.after.damages)
     again = run(path, db, pool)
     assert again.conflicts == again.rejected == 0, told
     must_be_all(db, oracle)
-    assert verify(db, "t").healthy, told
+    assert verify_table(db, "t").healthy, told
     return done, again
 
 
@@ -134,7 +134,7 @@ def test_58_damage_after_a_verification_is_seen_and_healed(tmp_path, noted, pool
         chosen = random.choice([str(one) for one in files_of(here)[kind]])
         harm(Path(chosen), how, random)
         told = (seed, kind, how, chosen)
-        found = verify(here, "t")
+        found = verify_table(here, "t")
         assert not found.healthy, told
         done, again = must_heal(here, path, oracle, pool, told)
         assert again.written <= done.removed + 3, told
@@ -149,7 +149,7 @@ def test_58_damage_that_nothing_was_noted_of(tmp_path, grown, pool, how):
     random = np.random.default_rng(len(how))
     for kind in ("data", "deletions"):
         harm(files_of(here)[kind][0], how, random)
-    assert not verify(here, "t").healthy
+    assert not verify_table(here, "t").healthy
     must_heal(here, path, oracle, pool, how)
 
 
@@ -163,7 +163,7 @@ def test_58_a_block_of_the_newest_file_is_zeroed_and_ingest_alone_does_not_heal(
     # In the middle are vectors.
     zero(newest, newest.stat().st_size // 2)
     assert run(path, here, pool).written == 0
-    done = repair(here, "t")
+    done = repair_table(here, "t")
     assert 0 < done.removed == len(done.ids) < 50 and done.rewritten == 0
     assert set(done.ids) <= oracle.keys()
     assert run(path, here, pool).written == done.removed

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from memworker import ingest as run_ingest
+from memworker import ingestion as run_ingest
 from memworker.errors import StoreError, StoreUnwritable
-from memworker.ingest.runs import runs
+from memworker.ingestion.runs import list_runs
 from memworker.store import Table, journal
-from memworker.store.repair import repair
+from memworker.store.repair import repair_table
 from tests.faults import harness
 from tests.faults.harness import (
     arguments,
@@ -144,7 +144,7 @@ def test_28_torn_newest_manifest(job, db, keep):
     assert there == done["rows"] > 0
     assert resume(path, db).written == len(oracle) - there
     assert stored(db) == oracle
-    assert repair(db, "t").damaged == ()
+    assert repair_table(db, "t").damaged == ()
 
 
 def test_28_a_journalled_version_that_is_torn_is_told(tmp_path, db):
@@ -152,7 +152,7 @@ def test_28_a_journalled_version_that_is_torn_is_told(tmp_path, db):
         write_input(tmp_path / "in.jsonl", 100, start)
         resume(tmp_path / "in.jsonl", db)
     versions(db)[0].write_bytes(b"")
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.lost and done.rows == 100 and Path(done.moved_to).is_dir()
     assert resume(tmp_path / "in.jsonl", db).written == 100
     assert len(stored(db)) == 200
@@ -176,7 +176,7 @@ def test_29_torn_journal_tail(tmp_path, db):
     whole = kept.read_bytes()
     for cut in (1, 40, len(whole) // 2):
         kept.write_bytes(whole[:-cut])
-        assert all(run.written == 300 for run in runs(db))
+        assert all(run.written == 300 for run in list_runs(db))
         assert resume(tmp_path / "in.jsonl", db).written == 0
         assert kept.read_bytes().endswith(b"}\n") and stored(db) == oracle
     kept.write_bytes(b"\xff\x00 no journal at all\n" + whole)

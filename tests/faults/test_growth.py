@@ -12,8 +12,8 @@ import pytest
 
 from memworker import AsyncEmbeddingPool, EmbeddingPool, Memory, ingest
 from memworker.errors import MemworkerError, TextFailed
-from memworker.ingest.export import embed_to_file
-from memworker.ingest.reembedding import reembed
+from memworker.ingestion.export import embed_to_file
+from memworker.ingestion.reembedding import reembed
 from memworker.pool.echo import EchoLoader
 from memworker.pool.requests import Request
 from memworker.serve.app import create_app

@@ -7,9 +7,8 @@ import os
 
 import pytest
 
-from memworker import errors
-from memworker import ingest as run_ingest
-from memworker.ingest.runs import runs
+from memworker import errors, ingestion as run_ingest
+from memworker.ingestion.runs import list_runs
 from memworker.pool.echo import EchoLoader
 from memworker.store import Table
 from tests.faults.harness import arguments, ingest, memworker, resume, stored, write_input
@@ -43,7 +42,7 @@ def test_41_a_table_of_another_model_is_refused_before_any_work(tmp_path, db):
     with pytest.raises(errors.TableMismatch, match="384"):
         run_ingest([tmp_path / "in.jsonl"], db=db, table="t", model=EchoLoader(dim=16))
     assert Table.open(db, "t").version == version and stored(db) == oracle
-    assert len(runs(db)) == 1
+    assert len(list_runs(db)) == 1
 
 
 def test_42_an_edited_input_is_noticed(tmp_path, db):
@@ -90,7 +89,7 @@ def test_45_a_dropped_table_starts_afresh(tmp_path, db):
     lancedb.connect(db).drop_table("t")
     assert resume(path, db).written == 500
     assert stored(db) == oracle and Table.open(db, "t").identity != identity
-    assert [run.written for run in runs(db)] == [500]
+    assert [run.written for run in list_runs(db)] == [500]
 
 
 def test_jobs_tell_what_was_done_and_what_is_unfinished(tmp_path, db):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from memworker import ingest as memworker_ingest
+from memworker import ingestion as memworker_ingest
 from memworker.errors import StoreError
-from memworker.ingest import Stop
+from memworker.ingestion import Stop
 from memworker.store import Table
 from tests import PATIENCE_S
 from tests.faults.harness import (

@@ -103,7 +103,7 @@ EVERYTHING = """
 import json, sys
 from pathlib import Path
 from memworker import EmbeddingPool, Memory, ingest
-from memworker.ingest.export import embed_to_file
+from memworker.ingestion.export import embed_to_file
 models, db = Path(sys.argv[1]), sys.argv[2]
 rows = [{"id": str(n), "text": f"w{n}"} for n in range(20)]
 ingest(rows, db=db, table="t", model=models / "tiny", workers=1)

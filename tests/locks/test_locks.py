@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from memworker.locks import Busy, FileLock, Kind, Lost, Process, Unsupported, holder_of
+from memworker.locks import Busy, FileLock, LockKind, Lost, Process, Unsupported, holder_of
 from memworker.locks.kinds import kind_in
 from tests.preload import preload  # noqa: F401 - a fixture
 
@@ -246,19 +246,19 @@ def test_no_other_kind_is_taken_where_others_hold_theirs(preload, path, error): 
 
 
 def test_a_copied_folder_finds_out_anew(tmp_path, path):
-    assert kind_in(path.parent) is Kind.FLOCK
+    assert kind_in(path.parent) is LockKind.FLOCK
     note = next(path.parent.glob("locking-*"))
     note.write_text("lease")
     copy = tmp_path / "copy"
     shutil.copytree(path.parent, copy)
-    assert kind_in(copy) is Kind.FLOCK
+    assert kind_in(copy) is LockKind.FLOCK
     assert [each.name for each in copy.glob("locking-*")] == [f"locking-{copy.stat().st_ino}"]
 
 
 def test_a_torn_note_is_written_again(path):
     note = path.parent / f"locking-{path.parent.stat().st_ino}"
     note.write_bytes(b"")
-    assert kind_in(path.parent) is Kind.FLOCK and note.read_text() == "flock"
+    assert kind_in(path.parent) is LockKind.FLOCK and note.read_text() == "flock"
 
 
 def test_unlocked_by_an_error_and_by_with(path):

@@ -16,7 +16,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from memworker import Memory, Table, ingest
-from memworker.ingest.runs import runs
+from memworker.ingestion.runs import list_runs
 db, clock = Path(sys.argv[1]), Path(sys.argv[2])
 
 def back_by(days):
@@ -47,7 +47,7 @@ def main():
         ingest(rows, db=db, table="t", model="echo", workers=1, on_conflict="update")
     times = Table.open(db, "t").rows(columns=["text", "created_at", "updated_at"]).to_pylist()
     times = [{name: str(value) for name, value in row.items()} for row in times]
-    at = [run.started for run in runs(db, "t")]
+    at = [run.started for run in list_runs(db, "t")]
     print(json.dumps([first, now, found, left, told, times, at]))
 
 main()

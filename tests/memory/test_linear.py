@@ -6,11 +6,9 @@ import json
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from tests.memory.linear import __main__ as linearize
-from tests.memory.linear import spec
+from tests.memory.linear import __main__ as linearize, spec
 from tests.memory.linear.check import Op, refused
 
 

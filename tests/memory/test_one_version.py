@@ -8,8 +8,7 @@ import lancedb
 import pytest
 
 from memworker.memory import reads
-from memworker.store import Table, read, search
-from memworker.store import text as words
+from memworker.store import Table, read, search, text as words
 from tests.store.helpers import SPACE, batch, numbered, vector_of
 
 ME = {"user_id": "me"}

@@ -16,7 +16,7 @@ from memworker.errors import PoolBusy, PoolClosed, UsageError
 from memworker.pool import plan
 from memworker.pool.admission import Admission
 from memworker.pool.arena import Form
-from memworker.pool.requests import Answer, Request, gather
+from memworker.pool.requests import Request, VectorsFuture, gather
 from memworker.pool.rows import text_rows
 from tests import PATIENCE_S
 from tests.faults.loaders import Gated
@@ -243,7 +243,7 @@ def test_a_cancelled_future_counts_as_done_to_those_who_wait_for_several(gated, 
 
 def test_of_those_who_complete_and_cancel_one_comes_first():
     for _ in range(200):
-        answer = Answer()
+        answer = VectorsFuture()
         with ThreadPoolExecutor(2) as both:
             cancelled, claimed = both.submit(answer.cancel), both.submit(answer.claim)
         assert cancelled.result() != claimed.result()

@@ -68,7 +68,7 @@ def test_what_an_engine_says_of_memory_counts():
     with EmbeddingPool(Another(), workers=1) as light:
         pass
     with pytest.raises(UsageError, match="not enough"):
-        EmbeddingPool(Another(token_bytes=1 << 20), workers=1, memory=light.sizes.memory_bytes)
+        EmbeddingPool(Another(token_bytes=1 << 20), workers=1, memory=light.plan.memory_bytes)
 
 
 def test_each_kind_has_its_engine():

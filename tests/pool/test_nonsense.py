@@ -7,8 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from memworker import EmbeddingPool
 from memworker.errors import TextFailed, WorkerStartFailed

@@ -28,13 +28,13 @@ def test_the_best_setting_is_kept_and_used(own_memory):
     assert kept.tokens_per_s == max(trial.tokens_per_s for trial in trials)
     assert len(seen) == len(trials)
     with EmbeddingPool() as pool:
-        assert (pool.workers, pool.sizes.costs.batch_tokens) == (kept.workers, kept.batch_tokens)
+        assert (pool.workers, pool.plan.costs.batch_tokens) == (kept.workers, kept.batch_tokens)
 
 
 def test_what_is_asked_for_goes_before_what_was_tuned(own_memory):
     sizing.keep(resolve("all-MiniLM-L6-v2"), Budget(workers=2, batch_tokens=128))
     with EmbeddingPool(workers=1, batch_tokens=64) as pool:
-        assert (pool.workers, pool.sizes.costs.batch_tokens) == (1, 64)
+        assert (pool.workers, pool.plan.costs.batch_tokens) == (1, 64)
 
 
 def test_a_damaged_memory_is_no_memory(own_memory):
@@ -48,7 +48,7 @@ def test_a_damaged_memory_is_no_memory(own_memory):
 
 def test_memory_bounds_the_pool(own_memory):
     with EmbeddingPool(workers=2, memory="600MB") as pool:
-        assert pool.sizes.memory_bytes <= 600e6
+        assert pool.plan.memory_bytes <= 600e6
     with pytest.raises(UsageError, match="not enough"):
         EmbeddingPool(memory="50MB")
 

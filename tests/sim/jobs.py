@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.errors import PoolError, StoreError
-from memworker.ingest import committer as committing
-from memworker.ingest.committer import Committer
-from memworker.ingest.records import row_batch
-from memworker.ingest.rejects import Refusals
-from memworker.ingest.report import Counts
-from memworker.ingest.reuse import Outcome
-from memworker.ingest.windows import Sieve, Window
+from memworker.ingestion import committer as committing
+from memworker.ingestion.committer import Committer
+from memworker.ingestion.records import row_batch
+from memworker.ingestion.rejects import Refusals
+from memworker.ingestion.report import Counts
+from memworker.ingestion.reuse import WindowVectors
+from memworker.ingestion.windows import Sieve, Window
 from memworker.pool.requests import Request
 from memworker.pool.rows import text_rows
 from memworker.pool.scheduler import Scheduler
@@ -103,7 +103,7 @@ class Job:
         self._counts = Counts()
         self._guilt = world.random.choice((0.0, 0.0, 0.1))
         self._windows = [self._window(number) for number in range(world.random.randrange(1, 6))]
-        self._put: list[tuple[list[str], Outcome]] = []
+        self._put: list[tuple[list[str], WindowVectors]] = []
         self.actor = Actor(world, self._life(), then)
 
     def _window(self, number: int) -> Window:
@@ -157,7 +157,7 @@ class Job:
                 check(given, embedded, self._weather)
                 while committer._items.full():
                     yield 0.01
-                outcome = Outcome(embedded.vectors, embedded.failures)
+                outcome = WindowVectors(embedded.vectors, embedded.failures)
                 committer.put(window, outcome)
                 committer._thread.wake()
                 self._put.append((given, outcome))

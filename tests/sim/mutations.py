@@ -89,7 +89,7 @@ def _found(mutation: Mutation, root: Path, seed: int, schedules: int) -> Found:
 
 _SUPERVISOR, _SCHEDULER = "pool/supervisor.py", "pool/scheduler.py"
 _HANDLE, _ADMISSION = "pool/handle.py", "pool/admission.py"
-_REQUESTS, _COMMITTER = "pool/requests.py", "ingest/committer.py"
+_REQUESTS, _COMMITTER = "pool/requests.py", "ingestion/committer.py"
 
 # Left out is what another rule makes good: that a worker is kept free for a shard on trial (bulk
 # work waits anyway while one has come back), that half a message has a deadline (the work
@@ -158,7 +158,7 @@ MUTATIONS = (
     Mutation(
         "deadlines count anew after this process was stopped",
         _SUPERVISOR,
-        "            self._forgive()\n",
+        "            self._restart_deadlines()\n",
         "            pass\n",
     ),
     Mutation(

@@ -10,8 +10,8 @@ from memworker.errors import WorkerStartFailed
 from memworker.pool import plan, requests
 from memworker.pool.arena import SlotShape
 from memworker.pool.scheduler import Scheduler
-from memworker.pool.sizing import Sizes
-from memworker.pool.supervisor import Care
+from memworker.pool.sizing import PoolPlan
+from memworker.pool.supervisor import WatchLimits
 from tests.sim import texts
 from tests.sim.callers import Caller, Tally
 from tests.sim.jobs import Job
@@ -58,7 +58,7 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
     weather = Weather.drawn(world)
     system = SimSystem(world, weather)
     workers = draw.choice((1, 1, 2, 3))
-    sizes = Sizes(
+    sizes = PoolPlan(
         loader=_Loader(),  # type: ignore[arg-type]
         costs=_COSTS,
         shapes=(_BULK, _BULK, _URGENT),
@@ -67,8 +67,8 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
         memory_bytes=0,
         pending_tokens=draw.choice((900, 3000, 12_000)),
     )
-    care = Care(stall_s=draw.choice((0.3, 5.0, 30.0)), growth_bytes=100 << 20)
-    scheduler = Scheduler(sizes, care, system)
+    watch_limits = WatchLimits(stall_s=draw.choice((0.3, 5.0, 30.0)), growth_bytes=100 << 20)
+    scheduler = Scheduler(sizes, watch_limits, system)
     world.scheduler = scheduler
     tally = Tally()
     closing = Closing(world, scheduler)

@@ -241,7 +241,7 @@ class SimWorker:
         supervisor = self._world.scheduler._supervisor
         handle = supervisor.workers[self.number]
         # With less patience the pool's guess of how long work takes may be too short.
-        patient = supervisor._care.stall_s >= 5.0
+        patient = supervisor._watch_limits.stall_s >= 5.0
         if patient and handle.pid == self.pid and "no sign of life" in handle.ended_by:
             raise Violation(f"worker {self.number} (pid {self.pid}) is well, and {handle.ended_by}")
 
@@ -326,7 +326,7 @@ class SimWorker:
                 break
             order = messages.decode_for_worker(bytes(data[4:end]))
             del data[:end]
-            if isinstance(order, messages.Stop):
+            if isinstance(order, messages.Shutdown):
                 self._stopping = True
                 continue
             # Of one that lies, an answer may have been taken that it gave too early.

@@ -16,7 +16,7 @@ import pytest
 
 from memworker.errors import StoreError
 from memworker.store import Table, VectorSpace, apart, index, records, spill, upkeep
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests.faults.harness import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,9 @@ def left_over(db):
 
 def test_it_is_the_index_that_this_process_would_have_built(db, large, tmp_path):
     here = Table.open(shutil.copytree(large, tmp_path / "here"), "t")
-    apart.Index("vector", index.INDEX_NAME, "IvfSq", {"distance_type": "cosine"}).do(here._handle)
+    apart.IndexBuild("vector", index.INDEX_NAME, "IvfSq", {"distance_type": "cosine"}).do(
+        here._handle
+    )
     table = Table.open(db, "t")
     assert table.ensure_index(min_rows=1)
     (there,), (ours,) = table.info().indices, here.info().indices
@@ -91,7 +93,9 @@ def test_it_is_the_index_that_this_process_would_have_built(db, large, tmp_path)
 
 def test_words_and_compaction_too(db):
     table = Table.open(db, "t")
-    words = apart.Index("text", "text_idx", "FTS", {"base_tokenizer": "icu/split"}, replaces=False)
+    words = apart.IndexBuild(
+        "text", "text_idx", "FTS", {"base_tokenizer": "icu/split"}, replaces=False
+    )
     for _ in range(2):  # the second time it is there
         apart.run(words, db, "t", db / ".memworker/t")
     assert [hit.id for hit in table.search_text("word77")] == ["word77 of many"]
@@ -116,7 +120,7 @@ def test_a_child_that_is_killed_is_told_and_the_table_is_whole(db, monkeypatch, 
     # Killed after its commit, it has left an index, which is as good as any.
     assert len(table.info().indices) == (point == "apart_after")
     assert table.count() == ROWS
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_what_cannot_be_started_is_told_with_its_last_words(db, monkeypatch):
@@ -128,7 +132,7 @@ def test_what_cannot_be_started_is_told_with_its_last_words(db, monkeypatch):
 
 def test_an_error_in_the_child_is_the_error_here(db, tmp_path):
     small = made(tmp_path / "small", VECTORS[:2])
-    work = apart.Index("vector", "vector_idx", "IvfSq", {"distance_type": "no such distance"})
+    work = apart.IndexBuild("vector", "vector_idx", "IvfSq", {"distance_type": "no such distance"})
     told = []
     for table in (small, Table.open(db, "t")):
         with pytest.raises(StoreError) as raised:

@@ -85,12 +85,12 @@ def test_finds_rows_by_key_hidden_ones_too(table):
         found = change.find("dedup_key", [key, "f" * 32], columns=["id"])
         assert found.column_names == ["id"]
         assert set(found["id"].to_pylist()) == {"old", "gone", "here"}
-        assert change.find("dedup_key", [key], live_only=True)["id"].to_pylist() == ["here"]
+        assert change.find("dedup_key", [key], visible_only=True)["id"].to_pylist() == ["here"]
         assert change.find("id", ["id-1", "x' OR '1'='1"])["text"].to_pylist() == ["text 1"]
         assert change.find("id", []).num_rows == 0
         many = [f"id-{i}" for i in range(2, 400)] + ["gone"]
         assert set(change.find("id", many)["id"].to_pylist()) == {"id-2", "id-3", "id-4", "gone"}
-        alive = change.find("id", many, columns=["text"], live_only=True)
+        alive = change.find("id", many, columns=["text"], visible_only=True)
         assert alive.column_names == ["text"] and alive.num_rows == 3
 
 
@@ -101,8 +101,8 @@ def test_times_are_set_and_rows_erased_by_a_filter(table):
     assert edit.version == table.version
     assert {hit.id for hit in table.search(vector_of("x"))} == {"id-0", "id-3", "id-4"}
     assert table.rows({"id": "id-1"})["superseded_at"].to_pylist() == [now]
-    assert table.count(live_only=True) == 3 and table.count() == 5
-    assert table.rows({"id": {"ne": "id-0"}}, live_only=True).num_rows == 2
+    assert table.count(visible_only=True) == 3 and table.count() == 5
+    assert table.rows({"id": {"ne": "id-0"}}, visible_only=True).num_rows == 2
     with table.editing() as edit:
         assert edit.set({"id": "id-1"}, {"superseded_at": None}) == 1
     with table.editing() as edit:

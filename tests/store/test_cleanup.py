@@ -18,7 +18,7 @@ import pytest
 from memworker.errors import StoreError
 from memworker.store import Table, manifest, readers
 from memworker.store.cleanup import clean
-from memworker.store.scan import scan
+from memworker.store.scan import scan_table
 from tests.store.helpers import SPACE, batch, numbered, texts_by_id, vector_of
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_a_version_stays_for_so_long_after_the_next_one_came(table):
 
 def test_a_long_reader_keeps_every_version_and_a_clean_up_says_so(table):
     table.append(numbered(0, 30_000))
-    with closing(scan(table, columns=["id"])) as reading:
+    with closing(scan_table(table, columns=["id"])) as reading:
         first = next(reading).num_rows
         table.delete({"id": {"gte": "id-2"}})
         done = table.optimize(keep_versions=NONE)
@@ -247,7 +247,9 @@ def test_every_kind_of_read_lives_beside_clean_ups(table):
             lambda: reader.rows({"id": "id-7"}).num_rows == 1,
             lambda: reader.count({"id": "id-7"}) == 1,
             lambda: reader.classify(["id-7"], numbered(7, 8)["dedup_key"]).tolist() == [1],
-            lambda: sum(part.num_rows for part in scan(reader, columns=["id"])) == other.count(),
+            lambda: (
+                sum(part.num_rows for part in scan_table(reader, columns=["id"])) == other.count()
+            ),
             lambda: reader.info().rows == other.count(),
             lambda: reader.upkeep().rows == other.count(),
         ):

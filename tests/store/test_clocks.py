@@ -28,7 +28,7 @@ import select, sys, threading
 from datetime import timedelta
 from memworker.errors import StoreError
 from memworker.store import Table
-from memworker.store.scan import scan
+from memworker.store.scan import scan_table
 from tests.store.helpers import SPACE, numbered, vector_of
 table = Table.open(sys.argv[1], "t")
 def optimise():
@@ -77,7 +77,7 @@ def read():
     while not told.is_set():
         for ask in ways:
             ask()
-        there = sum(batch.num_rows for batch in scan(mine, columns=["id"]))
+        there = sum(batch.num_rows for batch in scan_table(mine, columns=["id"]))
         assert there >= seen >= 0, (there, seen)
         seen = there
 

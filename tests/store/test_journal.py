@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from memworker.store import journal
 from memworker.store.journal import Committed, Ended, InputFile, Journal, Repaired, Started

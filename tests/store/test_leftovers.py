@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from memworker.errors import TableLocked
-from memworker.locks import Kind
+from memworker.locks import LockKind
 from memworker.store import Table, cleanup, manifest, upkeep
 from memworker.store.leftovers import leftovers
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests import PATIENCE_S
 from tests.faults.harness import wait_for
 from tests.store.helpers import SPACE, numbered, texts_by_id
@@ -79,7 +79,7 @@ def cleaned(table, keep=timedelta(0)):
 
 def all_is_gone(table, rows):
     assert left(table) == set() and len(texts_by_id(Table.open(table.db, "t"))) == rows
-    found = verify(table.db, "t")
+    found = verify_table(table.db, "t")
     assert found.healthy and not [note for note in found.notes if "no version" in note]
 
 
@@ -107,7 +107,7 @@ def test_what_a_killed_writer_left_goes(table, script):
             assert process.wait() == -signal.SIGKILL
     rows = table.count()
     young = left(table)
-    assert any("belong to no version" in note for note in verify(table.db, "t").notes)
+    assert any("belong to no version" in note for note in verify_table(table.db, "t").notes)
     assert cleaned(table).leftovers == 0 and left(table) == young
     grow_old(table)
     done = cleaned(table)
@@ -219,14 +219,14 @@ def test_files_of_a_writer_that_is_stopped_stay_however_old_they_look(table):
         assert {path for path in home(table).rglob("*")} == there
         process.send_signal(signal.SIGCONT)
         assert process.wait(PATIENCE_S) == 0
-    assert verify(table.db, "t").healthy and table.count() == ROWS
+    assert verify_table(table.db, "t").healthy and table.count() == ROWS
 
 
 def test_a_lease_proves_nothing_so_leftovers_stay_and_are_told(table, monkeypatch):
     (home(table) / "data" / "made-by-nobody.lance").write_bytes(b"rows")
     (home(table) / "notes.txt").write_text("mine")
     grow_old(table)
-    monkeypatch.setattr(cleanup, "kind_in", lambda folder: Kind.LEASE)
+    monkeypatch.setattr(cleanup, "kind_in", lambda folder: LockKind.LEASE)
     done = cleaned(table)
     assert done.leftovers == 0 and "1 files that no version names stay" in done.note
     monkeypatch.undo()

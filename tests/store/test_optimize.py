@@ -15,7 +15,7 @@ import pytest
 from memworker import Memory
 from memworker.errors import NotOptimized, StoreError
 from memworker.store import Step, Table, VectorSpace, index, records, upkeep
-from memworker.store.optimize import COMPACT, INDEX, VERSIONS, Outcome
+from memworker.store.optimize import COMPACT, INDEX, VERSIONS, StepOutcome
 from memworker.store.reembed import build_indices
 from memworker.store.staged import Staged
 from memworker.store.upkeep import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS
@@ -47,10 +47,10 @@ def test_a_small_table_is_compacted_and_cleaned(table):
     for start in range(0, 30, 10):
         table.append(numbered(start, start + 10))
     done = table.optimize(keep_versions=NONE)
-    assert outcomes(done) == [(COMPACT, None, Outcome.DONE), (VERSIONS, None, Outcome.DONE)]
+    assert outcomes(done) == [(COMPACT, None, StepOutcome.DONE), (VERSIONS, None, StepOutcome.DONE)]
     assert "3 became 1" in done.steps[0].what and done.versions > 0 and table.info().fragments == 1
     again = table.optimize(keep_versions=NONE)
-    assert {did.outcome for did in again.steps} == {Outcome.NOTHING} and not again.failed
+    assert {did.outcome for did in again.steps} == {StepOutcome.NOTHING} and not again.failed
 
 
 def test_what_is_worth_an_index_gets_it(table):
@@ -103,8 +103,8 @@ def test_older_versions_stay_while_a_file_of_this_one_is_damaged(tmp_path):
     with pytest.raises(NotOptimized) as failed:
         Table.open(tmp_path, "t").optimize(keep_versions=NONE)
     assert outcomes(failed.value.report) == [
-        (COMPACT, None, Outcome.FAILED),
-        (VERSIONS, None, Outcome.FAILED),
+        (COMPACT, None, StepOutcome.FAILED),
+        (VERSIONS, None, StepOutcome.FAILED),
     ]
     assert "an older one may be whole" in str(failed.value)
     assert len(list((damaging.folder(tmp_path) / "_versions").glob("*.manifest"))) == table.version

@@ -16,9 +16,9 @@ from memworker.errors import NotOptimized, StoreError, TableLocked, TableNotFoun
 from memworker.memory.transfer import import_lines
 from memworker.store import Table, deletions, journal, lock, mend, records
 from memworker.store.damage import runs_of
-from memworker.store.known import RowStatus
-from memworker.store.repair import repair
-from memworker.store.verify import verify
+from memworker.store.known import IdStatus
+from memworker.store.repair import repair_table
+from memworker.store.verify import verify_table
 from tests.store import damaging
 from tests.store.damaging import cut, data_files, flip_padding, make, zero
 
@@ -50,7 +50,7 @@ def spoil_vector(db, number, name="t"):
 def test_a_healthy_table_is_left_alone(db):
     make(db, 30, 30)
     before = {path: path.stat().st_mtime_ns for path in damaging.folder(db).rglob("*")}
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed == 0 and done.version == 3 and done.rows == 60
     assert {path: path.stat().st_mtime_ns for path in damaging.folder(db).rglob("*")} == before
 
@@ -58,7 +58,7 @@ def test_a_healthy_table_is_left_alone(db):
 def test_a_row_without_its_vector_leaves_and_its_text_is_kept(db):
     make(db, 50, 50)
     spoil_vector(db, "id-70")
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert (done.removed, done.ids, done.rows, done.healthy) == (1, ("id-70",), 99, True)
     (kept,) = kept_lines(done.sound)
     whole = damaging.batch(70, 71).to_pylist()[0]
@@ -67,17 +67,17 @@ def test_a_row_without_its_vector_leaves_and_its_text_is_kept(db):
     assert kept["damaged"] == {"vector": "the vector is zero"} and done.unsure == ()
     # Its id is not known any more, so the next append writes it.
     assert Table.open(db, "t").append(damaging.batch(0, 100)).written == 1
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_who_has_the_table_open_learns_which_ids_are_gone(db):
     make(db, 50, 50)
     there = Table.open(db, "t")
     batch = damaging.batch(0, 100)
-    assert not there.classify(batch["id"], batch["dedup_key"]).tolist().count(RowStatus.NEW)
+    assert not there.classify(batch["id"], batch["dedup_key"]).tolist().count(IdStatus.NEW)
     spoil_vector(db, "id-70")
     assert there.append(batch).written == 0
-    assert repair(db, "t").removed == 1
+    assert repair_table(db, "t").removed == 1
     assert np.flatnonzero(there.classify(batch["id"], batch["dedup_key"]) == 0).tolist() == [70]
     assert there.append(batch).written == 1
 
@@ -85,7 +85,7 @@ def test_who_has_the_table_open_learns_which_ids_are_gone(db):
 def test_a_whole_file_that_is_gone_takes_its_own_rows_only(db):
     make(db, 40, 40, 40)
     data_files(db)[1].unlink()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed == 40 and done.ids == () == done.sound
     assert sorted(ids_in(db)) == sorted(f"id-{n}" for n in [*range(40), *range(80, 120)])
 
@@ -94,7 +94,7 @@ def test_sound_rows_of_a_file_that_no_scan_passes_are_written_again(db):
     make(db, 400)
     (path,) = data_files(db)
     zero(path, path.stat().st_size // 6, 3000)
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed + done.rows == 400 and done.rewritten in (0, done.rows)
     assert Table.open(db, "t").append(damaging.batch(0, 400)).written == done.removed
     rows = Table.open(db, "t").rows().sort_by("id")
@@ -104,10 +104,10 @@ def test_sound_rows_of_a_file_that_no_scan_passes_are_written_again(db):
 
 def test_a_changed_file_whose_rows_do_not_show_it_is_replaced(db):
     make(db, 60)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     (path,) = data_files(db)
     flip_padding(path)
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.rewritten == 60 and done.removed == 0
     assert data_files(db) != [path] and len(set(ids_in(db))) == 60
 
@@ -135,7 +135,7 @@ def test_deletions_by_updates_are_told_again(db, harm):
     harm(path)
     with pytest.raises(StoreError):
         Table.open(db, "t").rows()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed == 0 and done.deletions == (f"_deletions/{path.name}",)
     assert Table.open(db, "t").rows().sort_by("id").equals(before)
 
@@ -143,10 +143,10 @@ def test_deletions_by_updates_are_told_again(db, harm):
 def test_deletions_that_the_last_verification_knew_are_told_again(db):
     table = make(db, 60, 60)
     table.delete({"id": {"in": ["id-3", "id-4"]}})
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     (path,) = (damaging.folder(db) / "_deletions").iterdir()
     path.unlink()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed == 0 and done.rows == 118
 
 
@@ -155,7 +155,7 @@ def test_a_deleted_row_never_comes_back(db):
     table.delete({"id": {"in": ["id-3", "id-4"]}})
     (path,) = (damaging.folder(db) / "_deletions").iterdir()
     path.unlink()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     # Nobody knows which of the 60 it was: all leave, and can be looked at.
     assert done.healthy and done.removed == 60 and done.rows == 60 and done.sound == ()
     assert {row["id"] for row in kept_lines(done.unsure)} >= {"id-0", "id-59"}
@@ -187,15 +187,15 @@ def test_a_deletion_file_in_bits_is_what_lancedb_writes(tmp_path):
 
 def test_the_copy_of_a_verified_version_takes_the_place_of_a_torn_one(db):
     make(db, 30, 30)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     path = damaging.newest_manifest(db)
     kept = path.read_bytes()
     cut(path)
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.copied == done.version == 3 and done.rows == 60 and not done.lost
     assert path.read_bytes() == kept
     path.unlink()
-    assert repair(db, "t").copied == 3 and path.read_bytes() == kept
+    assert repair_table(db, "t").copied == 3 and path.read_bytes() == kept
 
 
 def test_rows_that_went_with_a_version_are_told(db):
@@ -203,10 +203,10 @@ def test_rows_that_went_with_a_version_are_told(db):
     with journal.Journal(lock.state_dir(db, "t"), table.identity) as kept:
         kept.append(journal.Committed("r", journal.now(), table.identity, 3, 1, 1, 0, 0, 0))
     damaging.newest_manifest(db).unlink()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.lost and done.journalled == 3 and done.rows == 30
     # It is told once: the journal vouches for what there is.
-    assert not repair(db, "t").lost
+    assert not repair_table(db, "t").lost
 
 
 def test_an_older_torn_version_is_set_aside(db):
@@ -215,9 +215,9 @@ def test_an_older_torn_version_is_set_aside(db):
     cut(oldest)
     with pytest.raises(NotOptimized, match="table verify"):
         table.optimize(keep_versions=timedelta(0))
-    (damage,) = verify(db, "t").damages
+    (damage,) = verify_table(db, "t").damages
     assert damage.path == f"_versions/{oldest.name}"
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.damaged == (1,) and done.rows == 60 and not done.lost
     assert table.optimize(keep_versions=timedelta(0)).kept == 0
 
@@ -228,7 +228,7 @@ def test_no_version_can_be_read(db):
     for path in paths:
         cut(path)
     with pytest.raises(StoreError, match="no version of table 't' can be read"):
-        repair(db, "t")
+        repair_table(db, "t")
     assert all(path.exists() for path in paths)
 
 
@@ -243,7 +243,7 @@ def test_damaged_indices_are_built_anew(db):
     for each in damaging.manifest(db).indices:
         for path in (damaging.folder(db) / each.folder).iterdir():
             cut(path, 0.3)
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     columns = {"id", "dedup_key", "user_id", "agent_id", "run_id", "text", "vector"}
     assert done.healthy and done.removed == 0 and set(done.indices) == columns
     assert {each.columns[0] for each in table.info().indices} == columns
@@ -258,7 +258,7 @@ def test_an_index_of_another_program_is_dropped_and_told(db):
     (each,) = damaging.manifest(db).indices
     for path in (damaging.folder(db) / each.folder).iterdir():
         path.unlink()
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.indices == () and "index theirs" in done.notes[0]
 
 
@@ -275,7 +275,7 @@ def test_memories_come_back_from_what_was_kept(db):
         before = {one: memory.history(one) for one in ids}
         spoil_vector(db, ids[4], "memories")
         spoil_vector(db, ids[9], "memories")
-        done = repair(db, "memories")
+        done = repair_table(db, "memories")
         assert done.healthy and set(done.ids) == {ids[4], ids[9]} and done.unsure == ()
         # The Memory that is open all the while has lost them, and says so.
         assert memory.count(filters={"user_id": "alice"}) == 18
@@ -283,7 +283,7 @@ def test_memories_come_back_from_what_was_kept(db):
             report = import_lines(memory._core.table, memory._core.pool, lines, pytest.fail)
         assert report.written == 2
         assert {one: memory.history(one) for one in ids} == before
-    assert verify(db, "memories").healthy
+    assert verify_table(db, "memories").healthy
 
 
 # ── kills and locks ──
@@ -295,7 +295,7 @@ def test_rows_that_are_there_twice_after_a_kill_are_there_once_again(db):
     (first, _) = damaging.manifest(db).fragments
     table._handle.add(damaging.batch(0, 40))
     assert first.id == 0 and table.count() == 120
-    done = repair(db, "t")
+    done = repair_table(db, "t")
     assert done.healthy and done.removed == 40 and done.ids == () and table.count() == 80
 
 
@@ -305,18 +305,18 @@ def test_an_ingest_or_upkeep_under_way_is_waited_for_or_named(db):
         lock.hold(lock.state_dir(db, "t"), "job"),
         pytest.raises(TableLocked, match="ingesting into table 't'"),
     ):
-        repair(db, "t")
+        repair_table(db, "t")
 
 
 def test_a_durable_table_stays_so(db):
     table = make(db, 30, 30)
     table.set_durable(True)
     spoil_vector(db, "id-40")
-    assert repair(db, "t").removed == 1
+    assert repair_table(db, "t").removed == 1
     assert Table.open(db, "t").durable
 
 
 def test_a_table_that_is_not_there(db):
     make(db, 5)
     with pytest.raises(TableNotFound, match="no table 'other'"):
-        repair(db, "other")
+        repair_table(db, "other")

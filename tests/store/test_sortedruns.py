@@ -7,12 +7,11 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from memworker import heap
 from memworker.store import sortedruns
-from memworker.store.known import KnownIds, RowStatus
+from memworker.store.known import IdStatus, KnownIds
 from memworker.store.sortedruns import SortedRuns
 from tests.buffers import collector_off, private_bytes
 
@@ -45,7 +44,7 @@ def test_59_a_million_known_ids_take_no_private_memory(tmp_path):
         grown = private_bytes() - before
     # All of them are 16 MB, and while two halves are merged 40.
     assert grown < 12 << 20, f"{grown:,} bytes"
-    assert (known.find(keys, keys) == RowStatus.DUPLICATE).all()
+    assert (known.find(keys, keys) == IdStatus.DUPLICATE).all()
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=60)))
@@ -57,11 +56,11 @@ def test_statuses_follow_a_dictionary_wherever_runs_lie(short_runs, tmp_path_fac
         rows = list(dict(rows).items())
         keys, records = hashes(*(k for k, _ in rows)), hashes(*(r for _, r in rows))
         expected = [
-            RowStatus.NEW
+            IdStatus.NEW
             if key not in truth
-            else RowStatus.DUPLICATE
+            else IdStatus.DUPLICATE
             if truth[key] == record
-            else RowStatus.CONFLICT
+            else IdStatus.CONFLICT
             for key, record in rows
         ]
         assert known.find(keys, records).tolist() == expected

@@ -18,7 +18,7 @@ from memworker.errors import (
     TableNotFound,
     UsageError,
 )
-from memworker.store import RowStatus, Table, VectorSpace, lance, records, table_names
+from memworker.store import IdStatus, Table, VectorSpace, lance, records, table_names
 from tests.store.helpers import DIM, SPACE, batch, numbered, texts_by_id, vector_of
 
 
@@ -178,7 +178,7 @@ def test_classify(table):
     table.append(batch([("a", "one"), ("b", "two")]))
     rows = batch([("b", "two"), ("a", "other"), ("c", "x"), ("c", "x"), ("c", "y")])
     statuses = table.classify(rows["id"], rows["dedup_key"])
-    assert [RowStatus(status).name for status in statuses] == [
+    assert [IdStatus(status).name for status in statuses] == [
         "DUPLICATE",
         "CONFLICT",
         "NEW",
@@ -339,7 +339,7 @@ def test_expired_and_superseded_rows_are_hidden(table):
     table.append(batch([("old", "o")], superseded_at=now))
     assert {hit.id for hit in table.search(vector_of("p"))} == {"plain", "stays"}
     assert len(table.search(vector_of("p"), where={"id": {"ne": "plain"}})) == 1
-    assert len(table.search(vector_of("p"), include_expired=True)) == 4
+    assert len(table.search(vector_of("p"), visible_only=False)) == 4
 
 
 def test_the_index_finds_what_the_exact_search_finds(tmp_path):

@@ -124,7 +124,7 @@ def test_expired_and_superseded_rows_are_hidden(table):
     table.append(batch([("old", "apple")], superseded_at=now))
     table.append(batch([("gone", "apple")], expires_at=now - timedelta(hours=1)))
     assert found(table, "apple") == ["plain"]
-    assert len(found(table, "apple", include_expired=True)) == 3
+    assert len(found(table, "apple", visible_only=False)) == 3
     assert [hit.id for hit in table.search_hybrid("apple", vector_of("x"))] == ["plain"]
 
 

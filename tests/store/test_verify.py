@@ -13,11 +13,10 @@ import pytest
 
 from memworker import Memory
 from memworker.errors import StoreError, TableNotFound
-from memworker.store import Table, index, journal, records, upkeep
-from memworker.store import text as words
-from memworker.store.damage import Kind
+from memworker.store import Table, index, journal, records, text as words, upkeep
+from memworker.store.damage import DamageKind
 from memworker.store.lock import state_dir
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests.store import damaging
 from tests.store.damaging import cut, data_files, flip, make, named, one_by_one, zero
 
@@ -54,12 +53,12 @@ def test_a_table_that_has_seen_everything_is_healthy(db):
     table.delete({"id": {"in": ["id-3", "id-620"]}})
     table.delete({"user_id": "user-4"})
     seen = []
-    found = verify(db, "t", observer=lambda done, of: seen.append((done, of)))
+    found = verify_table(db, "t", observer=lambda done, of: seen.append((done, of)))
     assert found.healthy and found.notes == (), (found.damages, found.notes)
     assert found.read == found.rows == table.count() and seen[-1] == (found.rows, found.rows)
     table.optimize()
-    assert verify(db, "t").healthy
-    assert verify(db, "t").version == table.version
+    assert verify_table(db, "t").healthy
+    assert verify_table(db, "t").version == table.version
 
 
 def test_a_table_of_memories_is_healthy(db):
@@ -69,7 +68,7 @@ def test_a_table_of_memories_is_healthy(db):
         memory.update(ids[0], "another fact")
         memory.delete(ids[1])
         memory.delete(ids[2], erase=True)
-    assert verify(db, "memories").healthy
+    assert verify_table(db, "memories").healthy
 
 
 def test_keys_of_another_program_are_no_damage(db):
@@ -78,7 +77,7 @@ def test_keys_of_another_program_are_no_damage(db):
     place = rows.schema.get_field_index("dedup_key")
     others = pa.array([f"{n:032x}" for n in range(50)], pa.string())
     table.append(rows.set_column(place, rows.schema.field(place), others))
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert found.healthy and "50 rows have keys of another program" in found.notes[0]
 
 
@@ -87,7 +86,7 @@ def test_vectors_that_are_not_of_length_1_are_no_damage(db):
     vectors = np.random.default_rng(1).normal(size=(50, damaging.DIM)).astype(np.float32)
     texts = pa.array([f"text {n}" for n in range(50)], pa.string())
     table.append(records(None, texts, vectors))
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_a_version_that_is_cleaned_away_meanwhile_is_no_damage(db):
@@ -105,7 +104,7 @@ def test_a_version_that_is_cleaned_away_meanwhile_is_no_damage(db):
     writer.start()
     try:
         for _ in range(5):
-            assert verify(db, "t").healthy
+            assert verify_table(db, "t").healthy
     finally:
         stop.set()
         writer.join()
@@ -114,7 +113,7 @@ def test_a_version_that_is_cleaned_away_meanwhile_is_no_damage(db):
 def test_a_table_that_is_not_there(db):
     make(db, 5)
     with pytest.raises(TableNotFound, match="no table 'other'.*: t"):
-        verify(db, "other")
+        verify_table(db, "other")
 
 
 # ── rows ──
@@ -126,7 +125,7 @@ def test_a_zeroed_block_names_the_rows_that_lie_in_it(db, where):
     path, whole = data_files(db)[0], one_by_one(db)
     size = path.stat().st_size
     zero(path, where * size // 8, 4096)
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     after = one_by_one(db)
     hurt = {address for address in whole if after.get(address) != whole[address]}
     assert hurt and not found.healthy
@@ -146,19 +145,19 @@ def test_a_zeroed_block_names_the_rows_that_lie_in_it(db, where):
 @pytest.mark.parametrize("seed", range(2))
 def test_after_one_verification_every_flipped_bit_is_seen(db, seed):
     make(db, 120)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     path, whole = data_files(db)[0], one_by_one(db)
     kept, random = path.read_bytes(), np.random.default_rng(seed)
     for at in random.integers(0, len(kept), 12).tolist():
         flip(path, at, int(random.integers(8)))
-        found, after = verify(db, "t"), one_by_one(db)
+        found, after = verify_table(db, "t"), one_by_one(db)
         hurt = {address for address in whole if after.get(address) != whole[address]}
         assert not found.healthy, at
         assert hurt <= named(found.damages), at
         # Where no row is hurt, the file is.
         assert hurt or named(found.damages, readable=True) or found.read == 0, at
         path.write_bytes(kept)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_damage_in_several_files_and_columns_is_named_at_once(db):
@@ -168,7 +167,7 @@ def test_damage_in_several_files_and_columns_is_named_at_once(db):
     zero(first, 1_000, 200)
     flip(second, second.stat().st_size // 2, 6)
     third.unlink()
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert {damage.path for damage in found.damages} >= {
         f"data/{path.name}" for path in (first, third)
     }
@@ -203,7 +202,7 @@ def test_values_that_cannot_be_are_named(db):
     other = damaging.batch(3, 4)
     table._handle.add(other.set_column(0, other.schema.field(0), pa.array(["id-2"])))
     # Of the damaged one of a pair it is known, so the other may stay: of id-1.
-    told = {(d.column, d.why, d.ids) for d in verify(db, "t").damages}
+    told = {(d.column, d.why, d.ids) for d in verify_table(db, "t").damages}
     assert told == {
         ("vector", "the vector is zero", ("id-60",)),
         ("vector", "the vector holds NaN, infinity or a huge number", ("id-61",)),
@@ -223,12 +222,12 @@ def test_values_that_cannot_be_are_named(db):
 def test_which_rows_are_deleted_cannot_be_told(db, harm):
     table = make(db, 100, 100)
     table.delete({"id": {"in": ["id-5", "id-7"]}})
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     (path,) = (damaging.folder(db) / "_deletions").iterdir()
     HARMS[harm](path)
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     (damage,) = found.damages
-    assert damage.kind is Kind.FILE and damage.path == f"_deletions/{path.name}"
+    assert damage.kind is DamageKind.FILE and damage.path == f"_deletions/{path.name}"
     assert "deleted cannot be told" in damage.why and damage.count == 100
     # The other file's rows were looked at nevertheless.
     assert found.read == 100
@@ -237,7 +236,7 @@ def test_which_rows_are_deleted_cannot_be_told(db, harm):
 @pytest.mark.parametrize("harm", ["missing", "zeroed", "flipped"])
 def test_a_damaged_index_is_named(db, harm):
     indexed(db)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     indices = damaging.manifest(db).indices
     assert len(indices) == 4
     for each in indices:
@@ -246,10 +245,10 @@ def test_a_damaged_index_is_named(db, harm):
         path = sorted(paths, key=lambda one: one.stat().st_size)[0 if harm == "missing" else -1]
         kept = path.read_bytes()
         HARMS[harm](path)
-        (damage,) = verify(db, "t").damages
-        assert damage.kind is Kind.INDEX and each.name in damage.why, path
+        (damage,) = verify_table(db, "t").damages
+        assert damage.kind is DamageKind.INDEX and each.name in damage.why, path
         path.write_bytes(kept)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_an_index_that_misses_rows_is_noticed_by_asking(db):
@@ -258,7 +257,7 @@ def test_an_index_that_misses_rows_is_noticed_by_asking(db):
         if each.name in ("id_idx", "user_id_idx"):
             path = damaging.folder(db) / each.folder / "page_data.lance"
             zero(path, path.stat().st_size // 3, path.stat().st_size // 8)
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert {d.column for d in found.damages} == {"id", "user_id"}, found.damages
     assert table.count() == found.read
     assert all("does not find" in d.why or "cannot be read" in d.why for d in found.damages)
@@ -269,37 +268,37 @@ def test_a_torn_newest_version(db, keep):
     make(db, 50, 50)
     path = damaging.newest_manifest(db)
     cut(path, keep)
-    (damage,) = verify(db, "t").damages
-    assert damage.kind is Kind.VERSION and damage.path == f"_versions/{path.name}"
+    (damage,) = verify_table(db, "t").damages
+    assert damage.kind is DamageKind.VERSION and damage.path == f"_versions/{path.name}"
 
 
 def test_a_newest_version_that_is_gone(db):
     make(db, 50, 50)
     damaging.newest_manifest(db).unlink()
-    (damage,) = verify(db, "t").damages
-    assert damage.kind is Kind.VERSION and "version 3 was written, and is gone" in damage.why
+    (damage,) = verify_table(db, "t").damages
+    assert damage.kind is DamageKind.VERSION and "version 3 was written, and is gone" in damage.why
 
 
 def test_a_flipped_bit_in_the_newest_version(db):
     table = make(db, 50, 50)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     path = damaging.newest_manifest(db)
     kept, times = path.read_bytes(), path.stat()
     for at in range(0, len(kept), 97):
         flip(path, at)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        assert any(d.kind is Kind.VERSION for d in verify(db, "t").damages), at
+        assert any(d.kind is DamageKind.VERSION for d in verify_table(db, "t").damages), at
         path.write_bytes(kept)
-    assert verify(db, "t").healthy and table.count() == 100
+    assert verify_table(db, "t").healthy and table.count() == 100
 
 
 def test_a_version_of_an_earlier_number_after_a_rollback_is_no_damage(db):
     table = make(db, 50, 50)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     damaging.newest_manifest(db).unlink()
     (damaging.folder(db) / "_versions/latest_version_hint.json").unlink()
     Table.open(db, "t").append(damaging.batch(200, 210))
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert found.version == table.version == 3 and found.healthy and found.rows == 60
 
 
@@ -307,14 +306,14 @@ def test_rows_that_the_journal_knows_and_the_table_does_not(db):
     table = make(db, 50)
     with journal.Journal(state_dir(db, "t"), table.identity) as kept:
         kept.append(journal.Committed("r", journal.now(), table.identity, 7, 1, 1, 0, 0, 0))
-    (damage,) = verify(db, "t").damages
-    assert damage.kind is Kind.JOURNAL and "version 7 was committed" in damage.why
+    (damage,) = verify_table(db, "t").damages
+    assert damage.kind is DamageKind.JOURNAL and "version 7 was committed" in damage.why
 
 
 def test_files_of_no_version_are_noted(db):
     make(db, 20)
     (damaging.folder(db) / "data/stray.lance").write_bytes(b"x" * 10)
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert found.healthy and found.notes[0].startswith("1 files (10 bytes) belong to no version")
 
 
@@ -322,21 +321,21 @@ def test_where_nothing_may_be_noted_it_is_said(db, monkeypatch):
     make(db, 20)
     shutil.rmtree(db / ".memworker")
     (db / ".memworker").write_text("a file")
-    found = verify(db, "t")
+    found = verify_table(db, "t")
     assert found.healthy and "checksums were not noted" in found.notes[0]
 
 
 def test_a_damaged_note_of_checksums_costs_nothing(db):
     make(db, 20)
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
     path = state_dir(db, "t") / "checksums"
     for at in range(0, path.stat().st_size, 61):
         kept = path.read_bytes()
         flip(path, at)
-        assert verify(db, "t").healthy
+        assert verify_table(db, "t").healthy
         path.write_bytes(kept)
     path.write_bytes(b"")
-    assert verify(db, "t").healthy
+    assert verify_table(db, "t").healthy
 
 
 def test_a_damaged_page_is_told_as_an_error_of_ours(db):

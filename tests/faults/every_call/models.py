@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from memworker.errors import MemworkerError
-from memworker.ingest import ingest
+from memworker.ingestion import ingest
 from memworker.models import ready_model
 from tests.faults.every_call.scenario import (
     Arm,

@@ -20,7 +20,7 @@ from memworker.store import Table
 from memworker.store.durable import files_of
 from memworker.store.lance import table_names
 from memworker.store.manifest import read_manifest, versions
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests.faults.every_call.shim import PATH_BYTES, WENT_WELL, Called, Kind
 
 Arm = Callable[[], None]
@@ -171,7 +171,7 @@ def healthy(folder: Path) -> Iterator[str]:
     """Check every table in the database as `memworker table verify` does."""
     for name in table_names(database(folder)):
         try:
-            damages = verify(database(folder), name).damages
+            damages = verify_table(database(folder), name).damages
         except TableNotFound:
             continue
         yield from (f"table {name} is damaged: {damage}" for damage in damages)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from memworker.cli.panics import panics_unseen
-from memworker.ingest import ingest, reembed
+from memworker.ingestion import ingest, reembed
 from memworker.store import Table, staged
 from tests.faults.every_call.scenario import (
     Arm,
@@ -27,7 +27,7 @@ from tests.faults.every_call.scenario import (
     unique,
     vectors_of,
 )
-from tests.ingest.spaces import One, Two, vector_of
+from tests.ingestion.spaces import One, Two, vector_of
 
 OLD, NEW = One(1, 16), Two(2, 24)
 ROWS, GONE = 300, 20

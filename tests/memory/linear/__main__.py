@@ -25,7 +25,7 @@ from pathlib import Path
 
 from memworker import Table
 from memworker.memory import reads
-from memworker.store.verify import verify
+from memworker.store.verify import verify_table
 from tests.memory.linear import spec
 from tests.memory.linear.check import Op, refused
 from tests.memory.linear.work import Task, command
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, folder: Path) -> Told:
             told.refused.append(
                 f"{user}: {flaw.op}; the states before may be {flaw.states}; pending {flaw.pending}"
             )
-    told.damages += map(str, verify(folder / "db", TABLE).damages)
+    told.damages += map(str, verify_table(folder / "db", TABLE).damages)
     return told
 
 

@@ -1,0 +1,127 @@
+"""Texts to a file of vectors, without a database: read, embed, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from memworker.ingestion.loop import JobLoop, RunningJob
+from memworker.ingestion.readers import Chunk, Fields
+from memworker.ingestion.records import ReadProgress
+from memworker.ingestion.rejects import Refusals
+from memworker.ingestion.report import Counts, IngestReport, report
+from memworker.ingestion.reuse import WindowVectors
+from memworker.ingestion.source import JobOptions, Records, open_input
+from memworker.ingestion.stop import Stop
+from memworker.ingestion.vectors_file import VectorsFile, check_suffix, vectors_file
+from memworker.ingestion.windows import Window
+from memworker.paths import PathGiven, used_path
+from memworker.pool import DEFAULT_MODEL, PoolOptions, borrowed_or_own
+from memworker.store import dedup_keys
+
+_GAP_ROWS = 8192
+
+
+def embed_to_file(
+    inputs: Records,
+    out: PathGiven,
+    *,
+    model: Any = DEFAULT_MODEL,
+    precision: str = "fp32",
+    workers: int | None = None,
+    memory: int | str | None = None,
+    max_tokens: int | None = None,
+    text_field: str = "text",
+    id_field: str = "id",
+    limit: int | None = None,
+    format: str | None = None,
+    on_error: str = "reject",
+    rejects: PathGiven | None = None,
+    observer: Callable[[RunningJob], None] | None = None,
+) -> IngestReport:
+    """Embed texts into a .npy (float32[n, dim]) or .parquet (id, text, vector) file.
+
+    Row i is row i of the input; a rejected row is NaN (npy) or null (parquet),
+    and is listed in the file `rejects` (default: OUT.rejects.jsonl). An empty
+    text is embedded like any other. The file appears when it is complete.
+
+    Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
+    StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
+    """
+    path = used_path(out, "the output")
+    check_suffix(path)
+    options = JobOptions(
+        Fields(text_field, id_field, metadata=False),
+        limit=limit,
+        format=format,
+        on_error=on_error,
+        rejects=rejects,
+        allow_empty=True,
+        observer=observer,
+    )
+    live, stop = RunningJob(Counts(), ReadProgress()), Stop()
+    source = open_input(inputs, options, live)
+    began = time.perf_counter()
+    use = borrowed_or_own(None, PoolOptions(model, precision, workers, memory, max_tokens))
+    made_s = time.perf_counter() - began
+    refused = options.reject_file(path.with_name(path.name + ".rejects.jsonl"))
+    loop = JobLoop(use, stop, live, startup_seconds=made_s)
+    if observer is not None:
+        observer(live)
+    with vectors_file(path, use.pool.dim) as file, refused:
+        refusals = options.refusals(live.counts, refused)
+        sink = _Sink(file, refusals, use.pool.dim)
+        with loop.running(), source.coming(live, stop) as chunks:
+            loop.run(_windows(chunks, refusals), sink.take)
+        sink.finish(live.counts.read)
+        return report(live.counts, loop.work, loop.setting(refused, source.notes))
+
+
+def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:
+    """Turn chunks into windows whose rows keep their ids as they were."""
+    for chunk in chunks:
+        refusals.counts.add(read=chunk.read)
+        refusals.add(chunk.rejects)
+        keys = dedup_keys(chunk.rows["text"])
+        if chunk.rows.num_rows:
+            yield Window(chunk.path, chunk.rows.append_column("key", keys))
+
+
+class _Sink:
+    """Writes rows in their places; between them stand the refused ones, as NaN."""
+
+    def __init__(self, file: VectorsFile, refusals: Refusals, dim: int) -> None:
+        self._file, self._refusals, self._dim = file, refusals, dim
+        self._next = 0
+
+    def take(self, window: Window, outcome: WindowVectors) -> None:
+        """Write the rows of a window, and the gaps before them."""
+        self._refusals.add(window.rejects(outcome.failures))
+        ordinals = window.rows["ordinal"].to_numpy()
+        self._skip_to(int(ordinals[0]))
+        rows = int(ordinals[-1]) + 1 - self._next
+        if rows == len(ordinals):
+            self._file.write(outcome.vectors, window.texts, window.ids)
+        else:
+            vectors = np.full((rows, self._dim), np.nan, np.float32)
+            vectors[ordinals - self._next] = outcome.vectors
+            sources = np.full(rows, -1, np.int64)
+            sources[ordinals - self._next] = np.arange(len(ordinals))
+            taken = pa.array(sources, mask=sources < 0)
+            self._file.write(vectors, window.texts.take(taken), window.ids.take(taken))
+        self._next += rows
+
+    def finish(self, read: int) -> None:
+        """Write what was refused behind the last good row."""
+        self._skip_to(read)
+
+    def _skip_to(self, row: int) -> None:
+        # In blocks: a whole file may have been refused.
+        while (rows := min(row - self._next, _GAP_ROWS)) > 0:
+            none = pa.nulls(rows, pa.string())
+            self._file.write(np.full((rows, self._dim), np.nan, np.float32), none, none)
+            self._next += rows

@@ -1,0 +1,248 @@
+"""The main job: read, leave out what is known, embed, commit — all at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memworker import heap
+from memworker.errors import StoreError, TableNotFound
+from memworker.ingestion.committer import Committer
+from memworker.ingestion.history import Command, history
+from memworker.ingestion.loop import JobLoop, RunningJob
+from memworker.ingestion.readers import Chunk, Fields
+from memworker.ingestion.records import ReadProgress
+from memworker.ingestion.rejects import RejectFile
+from memworker.ingestion.report import Counts, IngestReport, report
+from memworker.ingestion.source import Input, JobOptions, Records, checked_choice, open_input
+from memworker.ingestion.stop import Stop
+from memworker.ingestion.windows import Sieve
+from memworker.paths import PathGiven
+from memworker.pool import (
+    DEFAULT_MODEL,
+    EmbeddingPool,
+    PoolOptions,
+    borrowed_or_own,
+    machine,
+    parse_bytes,
+)
+from memworker.store import (
+    OnConflict,
+    Table,
+    VectorSpace,
+    database_path,
+    ensure_writable,
+    hold_job,
+    state_dir,
+    table_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The table that a job writes to, and how."""
+
+    db: Path
+    table: str
+    distance: str
+    on_conflict: OnConflict
+    durable: bool
+    wait_s: float
+    memory: int | str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the table's locks, journal and rejected rows are."""
+        return state_dir(self.db, self.table)
+
+    def existing(self, space: VectorSpace) -> Table | None:
+        """Open the table if it is there; raises TableMismatch when its vectors are of another."""
+        try:
+            table = Table.open(self.db, self.table)
+        except TableNotFound:
+            return None
+        table.space.must_equal(space, self.table)
+        return table
+
+
+def ingest(
+    records_or_paths: Records,
+    *,
+    db: PathGiven,
+    table: str,
+    pool: EmbeddingPool | None = None,
+    model: Any = DEFAULT_MODEL,
+    precision: str = "fp32",
+    workers: int | None = None,
+    memory: int | str | None = None,
+    max_tokens: int | None = None,
+    distance: str = "cosine",
+    text_field: str = "text",
+    id_field: str = "id",
+    scope: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    format: str | None = None,
+    on_error: str = "reject",
+    on_conflict: str = "reject",
+    rejects: PathGiven | None = None,
+    durable: bool = False,
+    wait_s: float = 0.0,
+    stop: Stop | None = None,
+    observer: Callable[[RunningJob], None] | None = None,
+) -> IngestReport:
+    """Embed texts and add them to a LanceDB table, each row once.
+
+    `records_or_paths` is a path, folder, glob or "-", a list of those, or any
+    iterable of mappings. `scope` maps user_id, agent_id or run_id to the field
+    that holds it. Bad rows go to the file `rejects` (default: beside the table,
+    in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
+    writes only what is not there yet, after whatever end of the first.
+
+    `pool` is a pool to embed with, in place of `model` and the options behind
+    it; it stays open, and the figures of the report count all that it did meanwhile.
+    `memory` ("4GB") bounds what this process and its workers hold together.
+    One ingest at a time works on a table: another one waits for `wait_s`
+    seconds. `durable` forces every commit to the disk, from now on and whoever makes it
+    (see `Table.set_durable`). `stop.set()` ends the
+    job early: what is in flight is committed and the report says
+    ``interrupted``. A KeyboardInterrupt commits what is embedded and is raised.
+
+    Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
+    TableLocked, TableMismatch, StoreUnwritable before any row is written;
+    RowRejected with ``on_error="stop"``.
+    """
+    options = JobOptions(
+        Fields(text_field, id_field, tuple((scope or {}).items())),
+        limit=limit,
+        format=format,
+        on_error=on_error,
+        rejects=rejects,
+        stop=stop,
+        observer=observer,
+    )
+    policy = OnConflict(checked_choice("on_conflict", on_conflict, OnConflict))
+    name = table_name(table)
+    target = Target(database_path(db), name, distance, policy, durable, wait_s, memory)
+    live = RunningJob(Counts(), ReadProgress())
+    source = open_input(records_or_paths, options, live)
+    ensure_writable(target.db, target.table)
+    began = time.perf_counter()
+    pools = PoolOptions(model, precision, workers, memory, max_tokens, storing=True)
+    use = borrowed_or_own(pool, pools)
+    space = VectorSpace.of(use.pool.identity, distance)
+    target.existing(space)
+    made_s = time.perf_counter() - began
+    loop = JobLoop(use, options.stop or Stop(), live, startup_seconds=made_s)
+    refused = options.reject_file(target.folder / "rejects.jsonl")
+    with hold_job(target.folder, wait_s=wait_s), refused:
+        return _ingest(source, loop, target, space, options, refused)
+
+
+def _ingest(
+    source: Input,
+    loop: JobLoop,
+    target: Target,
+    space: VectorSpace,
+    options: JobOptions,
+    refused: RejectFile,
+) -> IngestReport:
+    """Run the job, with its lock held."""
+    live, stop, counts = loop.live, loop.stop, loop.live.counts
+    known = target.existing(space)
+    if known is not None and target.durable:
+        known.set_durable(True)
+    durable = target.durable or (known is not None and known.durable)
+    command = _command(source, options, target, space)
+    with history(target.folder, known, command, counts, durable=durable) as told:
+        sieve = Sieve(known, options.refusals(counts, refused), target.on_conflict)
+        if options.observer is not None:
+            options.observer(live)
+
+        def open_table() -> Table:
+            return known or Table.open_or_create(target.db, target.table, space, durable=durable)
+
+        committing = partial(Committer, open_table, sieve, told)
+        table = _embedded(source.coming(live, stop), sieve, loop, committing)
+        if table is not None:
+            if not stop.cut_short:
+                told.notes += _indexed(table, target.memory)
+            if durable:
+                # Rows may be known from a run that was killed before it forced them.
+                table.sync()
+            counts.table_version = table.version
+        told.finished("interrupted" if stop.cut_short else "finished")
+        return report(counts, loop.work, loop.setting(refused, (*source.notes, *told.notes)))
+
+
+def _embedded(
+    coming: AbstractContextManager[Iterator[Chunk]],
+    sieve: Sieve,
+    loop: JobLoop,
+    committing: Callable[[], Committer],
+) -> Table | None:
+    """Read, embed and commit; return the table, if there is one."""
+    table = None
+    with loop.running():
+        committer = committing()
+        try:
+            with coming as chunks:
+                loop.run(sieve.windows(chunks), committer.put)
+        finally:
+            # What is embedded is kept, also when the rest failed or was interrupted.
+            table = committer.finish() or sieve.table
+    return table
+
+
+def _command(source: Input, options: JobOptions, target: Target, space: VectorSpace) -> Command:
+    fields = options.fields
+    read_as = {
+        "text_field": fields.text,
+        "id_field": fields.id,
+        "on_conflict": target.on_conflict.value,
+        **{f"scope.{column}": field for column, field in fields.scopes},
+    }
+    return Command(source.names, source.sources, read_as, space.fingerprint)
+
+
+def _indexed(table: Table, memory: int | str | None) -> list[str]:
+    """Build the index when the table deserves one; an index that fails costs no row."""
+    try:
+        if table.wants_index():
+            if short := _too_little(table.index_bytes(), memory):
+                return [
+                    f"the rows are committed, but no index was built, so searches scan: {short}"
+                ]
+            table.ensure_index()
+    except StoreError as error:
+        return [
+            f"the rows are committed, but no index was built, so searches scan: {error}."
+            " `memworker table optimize` tries again."
+        ]
+    return []
+
+
+def _too_little(need: int, memory: int | str | None) -> str | None:
+    """Say what is missing where building an index takes more than is allowed or there."""
+    heap.give_back()
+    held = heap.private_bytes() or 0
+    allowed = machine.memory_bytes() if memory is None else parse_bytes(memory)
+    if held + need > allowed:
+        ample = (held + need) * 11 // 10**7  # a tenth more: another run holds more or less
+        whose = "this machine has" if memory is None else "--memory (memory=) allows"
+        return (
+            f"building it takes about {need >> 20:,} MiB beside the {held >> 20:,} MiB that are"
+            f" held, and {whose} {allowed >> 20:,} MiB. Allow {ample:,}MB or"
+            " more, or run `memworker table optimize` where there is more"
+        )
+    free = machine.free_bytes()
+    if need > free:
+        return (
+            f"building it takes about {need >> 20:,} MiB, and {free >> 20:,} MiB of memory are free"
+            " now. `memworker table optimize` builds it later"
+        )
+    return None

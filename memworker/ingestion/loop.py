@@ -1,0 +1,140 @@
+"""The loop of every job: parts of a source, through a pool, to a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, Self, TypeVar
+
+import pyarrow as pa
+
+from memworker import heap
+from memworker.errors import PoolClosed
+from memworker.ingestion.records import ReadProgress
+from memworker.ingestion.rejects import RejectFile
+from memworker.ingestion.report import Counts, Setting
+from memworker.ingestion.reuse import Reuse, Shared, WindowVectors
+from memworker.ingestion.stop import Stop, closed_after_grace
+from memworker.pool import EmbeddingPool, PoolUse, Work, machine, peak_flops
+
+
+class WindowPart(Protocol):
+    """Rows that come from a source together; equal `text_keys` mean equal texts, None says none.
+
+    `cut` parts them at row numbers, without copying.
+    """
+
+    @property
+    def texts(self) -> pa.Array: ...
+    @property
+    def text_keys(self) -> pa.Array | None: ...
+    def cut(self, ends: Iterable[int]) -> Iterator[Self]: ...
+
+
+P = TypeVar("P", bound=WindowPart)
+
+
+@dataclass(slots=True)
+class RunningJob:
+    """A running job, for whoever shows its progress; `pool` is there once it has started."""
+
+    counts: Counts
+    progress: ReadProgress
+    pool: EmbeddingPool | None = None
+
+
+class JobLoop:
+    """Takes parts through a pool, cut to its windows; equal texts are embedded once.
+
+    The workers start at the first part: a job without one starts none. `startup_seconds`
+    begins with those that it took to make the pool.
+    """
+
+    def __init__(
+        self, use: PoolUse, stop: Stop, live: RunningJob, *, startup_seconds: float = 0.0
+    ) -> None:
+        self._use, self.stop, self.live = use, stop, live
+        self._before = use.pool.work
+        self.startup_seconds = startup_seconds
+
+    @property
+    def work(self) -> Work:
+        """What was embedded for this job; of a pool that others use too, all meanwhile."""
+        return self._use.pool.work.since(self._before)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are; 0 before they start."""
+        return self._use.pool.workers if self.live.pool is not None else 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the pool is less than was wanted."""
+        return self._use.notes if self.live.pool is not None else ()
+
+    def setting(self, refused: RejectFile, notes: Iterable[str] = ()) -> Setting:
+        """Say how the job was run, for its report."""
+        made_with = self._use.pool.identity
+        return Setting(
+            startup_seconds=self.startup_seconds,
+            workers=self.workers,
+            model=made_with.name,
+            precision=made_with.precision,
+            rejects=str(refused.path) if refused.rows else None,
+            interrupted=self.stop.cut_short,
+            notes=(*notes, *self.notes),
+            flops_per_token=made_with.flops_per_token,
+            gemm_flops_per_s=peak_flops.recall(machine.usable_cores()),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the pool in the context, which ends well where the word to stop closed it."""
+        with self._use, heap.given_back(), closed_after_grace(self._use, self.stop):
+            try:
+                yield
+            except PoolClosed:
+                if not self.stop.acknowledge():
+                    raise
+
+    def run(self, parts: Iterator[P], take: Callable[[P, WindowVectors], None]) -> None:
+        """Embed all parts, and give each to `take` with its vectors, in their order."""
+        first = next(parts, None)
+        if first is None or self.stop.acknowledge():
+            return
+        self.startup_seconds += _start(self._use)
+        pool = self.live.pool = self._use.pool
+        reuse = Reuse(pool.dim)
+        planned = self._planned(chain([first], parts), pool, reuse)
+        del first
+        for (part, shared), embedded in pool.stream(planned, texts=_texts_to_embed):
+            self.live.counts.add(reused=shared.reused)
+            take(part, reuse.settle(shared, embedded))
+            # Not held while the next one is waited for; it may be megabytes.
+            del part, shared, embedded
+
+    def _planned(
+        self, parts: Iterator[P], pool: EmbeddingPool, reuse: Reuse
+    ) -> Iterator[tuple[P, Shared]]:
+        for whole in parts:
+            for part in whole.cut(pool.window_ends(whole.texts)):
+                if self.stop.acknowledge():
+                    return
+                yield part, reuse.plan(part.texts, part.text_keys)
+
+
+def _texts_to_embed(part: tuple[Any, Shared]) -> pa.Array:
+    return part[1].texts
+
+
+def _start(use: PoolUse) -> float:
+    """Start a job's pool, if it has not been, and say how many seconds that took.
+
+    Before an own one starts, what the machine can do is measured, if it is not known yet.
+    """
+    if use.own:
+        peak_flops.know_for(use.pool.identity.flops_per_token)
+    made_s = use.pool.startup_seconds
+    return use.pool.start().startup_seconds - made_s

@@ -1,0 +1,169 @@
+"""Files, folders, globs, standard input and Python records, as Arrow batches of rows.
+
+A bad row costs that row alone: it comes back as a `Reject` beside the batch.
+Blank lines are no rows: they are skipped and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from memworker.errors import InputError, MissingField, UsageError
+from memworker.ingestion.readers import columnar, delimited, jsonl, objects, plain
+from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken_rows
+from memworker.ingestion.readers.joined import joined
+from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
+from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
+from memworker.ingestion.records import Chunk, Fields, ReadProgress, Reject
+from memworker.paths import PathGiven
+from memworker.values import shown, whole
+
+__all__ = [
+    "Chunk",
+    "Fields",
+    "Found",
+    "Reject",
+    "Source",
+    "expand",
+    "found",
+    "read",
+    "read_options",
+    "read_records",
+    "read_sources",
+]
+
+MIB = 1 << 20
+
+_READERS: dict[str, Callable[[Source, ReadOptions], Iterator[ObjectRows | CheckedRows]]] = {
+    "jsonl": jsonl.read_rows,
+    "json": jsonl.read_rows,
+    "csv": delimited.read_rows,
+    "tsv": delimited.read_rows,
+    "parquet": columnar.read_rows,
+    "arrow": columnar.read_rows,
+    "txt": plain.read_rows,
+}
+
+
+def read(
+    inputs: Sequence[PathGiven],
+    fields: Fields | None = None,
+    *,
+    batch_rows: int = 8192,
+    limit: int | None = None,
+    max_text_bytes: int = MIB,
+    max_line_bytes: int | None = None,
+    format: str | None = None,
+    allow_empty: bool = False,
+    progress: ReadProgress | None = None,
+) -> Iterator[Chunk]:
+    """Read files, folders, globs and "-" in the order given, in chunks of at most `batch_rows`.
+
+    `limit` counts rows read, refused ones included. A line over
+    `max_line_bytes` (default: 4 times `max_text_bytes` and 1 MiB) is skipped
+    without being held. `format` overrides what the suffixes say. `progress` is
+    kept up to date with the bytes read.
+    Raises InputNotFound and UsageError at once; MissingField when the first
+    rows come, if none of them has a field that `fields` requires.
+    """
+    options = read_options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
+    return read_sources(expand(inputs, format), options, limit=limit, progress=progress)
+
+
+def read_sources(
+    sources: Sequence[Source],
+    options: ReadOptions,
+    *,
+    limit: int | None = None,
+    progress: ReadProgress | None = None,
+) -> Iterator[Chunk]:
+    """Read what was found, as `read` does. What is wrong with one of several costs that one."""
+    options.alone = len(sources) == 1
+    return _chunks(joined(_parts(followed(sources, progress), options), options), limit, options)
+
+
+def _parts(
+    sources: Sequence[Source], options: ReadOptions
+) -> Iterator[tuple[str, ObjectRows | CheckedRows | None]]:
+    for source in sources:
+        if source.fault:
+            yield source.path, broken_rows(source.fault)
+            continue
+        try:
+            for rows in _READERS[source.format](source, options):
+                yield source.path, rows
+                if source.stream:
+                    yield source.path, None
+        except MissingField:
+            raise
+        except InputError as error:
+            if options.alone:
+                raise
+            yield source.path, broken_rows(str(error))
+
+
+def read_records(
+    records: Iterable[str | Mapping[str, Any]],
+    fields: Fields | None = None,
+    *,
+    batch_rows: int = 8192,
+    limit: int | None = None,
+    max_text_bytes: int = MIB,
+    allow_empty: bool = False,
+) -> Iterator[Chunk]:
+    """Read Python records: strings, or mappings with the fields' names; as `read` otherwise.
+
+    The path of their chunks is "<records>", and `line` counts them from 1.
+    """
+    options = read_options(fields, batch_rows, max_text_bytes, None, allow_empty)
+    checked = ((RECORDS_PATH, rows) for rows in objects.checked_records(records, options))
+    return _chunks(checked, limit, options)
+
+
+def read_options(
+    fields: Fields | None,
+    batch_rows: int = 8192,
+    max_text_bytes: int = MIB,
+    max_line_bytes: int | None = None,
+    allow_empty: bool = False,
+) -> ReadOptions:
+    """Give what readers go by, with its defaults. Raises UsageError."""
+    if batch_rows < 1 or max_text_bytes < 1 or (max_line_bytes is not None and max_line_bytes < 1):
+        raise UsageError(
+            f"batch_rows={batch_rows}, max_text_bytes={max_text_bytes}, "
+            f"max_line_bytes={max_line_bytes}: each must be at least 1"
+        )
+    return ReadOptions(
+        fields=fields or Fields(),
+        batch_rows=batch_rows,
+        max_text_bytes=max_text_bytes,
+        # JSON escapes may take six bytes for one of text; four leaves room for real writing.
+        max_line_bytes=max_line_bytes or 4 * max_text_bytes + MIB,
+        allow_empty=allow_empty,
+    )
+
+
+def _chunks(
+    parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
+) -> Iterator[Chunk]:
+    found = None if limit is None else whole(limit)
+    if limit is not None and (found is None or found < 1):
+        raise UsageError(f"limit must be a whole number of at least 1, not {shown(limit)}")
+    return _numbered(parts, found, options)
+
+
+def _numbered(
+    parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
+) -> Iterator[Chunk]:
+    ordinal = 0
+    for path, checked in parts:
+        if limit is not None:
+            checked = checked.head(limit - ordinal)
+        count = checked.rows.num_rows
+        if count:
+            yield checked.chunk(path, ordinal)
+        ordinal += count
+        if ordinal == limit:
+            break
+    options.require_any()

@@ -1,0 +1,333 @@
+"""Parquet and Arrow files: texts stay in Arrow all the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memworker import values
+from memworker.arrow_values import as_python, values_of
+from memworker.errors import InputError
+from memworker.ingestion.readers.checked import (
+    CheckedRows,
+    ReadOptions,
+    broken_rows,
+    column_faults,
+    no_text,
+)
+from memworker.ingestion.readers.encodings import TornStream
+from memworker.ingestion.readers.jsonl import excerpt
+from memworker.ingestion.readers.objects import metadata_column
+from memworker.ingestion.readers.paths import Source
+from memworker.ingestion.readers.streams import is_packed, spooled
+from memworker.ingestion.records import row_batch
+
+_BATCH_BYTES = 64 << 20
+_ARROW_MAGIC = b"ARROW1"
+_UNREADABLE = (pa.ArrowException, TornStream, OSError, EOFError)
+_Batches = Iterator["pa.RecordBatch | _Lost"]
+
+
+class _Lost:
+    """Rows that are there and cannot be read: how many, and why."""
+
+    def __init__(self, rows: int, reason: str) -> None:
+        self.rows, self.reason = rows, reason
+
+
+def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
+    """Yield the rows of a Parquet or Arrow file; `lines` are row numbers.
+
+    A row group that cannot be read costs its rows, each by itself, and a record batch of
+    an Arrow file one row, for it does not say how many it held.
+    Raises InputError if the text, id or a scope column has a type that cannot
+    hold it: then no row of the file could be taken.
+    """
+    read = 0
+    try:
+        # What is spooled to a temporary file has been counted on its way there.
+        with _opened(source) as (file, source):
+            for batch in _batches(source, file, options):
+                if isinstance(batch, _Lost):
+                    for at in range(0, batch.rows, options.batch_rows):
+                        count = min(options.batch_rows, batch.rows - at)
+                        yield broken_rows(batch.reason, first=read + 1, count=count)
+                        read += count
+                    continue
+                for part in _bounded(batch):
+                    yield _checked(source.path, part, read, options)
+                    read += part.num_rows
+    except _UNREADABLE as error:
+        reason = f"{source.format} file cannot be read from here on: {error}"
+        yield broken_rows(reason, first=read + 1)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[Any, Source]]:
+    if _is_spooled(source):
+        with spooled(source) as file:
+            yield pa.PythonFile(file, "r"), replace(source, progress=None)
+        return
+    try:
+        fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{source.path} cannot be opened: {error.strerror}") from error
+    with open(fd, "rb", buffering=0):
+        # Mapped: a file with one huge record batch then costs no memory of its own. By its
+        # number: Arrow takes no names that are not UTF-8, and reads a "~" in them.
+        mapped = pa.memory_map if source.format == "arrow" else pa.OSFile
+        with mapped(f"/dev/fd/{fd}") as file:
+            yield file, source
+
+
+def _is_spooled(source: Source) -> bool:
+    return source.stream or bool(source.compression) or is_packed(source)
+
+
+def _batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
+    if source.format == "parquet":
+        yield from _parquet_batches(source, file, options)
+        return
+    magic = file.read(len(_ARROW_MAGIC))
+    file.seek(0)
+    if magic == _ARROW_MAGIC:
+        reader = pa.ipc.open_file(file)
+        whole = _file_batches(reader)
+    else:
+        reader = pa.ipc.open_stream(file)
+        whole = iter(reader)
+    options.require_fields(source.path, reader.schema.names)
+    for batch in whole:
+        if isinstance(batch, _Lost):
+            yield batch
+            continue
+        for at in range(0, batch.num_rows, options.batch_rows):
+            yield batch.slice(at, options.batch_rows)
+        source.count(batch.nbytes)
+
+
+def _file_batches(reader: Any) -> _Batches:
+    for i in range(reader.num_record_batches):
+        try:
+            yield reader.get_batch(i)
+        except _UNREADABLE as error:
+            yield _Lost(1, f"record batch {i + 1} of the file cannot be read: {error}")
+
+
+def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
+    import pyarrow.parquet as pq
+
+    # Without pre-buffering: it would hold a whole row group's bytes.
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    names = parquet.schema_arrow.names
+    options.require_fields(source.path, names, parquet.metadata.num_rows)
+    fields = options.fields
+    columns = None if fields.metadata else [name for name in names if name in fields.used]
+    bytes_a_row = file.size() / max(1, parquet.metadata.num_rows)
+
+    def batches(groups: range) -> Iterator[pa.RecordBatch]:
+        for batch in parquet.iter_batches(options.batch_rows, groups, columns=columns):
+            yield batch
+            source.count(round(batch.num_rows * bytes_a_row))
+
+    yield from _around_bad_groups(parquet, batches)
+
+
+def _around_bad_groups(
+    parquet: Any, batches: Callable[[range], Iterator[pa.RecordBatch]]
+) -> _Batches:
+    """Yield all row groups at once, and from the first that fails on one by one."""
+    groups = parquet.metadata.num_row_groups
+    read = 0
+    try:
+        for batch in batches(range(groups)):
+            yield batch
+            read += batch.num_rows
+        return
+    except _UNREADABLE:
+        pass  # met again where its group is read by itself
+    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(groups)))
+    for group, end in enumerate(ends):
+        if end <= read:
+            continue
+        # What was delivered of this group already is not delivered again.
+        known = max(0, read - (ends[group - 1] if group else 0))
+        try:
+            for batch in batches(range(group, group + 1)):
+                fresh, known = batch.slice(known), max(0, known - batch.num_rows)
+                yield fresh
+                read += fresh.num_rows
+        except _UNREADABLE as error:
+            yield _Lost(end - read, f"row group {group + 1} of the file cannot be read: {error}")
+            read = end
+
+
+def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows > 1 and batch.nbytes > _BATCH_BYTES:
+        half = batch.num_rows // 2
+        yield from _bounded(batch.slice(0, half))
+        yield from _bounded(batch.slice(half))
+    else:
+        yield batch
+
+
+def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> CheckedRows:
+    fields = options.fields
+    faults: dict[int, str] = {}
+    column = _ColumnTaker(path, batch, faults)
+    texts = column.texts(fields.text)
+    ids = column.strings(fields.id)
+    scopes = {name: _filled(column.strings(f), batch.num_rows) for name, f in fields.scopes}
+    metadata = column.metadata(fields.used) if fields.metadata else None
+    faults = column_faults(texts, ids, options, faults)
+    lines = np.arange(before + 1, before + 1 + batch.num_rows, dtype=np.int64)
+    rows = row_batch(lines, texts, ids, scopes, metadata)
+    return CheckedRows(rows, _raw(batch, fields.text), faults)
+
+
+def _filled(column: pa.Array | None, rows: int) -> pa.Array:
+    return pa.array([""] * rows, pa.string()) if column is None else column.fill_null("")
+
+
+def _raw(batch: pa.RecordBatch, text: str) -> Callable[[int], str]:
+    def raw(i: int) -> str:
+        if text not in batch.schema.names:
+            return ""
+        value = batch.column(text)[i]
+        if pa.types.is_dictionary(value.type):
+            value = value.value
+        buffer = value.as_buffer() if value.is_valid else None
+        return "" if buffer is None else excerpt(buffer.to_pybytes())
+
+    return raw
+
+
+class _ColumnTaker:
+    """Takes columns of a record batch; what is wrong with a row goes into `faults`."""
+
+    def __init__(self, path: str, batch: pa.RecordBatch, faults: dict[int, str]) -> None:
+        self._path = path
+        self._batch = batch
+        self._faults = faults
+
+    def texts(self, name: str) -> pa.Array:
+        column = self._column(name, integers=False)
+        fault = no_text(name) if column is None else f"field {name!r} is null"
+        if column is None:
+            column = pa.nulls(self._batch.num_rows, pa.string())
+        if column.null_count:
+            for i in pc.indices_nonzero(column.is_null()).to_pylist():
+                self._faults.setdefault(i, fault)
+        return column
+
+    def strings(self, name: str) -> pa.Array | None:
+        return self._column(name, integers=True)
+
+    def metadata(self, used: frozenset[str]) -> pa.Array | None:
+        names = [name for name in self._batch.schema.names if name not in used]
+        if not names:
+            return None
+        columns = [(name, self._values(name)) for name in names]
+        rest: list[dict[str, Any]] = [{} for _ in range(self._batch.num_rows)]
+        for name, found in columns:
+            for row, value in zip(rest, found, strict=True):
+                if value is not None:
+                    row[name] = value
+        return metadata_column(rest, self._faults, "is not valid UTF-8")
+
+    def _values(self, name: str) -> list[Any]:
+        """Take a column's values; what Arrow cannot give costs its row, not the file."""
+        column = self._batch.column(name)
+        try:
+            return values_of(column)
+        except (ValueError, OverflowError, pa.ArrowException):
+            return [self._value(name, i, scalar) for i, scalar in enumerate(column)]
+
+    def _value(self, name: str, i: int, scalar: pa.Scalar) -> Any:
+        try:
+            return as_python(scalar)
+        except UnicodeDecodeError:
+            self._faults.setdefault(i, "a field for the metadata is not valid UTF-8")
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            self._faults.setdefault(i, f"field {name!r} cannot be written as JSON: {error}")
+        return None
+
+    def _column(self, name: str, *, integers: bool) -> pa.Array | None:
+        if name not in self._batch.schema.names:
+            return None
+        column = self._batch.column(name)
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = column.dictionary_decode()
+            kind = column.type
+        if pa.types.is_null(kind):
+            return None if integers else column.cast(pa.string())
+        if integers and pa.types.is_integer(kind):
+            return column.cast(pa.string())
+        if integers and _can_be_an_id(kind):
+            return self._ids(name, column)
+        if not _is_stringlike(kind):
+            wanted = "strings or whole numbers" if integers else "strings"
+            raise InputError(f"{self._path}: column {name!r} is {kind}; it must be {wanted}")
+        return self._valid_utf8(name, column)
+
+    def _ids(self, name: str, column: pa.Array) -> pa.Array:
+        uuids = isinstance(column.type, pa.BaseExtensionType)
+        found = values_of(column) if uuids else column.to_pylist()
+        ids = [None if v is None else self._id(name, i, v) for i, v in enumerate(found)]
+        return pa.array(ids, pa.string())
+
+    def _id(self, name: str, i: int, value: Any) -> str | None:
+        if isinstance(value, bytes):
+            # Sixteen bytes are what databases keep of a UUID.
+            return str(UUID(bytes=value)) if len(value) == 16 else value.hex()
+        try:
+            return values.id_text(value)
+        except values.Unsayable as error:
+            self._faults.setdefault(i, f"field {name!r} {error}")
+            return None
+
+    def _valid_utf8(self, name: str, column: pa.Array) -> pa.Array:
+        try:
+            strings = column.cast(pa.string())
+            # Arrow files may hold anything in a string column: it is not checked on reading.
+            strings.validate(full=True)
+        except pa.ArrowInvalid:
+            values = column.cast(pa.binary()).to_pylist()
+            return pa.array([self._utf8(name, i, v) for i, v in enumerate(values)], pa.string())
+        return strings
+
+    def _utf8(self, name: str, i: int, value: bytes | None) -> str | None:
+        try:
+            return None if value is None else value.decode()
+        except UnicodeDecodeError:
+            self._faults.setdefault(i, f"field {name!r} is not valid UTF-8")
+            return None
+
+
+def _can_be_an_id(kind: pa.DataType) -> bool:
+    """Tell types of which some values are ids: floats and decimals, and bytes of one length."""
+    extension = getattr(kind, "extension_name", "")
+    tests = (pa.types.is_floating, pa.types.is_decimal, pa.types.is_fixed_size_binary)
+    return extension == "arrow.uuid" or any(test(kind) for test in tests)
+
+
+def _is_stringlike(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+    )
+    return any(test(kind) for test in tests)

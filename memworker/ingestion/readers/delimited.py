@@ -1,0 +1,152 @@
+"""CSV and TSV with a header line, every column a string."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memworker.ingestion.readers.checked import ReadOptions
+from memworker.ingestion.readers.jsonl import stream_faults
+from memworker.ingestion.readers.lines import LineBlock, line_blocks
+from memworker.ingestion.readers.objects import ObjectRows
+from memworker.ingestion.readers.paths import Source
+from memworker.ingestion.records import EXCERPT_CHARS
+
+
+def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
+    """Yield the rows of a CSV or TSV file; quoted fields may span lines, `lines` tells the first.
+
+    An empty cell of the id column is no id. A file whose header line is bad
+    gives that one fault and no rows.
+    """
+    # The module's own limit holds for the whole process and is 131,072: it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), options.max_line_bytes))
+    blocks = _parsed(source, options)
+    first = next(blocks, None)
+    if first is None:
+        return
+    header = first.pop(0)
+    if header.fault:
+        bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
+        yield _rows([], [bad], options)
+        return
+    for rows in chain([first], blocks):
+        # Also where there are no rows yet: the header may lack a field that must be there.
+        for at in range(0, max(1, len(rows)), options.batch_rows):
+            yield _rows(header.cells, rows[at : at + options.batch_rows], options)
+
+
+class _Record(NamedTuple):
+    number: int
+    cells: list[str]
+    fault: str = ""
+
+
+def _rows(header: list[str], batch: list[_Record], options: ReadOptions) -> ObjectRows:
+    faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
+    width = len(header)
+    for i, row in enumerate(batch):
+        if len(row.cells) != width:
+            faults.setdefault(i, f"{len(row.cells)} columns where the header has {width}")
+    return ObjectRows(
+        np.array([row.number for row in batch], dtype=np.int64),
+        _objects(header, batch, options.fields.id),
+        lambda i: _shown(batch[i].cells),
+        faults,
+        "is not valid UTF-8",
+        header=header or None,
+    )
+
+
+def _objects(header: list[str], batch: list[_Record], id_name: str) -> list[Any]:
+    # Reversed, so that of two columns of one name the first is taken.
+    names = header[::-1]
+    objects: list[Any] = [dict(zip(names, row.cells[::-1], strict=False)) for row in batch]
+    if id_name in header:
+        for each in objects:
+            each[id_name] = each.get(id_name) or None
+    return objects
+
+
+def _shown(cells: list[str]) -> str:
+    text = ",".join(cell[:EXCERPT_CHARS] for cell in cells)[:EXCERPT_CHARS]
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_Record]]:
+    """Yield the rows of block after block, never an empty list; blank lines are no rows."""
+    parse = _Parser("\t" if source.format == "tsv" else ",", options.max_line_bytes)
+    for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
+        if rows := parse.block(block, stream_faults(block, options)):
+            yield rows
+    if rows := parse.rest():
+        yield rows
+
+
+class _Parser:
+    """Parses blocks of lines; a row that a block leaves open is parsed again with the next one.
+
+    Only the first line of a bad row is given up: the lines after it, which an
+    open quote may have swallowed, are parsed again as rows of their own.
+    """
+
+    def __init__(self, delimiter: str, cap: int) -> None:
+        self._delimiter = delimiter
+        self._cap = cap
+        self._open: list[str] = []
+        self._first = 1
+
+    def block(self, block: LineBlock, faults: dict[int, str]) -> list[_Record]:
+        """Return the rows that end in this block; its lines at the indices `faults` are bad."""
+        rows: list[_Record] = []
+        texts = [line.decode(errors="surrogateescape") + "\n" for line in block.lines]
+        start = 0
+        for i in sorted(faults):
+            self._open += texts[start:i]
+            rows += [*self.rest(), _Record(block.first + i, [texts[i]], faults[i])]
+            start, self._first = i + 1, block.first + i + 1
+        self._open += texts[start:]
+        return rows + self._rows(at_end=False)
+
+    def rest(self) -> list[_Record]:
+        """Return the rows of what is left, when nothing follows that could end an open one."""
+        return self._rows(at_end=True)
+
+    def _rows(self, *, at_end: bool) -> list[_Record]:
+        texts, first, at = self._open, self._first, 0
+        rows: list[_Record] = []
+        while at < len(texts):
+            try:
+                for cells, after in self._cells(texts, at):
+                    if cells and (len(cells) > 1 or not cells[0].isspace()):
+                        rows.append(_Record(first + at, cells))
+                    at = after
+            except _BadRow as error:
+                if error.ran_out and not at_end and sum(map(len, texts[at:])) <= self._cap:
+                    break
+                rows.append(_Record(first + at, [texts[at]], f"malformed row: {error}"))
+                at += 1
+        self._open, self._first = texts[at:], first + at
+        return rows
+
+    def _cells(self, texts: list[str], at: int) -> Iterator[tuple[list[str], int]]:
+        """Yield the cells of each row from line `at` on, and the index of the line after it."""
+        # strict: a stray quote is a fault of its row; unstrict it would swallow the lines after it.
+        rows = csv.reader(islice(texts, at, None), delimiter=self._delimiter, strict=True)
+        try:
+            for cells in rows:
+                yield cells, at + rows.line_num
+        except csv.Error as error:
+            raise _BadRow(str(error), at + rows.line_num == len(texts)) from error
+
+
+class _BadRow(Exception):
+    """A row cannot be parsed; if the lines ran out, more of them might help."""
+
+    def __init__(self, message: str, ran_out: bool) -> None:
+        super().__init__(message)
+        self.ran_out = ran_out

@@ -1,0 +1,162 @@
+"""What of folders and globs is an input: found in order; what is left out is kept, with its reason.
+
+Left out are hidden and temporary names, tables and lists that are our own, what other
+programs note beside their data, and names that tell no format. Links to folders are
+followed, each folder once. What could not be read costs a row of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memworker.ingestion.readers.ours import is_reject_list
+
+_NAMES_TOLD = 10
+_TEMPORARY = frozenset(("_temporary", "__MACOSX", "lost+found"))
+_TEMPORARY_ENDS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp")
+_LOGS = frozenset(("_delta_log",))
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Names that were found and not read, by reason."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        self.names.setdefault(reason, []).append(name)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.names.values()))
+
+    def told(self) -> str:
+        """Say how many were left out and why, with up to ten names in all; "" if none was."""
+        if not self.names:
+            return ""
+        each = max(1, _NAMES_TOLD // len(self.names))
+        parts = []
+        for reason, names in self.names.items():
+            more = ", …" if len(names) > each else ""
+            parts.append(f"{len(names):,} {reason} ({', '.join(names[:each])}{more})")
+        return f"Left out: {'; '.join(parts)}"
+
+
+class Folders:
+    """Walks folders; of what they hold, `wanted` tells which names are inputs."""
+
+    def __init__(
+        self, left_out: LeftOut, outputs: Sequence[Path], wanted: Callable[[str], bool]
+    ) -> None:
+        self._left_out, self._wanted = left_out, wanted
+        self._outputs = {os.path.realpath(path) for path in outputs}
+        self._seen: set[tuple[int, int]] = set()
+
+    def under(self, folder: str) -> list[tuple[str, str]]:
+        """List the files under a folder, each with what keeps it from being read, or ""."""
+        self._seen.clear()
+        if _is_table(folder):
+            self._left_out.add("tables of a database", folder)
+            return []
+        return self._walk(folder)
+
+    def files_of(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Choose from the matches of a glob: with ** the files of a folder match themselves."""
+        found = []
+        for name in names:
+            with suppress(OSError):
+                if stat.S_ISDIR(os.stat(name).st_mode):
+                    continue
+            found += self._file(name, os.path.basename(name))
+        return found
+
+    def _walk(self, folder: str) -> list[tuple[str, str]]:
+        try:
+            facts = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            return [(folder, f"the folder cannot be read: {error.strerror}")]
+        if (facts.st_dev, facts.st_ino) in self._seen:
+            self._left_out.add("read already, through another link", folder)
+            return []
+        self._seen.add((facts.st_dev, facts.st_ino))
+        notes = _notes_of_others({entry.name for entry in entries}, folder)
+        found, folders = [], []
+        for entry in entries:
+            if reason := self._passed_over(entry, notes):
+                self._left_out.add(reason, entry.path)
+            elif _is_folder(entry):
+                folders.append(entry.path)
+            else:
+                found += self._file(entry.path, entry.name)
+        # Files before folders, each sorted.
+        for path in folders:
+            found += self._walk(path)
+        return found
+
+    def _passed_over(self, entry: os.DirEntry[str], notes: frozenset[str]) -> str:
+        if entry.name.startswith("."):
+            return "hidden"
+        if entry.name in _TEMPORARY or entry.name.endswith(_TEMPORARY_ENDS):
+            return "temporary"
+        if entry.name in notes:
+            return "notes that another program keeps beside its data"
+        if entry.name in _LOGS:
+            return "logs of a table"
+        if _is_table(entry.path):
+            return "tables of a database"
+        return ""
+
+    def _file(self, path: str, name: str) -> list[tuple[str, str]]:
+        if not self._wanted(name):
+            self._left_out.add("whose suffix names no format", path)
+            return []
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            why = "a link to nothing" if os.path.islink(path) else str(error.strerror)
+            return [(path, f"the file cannot be read: {why}")]
+        if not stat.S_ISREG(mode):
+            self._left_out.add("no files but pipes, sockets or devices", path)
+            return []
+        if self._outputs and os.path.realpath(path) in self._outputs:
+            self._left_out.add("written by this run itself", path)
+            return []
+        if not os.access(path, os.R_OK):
+            return [(path, "the file may not be read by this user")]
+        if is_reject_list(path):
+            self._left_out.add("lists of rejected rows", path)
+            return []
+        return [(path, "")]
+
+
+def _is_table(folder: str) -> bool:
+    return folder.rstrip("/").endswith(".lance") and os.path.isdir(
+        os.path.join(folder, "_versions")
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _notes_of_others(names: set[str], folder: str) -> frozenset[str]:
+    """Name what of a folder that Hugging Face's `save_to_disk` wrote is not its data."""
+    notes = names & {"dataset_infos.json", "dataset_dict.json"}
+    if {"state.json", "dataset_info.json"} <= names:
+        notes |= {"state.json", "dataset_info.json"}
+        # What its transformations cached lies beside, and is no part of the data set.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
+                files = {each["filename"] for each in json.load(file)["_data_files"]}
+            notes |= {name for name in names - files if name.endswith(".arrow")}
+    return frozenset(notes)

@@ -1,0 +1,35 @@
+"""How a file is recognised as one of ours: by what it holds, not by its name."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from memworker.ingestion.records import Reject
+
+# In the order in which they are written; a file of somebody else's does not begin so.
+_REJECT_BEGINS = b'{"path":'
+_LINE_BYTES = 1 << 20
+_decode = msgspec.json.Decoder(Reject).decode
+
+
+def is_reject_list(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is a list of rejected rows, as our runs leave it."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            begin = file.read(len(_REJECT_BEGINS))
+            if begin != _REJECT_BEGINS:
+                return False
+            line = begin + (file.read(_LINE_BYTES) or b"")
+    except OSError:
+        return False
+    return is_reject(line.partition(b"\n")[0])
+
+
+def is_reject(line: bytes) -> bool:
+    """Tell whether a line is a rejected row as it is written, to the last byte."""
+    try:
+        return msgspec.json.encode(_decode(line)) == line
+    except msgspec.MsgspecError:
+        return False

@@ -1,0 +1,246 @@
+"""Inputs as the user names them, to the list of files that are read."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from memworker.errors import InputError, InputNotFound, UsageError
+from memworker.ingestion.readers.folders import Folders, LeftOut
+from memworker.ingestion.records import ReadProgress
+from memworker.paths import PathGiven, is_path, named
+
+STDIN = "-"
+
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".txt": "txt",
+}
+_COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing to read.
+
+    `compression` is what the suffix says, "gz", "zst" or "". A `stream` (a pipe, a terminal,
+    standard input) can be read once, and may keep its reader waiting. With a `fault` it
+    could not be read when it was looked for, and that is all that is known.
+    """
+
+    path: str
+    format: str
+    compression: str = ""
+    stream: bool = field(default=False, compare=False)
+    fault: str = field(default="", compare=False)
+    progress: ReadProgress | None = field(default=None, compare=False)
+
+    def count(self, read_bytes: int) -> None:
+        """Note that so many more bytes were read."""
+        if self.progress is not None:
+            self.progress.read += read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the inputs name: the sources, in order, and what of folders and globs is none."""
+
+    sources: list[Source]
+    left_out: LeftOut
+
+
+def followed(sources: Sequence[Source], progress: ReadProgress | None) -> list[Source]:
+    """Give sources whose reading `progress` follows."""
+    if progress is None:
+        return list(sources)
+    progress.total = _total_bytes(sources)
+    return [replace(source, progress=progress) for source in sources]
+
+
+def expand(inputs: Sequence[PathGiven], format: str | None = None) -> list[Source]:
+    """List the files that the inputs name; raises as `found` does."""
+    return found(inputs, format).sources
+
+
+def found(
+    inputs: Sequence[PathGiven], format: str | None = None, outputs: Sequence[Path] = ()
+) -> Found:
+    """List the files that the inputs name, in their order, folders and globs sorted.
+
+    Of folders and globs, `outputs` are left out: what the run itself writes.
+    Raises InputNotFound where an input names nothing readable, InputError where
+    a file may not be read, UsageError for an unknown format or suffix.
+    """
+    if is_path(inputs):
+        inputs = [inputs]  # type: ignore[list-item]
+    if not inputs:
+        raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
+    looking = _Looking(None if format is None else _known_format(format), outputs)
+    sources = [source for name in inputs for source in looking.sources(named(name, "an input"))]
+    _read_once(sources)
+    return Found(sources, looking.left_out)
+
+
+def _total_bytes(sources: Sequence[Source]) -> int | None:
+    if any(source.stream for source in sources):
+        return None  # pipes do not tell how much there is to come
+    sizes = 0
+    for source in sources:
+        try:
+            sizes += os.stat(source.path).st_size
+        except OSError:
+            pass  # reading it will say so
+    return sizes
+
+
+def _read_once(sources: list[Source]) -> None:
+    """Raise UsageError where a stream is named twice: its second reader would find nothing."""
+    seen: dict[tuple[int, int], str] = {}
+    for source in sources:
+        if not source.stream:
+            continue
+        try:
+            facts = os.fstat(0) if source.path == STDIN else os.stat(source.path)
+        except OSError:
+            continue  # reading it will say so
+        if (same := seen.setdefault((facts.st_dev, facts.st_ino), source.path)) != source.path:
+            raise UsageError(f"{same} and {source.path} are the same pipe, which is read once")
+    names = [source.path for source in sources if source.stream]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given twice; what comes from a pipe can be read once")
+
+
+class _Looking:
+    """Looks up what inputs name, and keeps what is left out."""
+
+    def __init__(self, format: str | None, outputs: Sequence[Path]) -> None:
+        self._format = format
+        self.left_out = LeftOut()
+        self._folders = Folders(self.left_out, outputs, self._wanted)
+
+    def sources(self, name: str) -> list[Source]:
+        if name == STDIN:
+            return [Source(STDIN, self._format or "jsonl", stream=True)]
+        if os.path.isdir(name):
+            return self._named(self._folders.under(name)) or self._nothing_in(f"folder {name}")
+        if os.path.lexists(name):
+            return [_file(name, self._format)]
+        if glob.has_magic(name):
+            return self._matches(name)
+        raise InputNotFound(_no_such(name))
+
+    def _wanted(self, name: str) -> bool:
+        return self._format is not None or _by_suffix(name)[0] is not None
+
+    def _matches(self, pattern: str) -> list[Source]:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        return self._named(self._folders.files_of(matches)) or self._nothing_in(
+            f"pattern {pattern}"
+        )
+
+    def _named(self, names: list[tuple[str, str]]) -> list[Source]:
+        sources = []
+        for name, fault in names:
+            suffix_format, compression = _by_suffix(name)
+            chosen = self._format or suffix_format or "jsonl"
+            sources.append(Source(name, chosen, compression, fault=fault))
+        return sources
+
+    def _nothing_in(self, what: str) -> list[Source]:
+        suffixes = " ".join(_FORMATS)
+        told = self.left_out.told()
+        raise InputNotFound(
+            f"{what} has no file to read; these suffixes are read: {suffixes}, each also with .gz"
+            f" or .zst; --format reads files of any name. {told or 'There are none at all'}."
+        )
+
+
+def _file(name: str, format: str | None) -> Source:
+    """Give the source of a file that was named itself."""
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from error
+    if not os.access(name, os.R_OK):
+        raise InputError(f"{name} may not be read by this user; change its mode or its owner")
+    stream = not stat.S_ISREG(mode)
+    if stream:
+        _check_stream(name, mode)
+    suffix_format, compression = _by_suffix(name)
+    chosen = format or suffix_format
+    if chosen is None and stream:
+        chosen = "jsonl"  # a pipe such as bash's <(…) has no suffix; as stdin then
+    if chosen is None:
+        raise UsageError(
+            f"{name}: its suffix names no format; say --format {'|'.join(_format_names())}"
+        )
+    return Source(name, chosen, compression, stream)
+
+
+def _check_stream(name: str, mode: int) -> None:
+    """Raise InputError for what is neither a file nor a pipe."""
+    if stat.S_ISFIFO(mode):
+        return
+    # A device may never end; a terminal does, and so does /dev/null.
+    if stat.S_ISCHR(mode) and (os.path.realpath(name) == os.devnull or _is_terminal(name)):
+        return
+    what = "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise InputError(
+        f"{name} is {what}, which cannot be read as a file; pipe what it gives: … | memworker … -"
+    )
+
+
+def _is_terminal(name: str) -> bool:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.isatty(fd)
+    finally:
+        os.close(fd)
+
+
+def _by_suffix(name: str) -> tuple[str | None, str]:
+    stem, suffix = os.path.splitext(name.lower())
+    compression = _COMPRESSIONS.get(suffix, "")
+    if compression:
+        suffix = os.path.splitext(stem)[1]
+    return _FORMATS.get(suffix), compression
+
+
+def _known_format(format: str) -> str:
+    known = _FORMATS.get("." + format.lower().lstrip("."))
+    if known is None:
+        raise UsageError(f"unknown format {format!r}; there are {', '.join(_format_names())}")
+    return known
+
+
+def _format_names() -> list[str]:
+    return sorted(set(_FORMATS.values()))
+
+
+def _no_such(name: str) -> str:
+    parent = os.path.dirname(name) or "."
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return f"no such file: {name}; there is no folder {parent} either. Check the path."
+    near = difflib.get_close_matches(os.path.basename(name), names, n=3)
+    if near:
+        return f"no such file: {name}; near it there are: {', '.join(near)}"
+    return f"no such file: {name}; nothing in {parent} has a name like it. Check the path."

@@ -1,0 +1,145 @@
+"""What a job reads: paths or Python records, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from memworker.errors import NoRows, UsageError
+from memworker.ingestion.ahead import ahead, timed_reads
+from memworker.ingestion.loop import RunningJob
+from memworker.ingestion.readers import (
+    Chunk,
+    Fields,
+    Source,
+    found,
+    read_options,
+    read_records,
+    read_sources,
+)
+from memworker.ingestion.readers.folders import LeftOut
+from memworker.ingestion.readers.objects import RECORDS_PATH
+from memworker.ingestion.rejects import Refusals, RejectFile
+from memworker.ingestion.report import Counts
+from memworker.ingestion.stop import Stop
+from memworker.paths import PathGiven, is_path, named, used_path
+from memworker.store import OnConflict
+
+_NO_ROWS = "the input holds no rows; nothing was written"
+
+Records = PathGiven | Iterable[PathGiven] | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """How a job reads, what becomes of bad rows, and who is told.
+
+    Raises UsageError for an `on_error` that there is not.
+    """
+
+    fields: Fields
+    limit: int | None = None
+    format: str | None = None
+    on_error: str = "reject"
+    rejects: PathGiven | None = None
+    allow_empty: bool = False
+    stop: Stop | None = None
+    observer: Callable[[RunningJob], None] | None = None
+
+    def __post_init__(self) -> None:
+        checked_choice("on_error", self.on_error, ("reject", "stop"))
+
+    def reject_file(self, default: Path) -> RejectFile:
+        """Give the file that lists refused rows: the one named, or `default`."""
+        return RejectFile(used_path(self.rejects, "the reject file") if self.rejects else default)
+
+    def refusals(self, counts: Counts, file: RejectFile) -> Refusals:
+        """Say where refused rows go."""
+        return Refusals(counts, file, stop_at_first=self.on_error == "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input that is about to be read: its chunks, its names, and its files if it has any.
+
+    Python records are not read ahead: their iterator may belong to one thread, as
+    a database cursor does. `left_out` tells what of folders and globs is not read.
+    """
+
+    chunks: Iterator[Chunk]
+    names: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
+    read_ahead: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of folders and globs was not read, and why."""
+        told = self.left_out.told()
+        return (told,) if told else ()
+
+    def coming(self, live: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
+        """Give the chunks, their reading timed and, where it may be, ahead of their use."""
+        timed = timed_reads(self.chunks, live.counts)
+        return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
+
+
+def open_input(
+    given: Records, options: JobOptions, live: RunningJob, outputs: Sequence[Path] = ()
+) -> Input:
+    """Open paths or Python records, whichever `given` holds, and look at the first chunk.
+
+    `outputs` are what the job writes: no inputs, where folders or globs name them.
+    Nothing has been made or started when that raises; NoRows where there is none.
+    """
+    items: Iterator[Any] = iter([given]) if is_path(given) else _items(given)
+    first = next(items, None)
+    if first is None:
+        raise NoRows(_NO_ROWS)
+    fields, limit, empty = options.fields, options.limit, options.allow_empty
+    if not is_path(first):
+        records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
+        return Input(_not_empty(records), (RECORDS_PATH,))
+    paths = [first, *items]
+    there = found(paths, options.format, outputs)
+    chunks = read_sources(
+        there.sources,
+        read_options(fields, allow_empty=empty),
+        limit=limit,
+        progress=live.progress,
+    )
+    names, sources = tuple(map(named, paths)), tuple(there.sources)
+    return Input(_not_empty(chunks), names, sources, read_ahead=True, left_out=there.left_out)
+
+
+def _items(given: Any) -> Iterator[Any]:
+    if isinstance(given, (pa.Table, pa.RecordBatch)):
+        table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
+        return chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise UsageError(
+            "give paths, or an iterable of records such as [{'text': …}], not one"
+            f" {type(given).__name__}"
+        )
+    return iter(given)
+
+
+def _not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    first = next(chunks, None)
+    if first is None:
+        raise NoRows(_NO_ROWS)
+    return chain([first], chunks)
+
+
+def checked_choice(name: str, value: str, allowed: Sequence[str] | type[OnConflict]) -> str:
+    """Return `value` if it is allowed; raises UsageError naming the choices."""
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value

@@ -1,0 +1,14 @@
+from . import records as records
+from .cache import cache_home as cache_home
+from .ready import (
+    ModelListing as ModelListing,
+    list_models as list_models,
+    pull_model as pull_model,
+    ready_model as ready_model,
+    verify_model as verify_model,
+)
+from .spec import (
+    Pooling as Pooling,
+    Precision as Precision,
+    ReadyModel as ReadyModel,
+)

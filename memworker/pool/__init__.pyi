@@ -1,0 +1,23 @@
+from . import machine as machine, peak_flops as peak_flops
+from .admission import Admission as Admission, Ticket as Ticket
+from .agreement import compare_precision as compare_precision
+from .aio import AsyncEmbeddingPool as AsyncEmbeddingPool
+from .budget import parse_bytes as parse_bytes
+from .echo import EchoLoader as EchoLoader
+from .meter import Work as Work
+from .opening import (
+    Background as Background,
+    LatePool as LatePool,
+    PoolOptions as PoolOptions,
+    PoolUse as PoolUse,
+    borrowed_or_own as borrowed_or_own,
+)
+from .outside import Outside as Outside, System as System
+from .plan import Costs as Costs, estimate_tokens as estimate_tokens
+from .pool import (
+    DEFAULT_MODEL as DEFAULT_MODEL,
+    EmbeddingPool as EmbeddingPool,
+    TextKind as TextKind,
+)
+from .requests import Embedded as Embedded, Floats as Floats, unstorable as unstorable
+from .tuning import Trial as Trial, tune as tune

@@ -1,0 +1,37 @@
+from . import journal as journal, staged as staged
+from .change import Change as Change, Edit as Edit
+from .commit import OnConflict as OnConflict
+from .disk import disk_errors as disk_errors
+from .filters import parse_where as parse_where, scalar as scalar
+from .info import TableInfo as TableInfo
+from .journal import (
+    Committed as Committed,
+    Ended as Ended,
+    InputFile as InputFile,
+    Journal as Journal,
+    Record as Record,
+    Started as Started,
+)
+from .keys import dedup_keys as dedup_keys
+from .known import IdStatus as IdStatus, KnownIds as KnownIds
+from .lance import (
+    database_path as database_path,
+    table_name as table_name,
+    table_names as table_names,
+)
+from .lock import (
+    ensure_writable as ensure_writable,
+    hold_job as hold_job,
+    holder as holder,
+    state_dir as state_dir,
+)
+from .reembed import Reembedding as Reembedding, build_indices as build_indices
+from .repair import Repair as Repair, repair_table as repair_table
+from .scan import scan_table as scan_table
+from .schema import VectorSpace as VectorSpace, records as records
+from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
+from .snapshot import Snapshot as Snapshot
+from .staged import Digests as Digests, Staged as Staged
+from .table import Table as Table
+from .upkeep import Step as Step
+from .verify import Verified as Verified, verify_table as verify_table
