@@ -69,7 +69,6 @@ class Gate:
             await self._app(scope, receive, counted)
         seconds = time.perf_counter() - started
         route = route_of(scope["path"])
-        self._service.metrics.answered(route, status, seconds)
         self._service.live.answered(route, status, seconds, scope.get(CODE))
 
     def _check(self, scope: AsgiScope) -> None:

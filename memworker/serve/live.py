@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from memworker.pool import EmbeddingPool
+from memworker.serve.metrics import Metrics
 
 _STEP_S = 1.0
 _STEPS = 120
@@ -88,11 +89,11 @@ class _Sample:
 
 
 class LiveWindow:
-    """Keeps the last minutes; used on the event loop alone."""
+    """Keeps the last minutes of what `metrics` counts; used on the event loop alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._started = time.monotonic()
-        self._requests = 0
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_LATENCIES)
         self._errors: deque[ErrorView] = deque(maxlen=_ERRORS)
         self._samples: deque[_Sample] = deque(maxlen=_STEPS + 1)
@@ -101,11 +102,10 @@ class LiveWindow:
         self._looked = 0.0
 
     def answered(self, route: str, status: int, seconds: float, code: str | None) -> None:
-        """Note how a request ended."""
-        if route in _EMBEDDING_ROUTES:
-            self._requests += 1
-            if status == 200:
-                self._latencies.append((time.monotonic(), seconds))
+        """Note how a request ended, and have it counted."""
+        self._metrics.answered(route, status, seconds)
+        if route in _EMBEDDING_ROUTES and status == 200:
+            self._latencies.append((time.monotonic(), seconds))
         if status >= 400:
             self._errors.append(ErrorView(time.time(), route, status, code))
 
@@ -114,7 +114,7 @@ class LiveWindow:
         while True:
             work = pool.work
             self._samples.append(
-                _Sample(time.monotonic(), work.texts, work.real_tokens, self._requests)
+                _Sample(time.monotonic(), work.texts, work.real_tokens, self.requests)
             )
             await asyncio.sleep(_STEP_S)
 
@@ -159,7 +159,7 @@ class LiveWindow:
     @property
     def requests(self) -> int:
         """How many embedding requests were answered."""
-        return self._requests
+        return self._metrics.requests(_EMBEDDING_ROUTES)
 
     def workers(self, pool: EmbeddingPool) -> list[WorkerView]:
         """Look at the worker processes."""

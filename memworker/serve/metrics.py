@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,12 +22,7 @@ class Metrics:
 
     def __init__(self, pool: _Pool, waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "memworker_requests",
-            "Requests answered; status 499: the client left.",
-            ["route", "status"],
-            registry=self._registry,
-        )
+        self._answered: dict[tuple[str, int], int] = {}
         self._seconds = Histogram(
             "memworker_request_seconds",
             "From a request's head to its whole reply.",
@@ -45,18 +40,21 @@ class Metrics:
             "memworker_request_tokens", "Tokens of the inputs answered.", registry=self._registry
         )
         # Looked up once: labels cost more than counting.
-        self._by_outcome: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._registry.register(_PoolTotals(pool, waiting))
+        self._by_route: dict[str, Histogram] = {}
+        self._registry.register(_Totals(self._answered, pool, waiting))
         ProcessCollector(namespace="memworker", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        known = self._by_outcome.get((route, status))
-        if known is None:
-            known = self._requests.labels(route, status), self._seconds.labels(route)
-            self._by_outcome[route, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        self._answered[route, status] = self._answered.get((route, status), 0) + 1
+        histogram = self._by_route.get(route)
+        if histogram is None:
+            histogram = self._by_route[route] = self._seconds.labels(route)
+        histogram.observe(seconds)
+
+    def requests(self, routes: Container[str]) -> int:
+        """Give how many requests of these routes were answered, whatever the status."""
+        return sum(count for (route, _), count in self._answered.items() if route in routes)
 
     def embedded(self, inputs: int, tokens: int) -> None:
         """Count what a request gave to embed."""
@@ -68,14 +66,22 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _PoolTotals(Collector):
-    """Reads the pool when asked, so that serving costs nothing."""
+class _Totals(Collector):
+    """Reads the counts and the pool when asked, so that serving costs nothing."""
 
-    def __init__(self, pool: _Pool, waiting: Callable[[], int]) -> None:
+    def __init__(
+        self, answered: Mapping[tuple[str, int], int], pool: _Pool, waiting: Callable[[], int]
+    ) -> None:
+        self._answered = answered
         self._pool = pool
         self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
+        text = "Requests answered; status 499: the client left."
+        requests = CounterMetricFamily("memworker_requests", text, labels=["route", "status"])
+        for (route, status), count in self._answered.items():
+            requests.add_metric([route, str(status)], count)
+        yield requests
         yield _gauge("requests_in_flight", "Requests that are being embedded.", self._waiting())
         pool = self._pool()
         if pool is None:

@@ -60,8 +60,8 @@ class Service:
         self._awaited: set[Awaited] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.live = LiveWindow()
         self.metrics = Metrics(lambda: self._pool, lambda: self.in_flight)
+        self.live = LiveWindow(self.metrics)
         self._pool: EmbeddingPool | None = None
         self._bridge: Bridge | None = None
         self._watch: asyncio.Task[None] | None = None
