@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,9 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from memworker.errors import NoRows, UsageError
+from memworker import containers
+from memworker.errors import InputNotFound, NoRows, UsageError
 from memworker.ingestion.ahead import ahead, timed_reads
 from memworker.ingestion.loop import RunningJob
 from memworker.ingestion.readers import (
@@ -98,16 +98,19 @@ def open_input(
     `outputs` are what the job writes: no inputs, where folders or globs name them.
     Nothing has been made or started when that raises; NoRows where there is none.
     """
-    items: Iterator[Any] = iter([given]) if is_path(given) else _items(given)
+    items = iter([given]) if is_path(given) else containers.rows_in(given)
     first = next(items, None)
     if first is None:
         raise NoRows(_NO_ROWS)
     fields, limit, empty = options.fields, options.limit, options.allow_empty
-    if not is_path(first):
+    if not is_path(first) or containers.is_column(given):
         records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
         return Input(_not_empty(records), (RECORDS_PATH,))
     paths = [first, *items]
-    there = found(paths, options.format, outputs)
+    try:
+        there = found(paths, options.format, outputs)
+    except InputNotFound as error:
+        raise InputNotFound(f"{error}{_perhaps_texts(given, paths)}") from error
     chunks = read_sources(
         there.sources,
         read_options(fields, allow_empty=empty),
@@ -118,16 +121,13 @@ def open_input(
     return Input(_not_empty(chunks), names, sources, read_ahead=True, left_out=there.left_out)
 
 
-def _items(given: Any) -> Iterator[Any]:
-    if isinstance(given, (pa.Table, pa.RecordBatch)):
-        table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
-        return chain.from_iterable(batch.to_pylist() for batch in table.to_batches())
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise UsageError(
-            "give paths, or an iterable of records such as [{'text': …}], not one"
-            f" {type(given).__name__}"
-        )
-    return iter(given)
+def _perhaps_texts(given: Any, paths: list[Any]) -> str:
+    """Say how texts are given, where names in a list look as if they were some."""
+    texts = [path for path in paths if isinstance(path, str)]
+    words = any(len(text.split()) > 2 and not os.path.exists(text) for text in texts)
+    if is_path(given) or not words:
+        return ""
+    return " If these are texts and no paths, give them as records: [{'text': t} for t in texts]"
 
 
 def _not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from memworker import values
+from memworker.containers import NotTexts, texts_in
 from memworker.errors import MemworkerError, TextFailed, TextTooLarge, UsageError
 from memworker.memory.scope import Scope
 
@@ -92,8 +93,15 @@ def of_many(contents: Iterable[Content], metadata: Any, terms: Terms) -> Batch:
 def listed(contents: Iterable[Content]) -> list[Content]:
     """Return the contents of a batch as a list. Raises UsageError for a single one."""
     if isinstance(contents, str | bytes | Mapping) or not isinstance(contents, Iterable):
-        raise UsageError("add_batch() takes a list of contents; for one use add()")
-    return contents if isinstance(contents, list) else list(contents)
+        raise UsageError(
+            f"add_batch() takes a list of contents, not a {type(contents).__name__}; for one use"
+            " add()"
+        )
+    try:
+        found = texts_in(contents)
+    except NotTexts as error:
+        raise UsageError(f"add_batch() takes a list of contents: {error}") from None
+    return found if isinstance(found, list) else list(found.to_pylist())
 
 
 def checked_text(text: Any, max_bytes: int, index: int = 0) -> str:

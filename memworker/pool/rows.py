@@ -7,7 +7,7 @@ numpy's cost a call is most of the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -15,13 +15,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from memworker.containers import texts_in
 from memworker.errors import TextFailed, UsageError
 from memworker.pool.arena import Slot
 
 Int64s = npt.NDArray[np.int64]
 
 _FEW = 16
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class RowSource(Protocol):
@@ -84,23 +87,20 @@ def fill_slot(slot: Slot, rows: list[bytes]) -> None:
 
 
 def text_rows(texts: Sequence[str] | pa.Array) -> RowSource:
-    """Take texts: a list of str, or an Arrow string array without nulls.
+    """Take texts: a list of str or another container of them, or an Arrow string array.
 
     Raises TypeError for what is not `str`, TextFailed for a lone surrogate; both
     name the position.
     """
-    if isinstance(texts, (pa.Array, pa.ChunkedArray)):
-        return _arrow_rows(_checked_array(texts))
-    if isinstance(texts, (str, bytes)):
-        raise TypeError("texts must be a list of str; for one text pass [text]")
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a list of str, not {type(texts).__name__}")
-    listed = texts if isinstance(texts, list) else list(texts)
+    listed = texts_in(texts)
+    if not isinstance(listed, list):
+        return _arrow_rows(_checked_array(listed))
     if not set(map(type, listed)) <= {str}:
         _refuse_other_types(listed)
     try:
         if len(listed) <= _FEW:
-            return _few_rows([text.encode() for text in listed])
+            # Not text.encode(): a subclass may answer in its own way.
+            return _few_rows([str.encode(text) for text in listed])
         return _arrow_rows(pa.array(listed, pa.large_string()))
     except UnicodeEncodeError:
         raise _surrogate_error(listed) from None
@@ -143,13 +143,16 @@ def _arrow_rows(array: pa.Array) -> ArrowRows:
 
 
 def _checked_array(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+    if pa.types.is_run_end_encoded(texts.type):
+        texts = pc.run_end_decode(texts)
+    kind = texts.type.value_type if pa.types.is_dictionary(texts.type) else texts.type
+    if not any(test(kind) for test in _TEXT_TYPES):
         raise TypeError(f"texts must be an Arrow string array, not {texts.type}")
+    # A dictionary may hold a null that its array does not count.
+    texts = texts.cast(pa.large_string())
     if texts.null_count:
         raise TypeError(f"texts must not hold nulls; {texts.null_count} found")
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.cast(pa.large_string()).combine_chunks()
-    return texts.cast(pa.large_string())
+    return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
 def _refuse_other_types(texts: list[object]) -> None:

@@ -6,8 +6,11 @@ Blank lines are no rows: they are skipped and not counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
+
+import pyarrow as pa
 
 from memworker.errors import InputError, MissingField, UsageError
 from memworker.ingestion.readers import columnar, delimited, jsonl, objects, plain
@@ -104,7 +107,7 @@ def _parts(
 
 
 def read_records(
-    records: Iterable[str | Mapping[str, Any]],
+    records: Iterable[Any],
     fields: Fields | None = None,
     *,
     batch_rows: int = 8192,
@@ -112,13 +115,22 @@ def read_records(
     max_text_bytes: int = MIB,
     allow_empty: bool = False,
 ) -> Iterator[Chunk]:
-    """Read Python records: strings, or mappings with the fields' names; as `read` otherwise.
+    """Read Python records: strings, mappings with the fields' names, Arrow batches; as `read`.
 
     The path of their chunks is "<records>", and `line` counts them from 1.
     """
     options = read_options(fields, batch_rows, max_text_bytes, None, allow_empty)
-    checked = ((RECORDS_PATH, rows) for rows in objects.checked_records(records, options))
+    checked = ((RECORDS_PATH, rows) for rows in _of_records(records, options))
     return _chunks(checked, limit, options)
+
+
+def _of_records(records: Iterable[Any], options: ReadOptions) -> Iterator[CheckedRows]:
+    first = 1
+    for batch, group in groupby(records, lambda row: isinstance(row, pa.RecordBatch)):
+        read = columnar.checked_batches if batch else objects.checked_records
+        for rows in read(group, options, first):
+            yield rows
+            first += rows.rows.num_rows
 
 
 def read_options(

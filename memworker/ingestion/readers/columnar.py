@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -26,7 +26,7 @@ from memworker.ingestion.readers.checked import (
 )
 from memworker.ingestion.readers.encodings import TornStream
 from memworker.ingestion.readers.jsonl import excerpt
-from memworker.ingestion.readers.objects import metadata_column
+from memworker.ingestion.readers.objects import RECORDS_PATH, metadata_column
 from memworker.ingestion.readers.paths import Source
 from memworker.ingestion.readers.streams import is_packed, spooled
 from memworker.ingestion.records import row_batch
@@ -178,6 +178,17 @@ def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield from _bounded(batch.slice(half))
     else:
         yield batch
+
+
+def checked_batches(
+    batches: Iterable[pa.RecordBatch], options: ReadOptions, first: int = 1
+) -> Iterator[CheckedRows]:
+    """Yield the rows of Arrow batches that somebody has in memory."""
+    for batch in batches:
+        options.require_fields(RECORDS_PATH, batch.schema.names, batch.num_rows)
+        for part in _bounded(batch):
+            yield _checked(RECORDS_PATH, part, first - 1, options)
+            first += part.num_rows
 
 
 def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> CheckedRows:

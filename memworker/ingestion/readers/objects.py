@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memworker import values
+from memworker.containers import record_of
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
 from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 
@@ -95,10 +96,10 @@ def checked_objects(path: str, rows: ObjectRows, options: ReadOptions) -> Checke
 
 
 def checked_records(
-    records: Iterable[str | Mapping[str, Any]], options: ReadOptions
+    records: Iterable[Any], options: ReadOptions, first: int = 1
 ) -> Iterator[CheckedRows]:
-    """Yield the rows of Python records: strings and mappings."""
-    iterator, first = iter(records), 1
+    """Yield the rows of Python records: strings, mappings and other rows with named fields."""
+    iterator = iter(records)
     while taken := list(islice(iterator, options.batch_rows)):
         faults: dict[int, str] = {}
         objects = [_mapping(record, options, faults, i) for i, record in enumerate(taken)]
@@ -138,12 +139,13 @@ def _mapping(
 ) -> Mapping[str, Any]:
     if isinstance(record, str):
         return {options.fields.text: values.exact_str(record)}
-    if not isinstance(record, Mapping):
+    row = record if type(record) is dict else record_of(record)
+    if row is None:
         faults[i] = f"not a string or mapping but {type_name(record)}"
-    elif not all(isinstance(key, str) for key in record):
+    elif not all(isinstance(key, str) for key in row):
         faults[i] = "a key is not a string"
     else:
-        return record
+        return row
     return {}
 
 

@@ -1,0 +1,188 @@
+"""What people bring texts and rows in: lists, arrays, series and frames of many libraries.
+
+Each is taken as one expects, or refused by its type's name, with the line that works. No library
+is asked for that a value did not come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from memworker.errors import UsageError
+
+_ARROW_ROWS = (pa.Table, pa.RecordBatch, pa.RecordBatchReader)
+_ARROW_COLUMN = (pa.Array, pa.ChunkedArray)
+_ROWS_AT_ONCE = 8192
+
+
+class NotTexts(TypeError):
+    """What was given holds no texts that could be told one by one."""
+
+
+def texts_in(given: Any) -> list[Any] | pa.Array | pa.ChunkedArray:
+    """Return the texts of a list, an array, a series or any other iterable, in their order.
+
+    Raises NotTexts for what is none, or would give something else than it looks like: of a
+    frame or a dict the names, of a set any order.
+    """
+    if type(given) is list or isinstance(given, _ARROW_COLUMN):
+        return given
+    if isinstance(given, str | bytes):
+        raise NotTexts("texts must be a list of str; for one text pass [text]")
+    if isinstance(given, Mapping):
+        _refuse(given, "pass list(texts.values()), or the list under one of its keys")
+    if is_rows(given):
+        _refuse(given, "pass one of its columns, such as texts['text']")
+    if isinstance(given, set | frozenset):
+        _refuse(given, "which has no order; pass sorted(texts)")
+    if is_column(given):
+        return _listed(given)
+    if isinstance(given, AsyncIterable):
+        _refuse(given, "gather it first: [text async for text in texts]")
+    if not isinstance(given, Iterable):
+        _refuse(given, "for one text pass [text]")
+    return list(given)
+
+
+def rows_in(given: Any) -> Iterator[Any]:
+    """Yield the rows of an iterable of rows: records and texts as they are, frames as batches.
+
+    Frames may stand among the rows, as a reader by chunks gives them. Raises UsageError.
+    """
+    if isinstance(given, Mapping):
+        raise UsageError(
+            "give paths, or an iterable of records such as [{'text': …}], not one"
+            f" {type(given).__name__}. {_of_a_mapping(given)}"
+        )
+    if is_rows(given) and not _is_dataset(given):
+        return iter(batches_of(given))
+    if is_column(given) or isinstance(given, _ARROW_COLUMN):
+        return _flat(_listed(given))
+    if isinstance(given, io.IOBase | io.TextIOBase):
+        raise UsageError(f"give the path of a file, not an open one: {given!r:.100}")
+    if isinstance(given, AsyncIterable):
+        raise UsageError(
+            f"{_a(given)} is read by coroutines alone; gather it first: [row async for row in rows]"
+        )
+    if not isinstance(given, Iterable):
+        raise UsageError(
+            "give paths, or an iterable of records such as [{'text': …}], not one"
+            f" {type(given).__name__}"
+        )
+    return _flat(given)
+
+
+def is_rows(given: Any) -> bool:
+    """Tell a frame, a table or a data set: something of named columns."""
+    if isinstance(given, _ARROW_ROWS) or _is_dataset(given):
+        return True
+    if type(given).__name__ == "LazyFrame":
+        return True
+    named = hasattr(given, "columns") and not isinstance(given, type)
+    return named and any(hasattr(given, way) for way in ("__arrow_c_stream__", "to_dict"))
+
+
+def is_column(given: Any) -> bool:
+    """Tell a column of values: a series, an index or an array of one library or another."""
+    if isinstance(given, _ARROW_COLUMN):
+        return True
+    return hasattr(given, "dtype") and hasattr(given, "shape") and not is_rows(given)
+
+
+def batches_of(frame: Any) -> Iterator[pa.RecordBatch]:
+    """Yield a frame as Arrow batches, with the index where it has a name. Raises UsageError."""
+    if type(frame).__name__ == "LazyFrame":
+        raise UsageError(f"{_a(frame)} holds no rows yet; give frame.collect()")
+    try:
+        for batch in _arrow(frame):
+            for at in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield batch.slice(at, _ROWS_AT_ONCE)
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"{_a(frame)} cannot be read column by column: {error}. Give each column one type, or"
+            " give its rows: frame.to_dict('records')"
+        ) from error
+
+
+def record_of(row: Any) -> Mapping[str, Any] | None:
+    """Return a row with named fields as a mapping; None for what has none."""
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, tuple) and hasattr(row, "_asdict"):
+        return dict(row._asdict())
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        return {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
+    names = getattr(getattr(row, "dtype", None), "names", None)
+    if names:
+        return {name: row[name] for name in names}
+    # As the rows of sqlite3 and of other databases have it; pydantic's models.
+    if hasattr(row, "keys") and hasattr(row, "__getitem__"):
+        return {name: row[name] for name in row.keys()}  # noqa: SIM118
+    if hasattr(row, "model_dump"):
+        return dict(row.model_dump())
+    return None
+
+
+def _arrow(frame: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(frame, pa.RecordBatch):
+        return iter([frame])
+    if isinstance(frame, pa.Table):
+        return iter(frame.to_batches())
+    if isinstance(frame, pa.RecordBatchReader):
+        return iter(frame)
+    if type(frame).__module__.partition(".")[0] == "pandas":
+        # An index without a name counts the rows, or what is left of them: no data.
+        named = any(name is not None for name in frame.index.names)
+        frame = frame.reset_index() if named else frame
+        return iter(pa.Table.from_pandas(frame, preserve_index=False).to_batches())
+    if hasattr(frame, "__arrow_c_stream__"):
+        return iter(pa.RecordBatchReader.from_stream(frame))
+    return iter(pa.Table.from_pylist(frame.to_dict("records")).to_batches())
+
+
+def _flat(rows: Iterable[Any]) -> Iterator[Any]:
+    for row in rows:
+        if type(row) is not dict and not isinstance(row, str) and is_rows(row):
+            yield from batches_of(row)
+        else:
+            yield row
+
+
+def _listed(column: Any) -> list[Any]:
+    if isinstance(column, _ARROW_COLUMN):
+        found: list[Any] = column.to_pylist()
+        return found
+    if len(column.shape) != 1:
+        _refuse(column, f"it has {len(column.shape)} dimensions where texts have one")
+    names = getattr(column.dtype, "names", None)
+    take = None if names else getattr(column, "tolist", None) or getattr(column, "to_list", None)
+    return list(column) if take is None else list(take())
+
+
+def _is_dataset(given: Any) -> bool:
+    return hasattr(given, "column_names") and hasattr(given, "features")
+
+
+def _of_a_mapping(given: Mapping[Any, Any]) -> str:
+    held = list(given.values())
+    if held and all(map(_is_dataset, held)):
+        return f"Give one of its splits, such as data[{next(iter(given))!r}]"
+    if held and all(isinstance(value, list | tuple) or is_column(value) for value in held):
+        return "For a dict of columns give pyarrow.table(columns)"
+    return "For one record give [record]"
+
+
+def _refuse(given: Any, instead: str) -> NoReturn:
+    raise NotTexts(f"texts must be a list of str, not {_a(given)}; {instead}")
+
+
+def _a(given: Any) -> str:
+    kind = type(given)
+    library = kind.__module__.partition(".")[0]
+    whose = "" if library in ("builtins", "__main__", "collections") else f"{library} "
+    return f"a {whose}{kind.__name__}"
