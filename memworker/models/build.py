@@ -37,7 +37,7 @@ def built_graph(
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
     recipe = _recipe_digest(entry, hashes, precision)
-    facts = [recipe, *_own_tokenizer(entry, hashes), *_packing_facts()]
+    facts = [recipe, *_own_tokenizer(entry, hashes), *_layout(entry, precision), *_packing_facts()]
     key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
@@ -84,7 +84,7 @@ def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> 
     """Return what was decided; what was computed differs by processor in its last bits."""
     from memworker.models import graph, graph_int8, graph_static
     from memworker.models.calibration import calibration_digest
-    from memworker.models.quantise import PAIR_LIMIT
+    from memworker.models.rounding import PAIR_LIMIT
 
     if entry.spec.static:
         return [graph_static.RECIPE]
@@ -98,6 +98,13 @@ def _own_tokenizer(entry: ModelEntry, hashes: dict[str, str]) -> list[str]:
     """Return what else a built folder holds: a static model's tokenizer, where that may change."""
     changes = entry.spec.static and entry.directory is not None
     return [hashes[TOKENIZER_FILE]] if changes else []
+
+
+def _layout(entry: ModelEntry, precision: Precision) -> list[str]:
+    """Return how the graph is laid out, where the recipe leaves that open."""
+    from memworker.models import graph
+
+    return [graph.LAYOUT] if precision is Precision.FP32 and not entry.spec.static else []
 
 
 def _packing_facts() -> list[str]:
@@ -142,7 +149,7 @@ def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:
 
 
 def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Path) -> None:
-    from memworker.models.calibration import calibration_ids
+    from memworker.models.calibration import calibration_ids, with_rare_tokens
     from memworker.models.graph import build_bert
     from memworker.models.graph_int8 import build_bert_int8
     from memworker.models.quantise import quantise_bert
@@ -152,7 +159,8 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     if precision is Precision.FP32:
         build_bert(bert, spec.pooling, spec.normalize, path)
         return
-    layers = quantise_bert(bert, calibration_ids(spec, folder / TOKENIZER_FILE))
+    texts = calibration_ids(spec, folder / TOKENIZER_FILE)
+    layers = quantise_bert(bert, with_rare_tokens(texts, len(bert.words)))
     build_bert_int8(bert, layers, spec.pooling, spec.normalize, path)
 
 

@@ -1,4 +1,4 @@
-"""The texts that int8 is calibrated on, shipped with memworker, as token ids of a model."""
+"""What int8 is calibrated on, as token ids of a model: shipped texts, and rare tokens."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from memworker.models.spec import ModelSpec
 _TEXTS = 256
 _MOST_TOKENS = 128
 _TIMEOUT_S = 300.0
+_LONE_TOKENS, _RARE_ROWS, _RARE_TOKENS = 64, 32, 16
+_STRIDE = 2_654_435_761
 
 
 def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
@@ -43,6 +45,23 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
         ) from failure
     ids: list[list[int]] = json.loads(printed)
     return [tokens for tokens in ids if tokens]
+
+
+def with_rare_tokens(texts: list[list[int]], vocabulary: int) -> list[list[int]]:
+    """Add tokens from all over the vocabulary, alone and in rows, framed as the texts are.
+
+    Ranges are fixed by what is seen here: the texts alone, English notes, would make them too
+    narrow for a lone odd word or another language.
+    """
+    first, last = texts[0][:1], texts[0][-1:]
+    if any(ids[:1] != first or ids[-1:] != last for ids in texts):
+        first, last = [], []
+    lone = range(0, vocabulary, max(vocabulary // _LONE_TOKENS, 1))
+    # A stride that no vocabulary is a multiple of meets its tokens in no order of theirs.
+    count = _RARE_ROWS * _RARE_TOKENS
+    mixed = [(number * _STRIDE) % vocabulary for number in range(1, count + 1)]
+    rows = [[token] for token in lone] + [mixed[start::_RARE_ROWS] for start in range(_RARE_ROWS)]
+    return texts + [[*first, *row, *last] for row in rows]
 
 
 @cache

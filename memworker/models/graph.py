@@ -4,39 +4,58 @@
 
     input_ids, attention_mask  int64[n, tokens]
       └ word + position embeddings ─ LayerNormalization
-          └ layer × N: Q, K, V MatMul ─ MultiHeadAttention ─ MatMul ─ Add, Add, LayerNormalization
-                       MatMul ─ BiasGelu ─ MatMul ─ Add, Add, LayerNormalization
+          └ layer × N: Q, K, V ─ scores ─ softmax ─ context ─ Gemm (+ rows) ─ LayerNormalization
+                       Gemm ─ Gelu ─ Gemm (+ rows) ─ LayerNormalization
               └ mean or CLS pooling ─ L2 ─ embedding  float32[n, dim]
 
-Which operator is the faster one was measured: separate Q, K and V products beat
-a packed one, and plain Add beats SkipLayerNormalization on processors. Sessions
-must therefore be opened at ORT_ENABLE_BASIC, or ONNX Runtime fuses it back.
+The residual is what a product adds to. Its bias rides on the rows (`quantise.Entry`), the keys'
+own changes no softmax. Sessions must be opened at ORT_ENABLE_BASIC, or ONNX Runtime fuses what
+it knows back into operators that are slower.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memworker.models import parts
+from memworker.models.entry import Entry
 from memworker.models.onnx_file import GraphWriter
 from memworker.models.spec import Pooling
-from memworker.models.weights import BertLayer, BertShape, BertWeights, Linear
+from memworker.models.weights import BertLayer, BertShape, BertWeights, Linear, Norm
 
-# Part of the fingerprint: raise it with any change that may move a vector.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Part of the fingerprint: raise it with any change that may move a vector by more than another
+# processor would. LAYOUT is part of the file's name alone: raise it with every change.
 RECIPE = "bert-fp32-1"
+LAYOUT = "token-major-1"
 
 
 def build_bert(bert: BertWeights, pooling: Pooling, normalize: bool, path: Path) -> None:
     """Write the graph that gives ``embedding`` float32[n, dim], and its weights, to `path`."""
     graph = GraphWriter("memworker-bert")
-    mask = graph.op("Cast", "attention_mask", name="mask", to=parts.INT32)
-    hidden = parts.embeddings(graph, bert)
+    parts.add_shapes(graph, bert.shape)
+    hidden = parts.embeddings(graph, bert, _entry(bert.layers[0].attention_out).of_norm(bert.norm))
     for number, layer in enumerate(bert.layers):
+        last = number == bert.shape.layers - 1
         # Only the first token of the last layer is pooled: nobody reads the others' rows.
-        first_only = pooling is Pooling.CLS and number == bert.shape.layers - 1
-        hidden = _layer(graph, f"layer{number}", layer, bert.shape, hidden, mask, first_only)
+        first_only = last and pooling is Pooling.CLS
+        norm = layer.feed_norm
+        if not last:
+            norm = _entry(bert.layers[number + 1].attention_out).of_norm(norm)
+        hidden = _layer(graph, f"layer{number}", layer, bert.shape, norm, hidden, first_only)
     parts.finish(graph, parts.pool(graph, pooling, hidden), normalize)
     graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(bert.shape.hidden))
+
+
+def _entry(added: Linear) -> Entry:
+    """Let the bias of a product ride on the rows that the product is added to."""
+    import numpy as np
+
+    return Entry(np.ones_like(added.bias), added.bias)
 
 
 def _layer(
@@ -44,56 +63,33 @@ def _layer(
     at: str,
     layer: BertLayer,
     shape: BertShape,
+    feed_norm: Norm,
     hidden: str,
-    mask: str,
     first_only: bool,
 ) -> str:
-    asking = parts.slice_first(graph, at, hidden) if first_only else hidden
-    context = _attention(graph, at, layer, shape, asking, hidden, mask)
-    projected = _linear(graph, f"{at}.attention_out", layer.attention_out, context)
-    summed = graph.op("Add", projected, asking, name=f"{at}.attention_sum")
-    attended = parts.layer_norm(graph, f"{at}.attention_norm", layer.attention_norm, shape, summed)
-    inner = _matmul(graph, f"{at}.feed_in", layer.feed_in, attended)
-    bias = graph.weight(f"{at}.feed_in.bias", layer.feed_in.bias)
-    active = graph.fused("BiasGelu", inner, bias, name=f"{at}.gelu")
-    outer = _linear(graph, f"{at}.feed_out", layer.feed_out, active)
-    summed = graph.op("Add", outer, attended, name=f"{at}.feed_sum")
-    return parts.layer_norm(graph, f"{at}.feed_norm", layer.feed_norm, shape, summed)
+    entry, feed = _entry(layer.attention_out), _entry(layer.feed_out)
+    asking = parts.first_rows(graph, at, hidden) if first_only else hidden
+    query = _gemm(graph, f"{at}.query", entry.of_linear(layer.query), asking)
+    key = _product(graph, f"{at}.key", layer.key.weight, hidden)
+    value = _gemm(graph, f"{at}.value", entry.of_linear(layer.value), hidden)
+    context = parts.attend(graph, at, shape, query, key, value)
+    context = parts.flatten(graph, at, shape, context)
+    summed = _product(graph, f"{at}.attention_out", layer.attention_out.weight, context, asking)
+    norm = feed.of_norm(layer.attention_norm)
+    attended = parts.layer_norm(graph, f"{at}.attention_norm", norm, shape, summed)
+    inner = _gemm(graph, f"{at}.feed_in", feed.of_linear(layer.feed_in), attended)
+    active = graph.fused("Gelu", inner, name=f"{at}.gelu")
+    summed = _product(graph, f"{at}.feed_out", layer.feed_out.weight, active, attended)
+    return parts.layer_norm(graph, f"{at}.feed_norm", feed_norm, shape, summed)
 
 
-def _attention(
-    graph: GraphWriter,
-    at: str,
-    layer: BertLayer,
-    shape: BertShape,
-    asking: str,
-    hidden: str,
-    mask: str,
+def _gemm(graph: GraphWriter, at: str, linear: Linear, rows: str) -> str:
+    return _product(graph, at, linear.weight, rows, graph.weight(f"{at}.bias", linear.bias))
+
+
+def _product(
+    graph: GraphWriter, at: str, weight: NDArray[np.float32], rows: str, added: str | None = None
 ) -> str:
-    import numpy as np
-
-    query = _matmul(graph, f"{at}.query", layer.query, asking)
-    key = _matmul(graph, f"{at}.key", layer.key, hidden)
-    value = _matmul(graph, f"{at}.value", layer.value, hidden)
-    biases = np.concatenate([layer.query.bias, layer.key.bias, layer.value.bias])
-    bias = graph.weight(f"{at}.attention.bias", biases)
-    return graph.fused(
-        "MultiHeadAttention",
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        name=f"{at}.attention",
-        num_heads=shape.heads,
-    )
-
-
-def _matmul(graph: GraphWriter, at: str, linear: Linear, hidden: str) -> str:
-    weight = graph.weight(f"{at}.weight", linear.weight)
-    return graph.op("MatMul", hidden, weight, name=at)
-
-
-def _linear(graph: GraphWriter, at: str, linear: Linear, hidden: str) -> str:
-    bias = graph.weight(f"{at}.bias", linear.bias)
-    return graph.op("Add", _matmul(graph, at, linear, hidden), bias, name=f"{at}.biased")
+    """Multiply rows, and add to each a bias, or a row of its own."""
+    inputs = (rows, graph.weight(f"{at}.weight", weight), *([added] if added else []))
+    return graph.op("Gemm", *inputs, name=at)

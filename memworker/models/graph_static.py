@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from memworker.errors import ModelCorrupt
 from memworker.models import parts
 from memworker.models.onnx_file import GraphWriter
-from memworker.models.spec import Pooling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +30,8 @@ def build_static(table: NDArray[Any], normalize: bool, path: Path) -> None:
     rows = graph.op("Gather", graph.weight("words", table), "input_ids", name="word_rows")
     # A graph has one type for both; a Cast of float32 is nothing.
     rows = graph.op("Cast", rows, name="rows", to=parts.FLOAT)
-    parts.finish(graph, parts.pool(graph, Pooling.MEAN, rows), normalize)
+    sums = graph.op("MatMul", parts.mask_row(graph), rows, name="masked_sum")
+    parts.finish(graph, parts.mean(graph, sums), normalize)
     graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(table.shape[1]))
 
 

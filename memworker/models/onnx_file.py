@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,21 @@ class GraphWriter:
             kind, *inputs, name=name, domain="com.microsoft", outputs=outputs, **attributes
         )
 
+    def either(
+        self,
+        condition: str,
+        then: Callable[[GraphWriter], str],
+        otherwise: Callable[[GraphWriter], str],
+        *,
+        name: str,
+    ) -> str:
+        """Add a node that runs what one of both writes, and return its output, called `name`.
+
+        Both may name nodes and weights of this graph, and bring no weights of their own.
+        """
+        branches = {"then_branch": _branch(then), "else_branch": _branch(otherwise)}
+        return self.op("If", condition, name=name, **branches)
+
     def save(self, path: Path, inputs: list[Any], outputs: list[Any]) -> None:
         """Write the graph to `path` and its large weights to WEIGHTS_FILE in the same folder."""
         import onnx
@@ -66,6 +82,17 @@ class GraphWriter:
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="memworker"
         )
         onnx.save_model(model, str(path))
+
+
+def _branch(write: Callable[[GraphWriter], str]) -> Any:
+    from onnx import helper
+
+    inner = GraphWriter("branch")
+    result = write(inner)
+    assert not inner._weights, "a branch uses the weights of the graph around it"
+    return helper.make_graph(
+        inner._nodes, f"{result}.branch", [], [helper.make_empty_tensor_value_info(result)]
+    )
 
 
 def tensor_info(name: str, kind: str, shape: list[str | int]) -> Any:

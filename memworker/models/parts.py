@@ -1,4 +1,9 @@
-"""The parts that fp32 and int8 graphs share: embeddings, norms, pooling, the last division."""
+"""The parts that fp32 and int8 graphs share: rows, attention, norms, pooling, the last division.
+
+Rows lie token by token, the first tokens of all texts and then the second ones, flat:
+``[tokens * n, hidden]``. So attention can take queries, keys and values as they lie, a product
+a text and head over strided rows, without the copies that operators for whole attention make.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,75 @@ from memworker.models.onnx_file import GraphWriter, tensor_info
 from memworker.models.spec import Pooling
 from memworker.models.weights import BertShape, BertWeights, Norm
 
-INT32, FLOAT = 6, 1  # TensorProto's element types, known without importing onnx
+FLOAT, BOOL = 1, 9  # TensorProto's element types, known without importing onnx
+# What is added to the score of a masked token: its share becomes 0, and all masked stay finite.
+_MASKED = 1e4
 
 
-def embeddings(graph: GraphWriter, bert: BertWeights) -> str:
-    """Add the normalised sum of word, position and type rows, float32[n, tokens, hidden]."""
-    words = graph.op("Gather", graph.weight("words", bert.words), "input_ids", name="word_rows")
+def embeddings(graph: GraphWriter, bert: BertWeights, norm: Norm) -> str:
+    """Add the normalised sums of word, position and type rows, float32[tokens * n, hidden]."""
+    ids = graph.op("Transpose", "input_ids", name="ids", perm=[1, 0])
+    words = graph.op("Gather", graph.weight("words", bert.words), ids, name="word_rows")
     # Every token is of type 0: its row rides on the position table.
-    table = graph.weight("positions", bert.positions + bert.token_types[0])
-    length = graph.op("Shape", "input_ids", name="length", start=1, end=2)
+    table = graph.weight("positions", (bert.positions + bert.token_types[0])[:, None, :])
+    length = graph.op("Shape", ids, name="length", start=0, end=1)
     rows = graph.op("Slice", table, ints(graph, 0), length, ints(graph, 0), name="position_rows")
     total = graph.op("Add", words, rows, name="embedded")
-    return layer_norm(graph, "embedding_norm", bert.norm, bert.shape, total)
+    flat = graph.op("Reshape", total, ints(graph, -1, bert.shape.hidden), name="embedded_flat")
+    return layer_norm(graph, "embedding_norm", norm, bert.shape, flat)
+
+
+def add_shapes(graph: GraphWriter, shape: BertShape) -> None:
+    """Add what later nodes name: the mask in its three uses, and the shapes of rows."""
+    texts = graph.op("Shape", "input_ids", name="texts", start=0, end=1)
+    heads = ints(graph, shape.heads, shape.hidden // shape.heads)
+    graph.op("Concat", ints(graph, -1), texts, heads, name="by_head", axis=0)
+    graph.op("Concat", ints(graph, -1), texts, ints(graph, shape.hidden), name="by_text", axis=0)
+    mask = graph.op("Cast", "attention_mask", name="mask", to=FLOAT)
+    one, most = number(graph, "one", 1.0), number(graph, "masked", _MASKED)
+    below = graph.op("Mul", graph.op("Sub", mask, one, name="mask_below"), most, name="mask_least")
+    graph.op("Unsqueeze", below, ints(graph, 1, 2), name="mask_scores")
+    least = graph.op("ReduceMin", mask, name="mask_least_of_all", keepdims=0)
+    graph.op("Cast", least, name="unpadded", to=BOOL)
+
+
+def first_rows(graph: GraphWriter, at: str, rows: str) -> str:
+    """Keep the first token of each text: they are the first rows."""
+    return graph.op("Slice", rows, ints(graph, 0), "texts", ints(graph, 0), name=f"{at}.first")
+
+
+def attend(graph: GraphWriter, at: str, shape: BertShape, query: str, key: str, value: str) -> str:
+    """Add softmax(QK'/sqrt(d))V a text and head, float32[n, heads, tokens, hidden / heads]."""
+    asked, keys, values = (
+        graph.op("Reshape", rows, "by_head", name=f"{rows}.by_head") for rows in (query, key, value)
+    )
+    root = (shape.hidden // shape.heads) ** -0.5
+    scores = graph.fused(
+        "FusedMatMul",
+        asked,
+        keys,
+        name=f"{at}.scores",
+        transBatchA=1,
+        transBatchB=1,
+        transB=1,
+        alpha=root,
+    )
+
+    def softmax(inner: GraphWriter) -> str:
+        return inner.op("Softmax", scores, name=f"{at}.shares_all", axis=-1)
+
+    def masked_softmax(inner: GraphWriter) -> str:
+        masked = inner.op("Add", scores, "mask_scores", name=f"{at}.scores_masked")
+        return inner.op("Softmax", masked, name=f"{at}.shares_masked", axis=-1)
+
+    shares = graph.either("unpadded", softmax, masked_softmax, name=f"{at}.shares")
+    return graph.fused("FusedMatMul", shares, values, name=f"{at}.context", transBatchB=1)
+
+
+def flatten(graph: GraphWriter, at: str, shape: BertShape, context: str) -> str:
+    """Lay what attention gives as rows again, a copy; its kind of number is kept."""
+    by_token = graph.op("Transpose", context, name=f"{at}.by_token", perm=[2, 0, 1, 3])
+    return graph.op("Reshape", by_token, ints(graph, -1, shape.hidden), name=f"{at}.flat")
 
 
 def layer_norm(graph: GraphWriter, at: str, norm: Norm, shape: BertShape, hidden: str) -> str:
@@ -31,26 +93,25 @@ def layer_norm(graph: GraphWriter, at: str, norm: Norm, shape: BertShape, hidden
     )
 
 
-def slice_first(graph: GraphWriter, at: str, hidden: str) -> str:
-    """Keep the first token of each text: ``[n, tokens, hidden]`` to ``[n, 1, hidden]``."""
-    start, end, axis = ints(graph, 0), ints(graph, 1), ints(graph, 1)
-    return graph.op("Slice", hidden, start, end, axis, name=f"{at}.first")
-
-
 def pool(graph: GraphWriter, pooling: Pooling, hidden: str) -> str:
     """Turn token rows into text rows; the last layer of a CLS model gives one row a text."""
     if pooling is Pooling.CLS:
-        return graph.op("Squeeze", hidden, ints(graph, 1), name="first_row")
-    return _mean(graph, hidden)
+        return hidden
+    texts = graph.op("Reshape", hidden, "by_text", name="tokens_by_text")
+    row = mask_row(graph)
+    return mean(graph, graph.fused("FusedMatMul", row, texts, name="masked_sum", transBatchB=1))
 
 
-def _mean(graph: GraphWriter, hidden: str) -> str:
-    """Average the rows whose mask is 1, as a product with the mask; 0 where none is."""
-    mask = graph.op("Cast", "attention_mask", name="mask_float", to=FLOAT)
-    row = graph.op("Unsqueeze", mask, ints(graph, 1), name="mask_row")
-    product = graph.op("MatMul", row, hidden, name="masked_sum_row")
-    total = graph.op("Squeeze", product, ints(graph, 1), name="masked_sum")
-    count = graph.op("ReduceSum", mask, ints(graph, 1), name="token_count", keepdims=1)
+def mask_row(graph: GraphWriter) -> str:
+    """Add the mask as a row a text, float32[n, 1, tokens]: times token rows, it adds them up."""
+    mask = graph.op("Cast", "attention_mask", name="mask_to_pool", to=FLOAT)
+    return graph.op("Unsqueeze", mask, ints(graph, 1), name="mask_row")
+
+
+def mean(graph: GraphWriter, sums: str) -> str:
+    """Divide sums ``[n, 1, dim]`` by how many tokens are not masked; 0 where none is not."""
+    total = graph.op("Squeeze", sums, ints(graph, 1), name="masked_sum_row")
+    count = graph.op("ReduceSum", "mask_to_pool", ints(graph, 1), name="token_count", keepdims=1)
     at_least_one = graph.op("Max", count, number(graph, "one", 1.0), name="divisor")
     return graph.op("Div", total, at_least_one, name="mean")
 
@@ -76,11 +137,12 @@ def encoder_outputs(dim: int) -> list[Any]:
     return [tensor_info("embedding", "float", ["n", dim])]
 
 
-def ints(graph: GraphWriter, value: int) -> str:
-    """Add, or find, the constant int64[1] of that value."""
+def ints(graph: GraphWriter, *values: int) -> str:
+    """Add, or find, the constant int64[n] of those values."""
     import numpy as np
 
-    return graph.weight(f"int{value}".replace("-", "_"), np.array([value], dtype=np.int64))
+    name = "_".join(f"{value}" for value in values).replace("-", "minus")
+    return graph.weight(f"int{name}", np.array(values, dtype=np.int64))
 
 
 def number(graph: GraphWriter, name: str, value: float) -> str:

@@ -46,6 +46,13 @@ class MadeWith(Protocol):
     def fingerprint(self) -> str: ...
 
 
+# What else can differ where a model's name and options are the same.
+_SAME_NAME = (
+    " (the model's files are others now, or this version of memworker computes the model in another"
+    " way: its vectors are near the table's, but not the same)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
     """What makes vectors comparable: the model as it was run, and how they are compared."""
@@ -82,6 +89,8 @@ class VectorSpace:
         if not differing:
             return
         said = "; ".join(f"{key} {ours[key]!r}, not {theirs[key]!r}" for key in differing)
+        if differing == ["fingerprint"]:
+            said += _SAME_NAME
         raise TableMismatch(
             f"table {table!r} was made with {self.model!r} ({self.dim} dimensions, "
             f"{self.distance}) and cannot take vectors of {wanted.model!r} ({wanted.dim}, "

@@ -11,7 +11,7 @@ from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, UsageError
 from memworker.models import ready_model
 from memworker.models.calibration import calibration_ids, calibration_texts
-from memworker.models.quantise import quantise
+from memworker.models.rounding import choose_grid, quantise
 from tests.models.conftest import open_session, run_padded
 from tests.models.tiny import Sizes, make_bert, write_modules
 
@@ -67,15 +67,51 @@ def largest_pair_sum(codes):
     return max((part[0::2] + part[1::2]).max() for part in (up, down))
 
 
-@pytest.mark.parametrize("inputs", [1, 2, 7, 64])
+@pytest.mark.parametrize("inputs", [1, 2, 7, 64, 200])
 def test_codes_use_the_range_and_keep_to_it(inputs):
     weight = np.random.default_rng(inputs).standard_normal((inputs, 50)).astype(np.float32)
     weight[:, 0] = 0
-    small = quantise(weight)
+    # Rows that have nothing to do with each other: there is nothing to make up for.
+    small = quantise(weight, np.eye(inputs, dtype=np.float32))
     assert largest_pair_sum(small.codes) <= 128
     assert np.abs(small.codes).max(0)[1:].min() > 60
     error = np.abs(small.codes * small.scale - weight)
     assert (error <= small.scale * 1.51).all() and not small.codes[:, 0].any()
+
+
+def test_rounding_makes_up_for_its_errors():
+    random = np.random.default_rng(5)
+    weight = random.standard_normal((192, 40)).astype(np.float32)
+    mixing = random.standard_normal((24, 192)).astype(np.float32)
+    inputs = random.standard_normal((600, 24)).astype(np.float32) @ mixing
+    inputs += random.standard_normal(inputs.shape).astype(np.float32)
+
+    def error(small):
+        return np.square(inputs @ (small.codes * small.scale - weight)).mean()
+
+    plain = quantise(weight, np.eye(192, dtype=np.float32))
+    made_up = quantise(weight, inputs)
+    assert error(made_up) < 0.4 * error(plain)
+    assert largest_pair_sum(made_up.codes) <= 128
+
+
+def test_a_range_is_clipped_where_that_costs_least():
+    rows = np.random.default_rng(3).standard_normal((2000, 16)).astype(np.float32)
+    rows[7, 3] = 60
+    weight = np.ones((16, 4), np.float32)
+    weight[3] = 0.1
+    assert choose_grid(rows, weight).scale * 255 < 30
+    weight[3] = 3
+    assert choose_grid(rows, weight).scale * 255 > 55
+
+
+@pytest.mark.parametrize("least", [-3.0, 0.0, 0.5])
+def test_zero_is_a_code_and_ends_are_within_reach(least):
+    rows = np.linspace(least, 3, 4000, dtype=np.float32)[:, None]
+    grid = choose_grid(rows, np.ones((1, 1), np.float32))
+    back = grid.centred(rows) * grid.scale
+    assert 0 <= grid.zero <= 255
+    assert np.abs(back - rows).max() < 1.01 * grid.scale
 
 
 @pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
