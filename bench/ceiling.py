@@ -25,8 +25,7 @@ from bench.texts import many_texts, read_texts, token_counts
 from memworker import EmbeddingPool, ingest
 from memworker.errors import UsageError
 from memworker.models import ReadyModel, ready_model
-from memworker.pool import EchoLoader
-from memworker.pool.machine import usable_cores
+from memworker.pool import EchoLoader, machine
 
 WARM_UP_TEXTS = 2048
 
@@ -72,7 +71,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--dim", type=common.positive, default=384, help="echo's dimensions")
     parser.add_argument("--most-tokens", type=common.positive, help="leave longer texts out")
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=3)
     parser.add_argument("--scratch", type=Path, help="where the databases are made and removed")
     return parser.parse_args(arguments)

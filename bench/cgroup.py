@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memworker.pool.cgroups import memory_groups
+from memworker.pool import memory_groups
 
 _EMPTY_S = 5.0
 

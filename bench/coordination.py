@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.processes import Contestant, Workload
-from memworker.pool.plan import Costs
+from memworker.pool import Costs
 
 
 class IndependentSessions:

@@ -31,8 +31,8 @@ from bench.texts import many_texts
 from memworker import ingest, interpreters
 from memworker.errors import UsageError
 from memworker.heap import mapped_bytes, private_bytes
-from memworker.ingestion.loop import RunningJob
-from memworker.pool.budget import parse_bytes
+from memworker.ingestion import RunningJob
+from memworker.pool import parse_bytes
 
 MB = 1e6
 BASE_ROWS = 100_000

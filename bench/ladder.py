@@ -29,7 +29,7 @@ from bench.texts import read_texts
 from memworker import EmbeddingPool
 from memworker.errors import ModelError, UsageError
 from memworker.models import ready_model
-from memworker.pool.machine import usable_cores
+from memworker.pool import machine
 
 MODEL = "all-MiniLM-L6-v2"
 STATIC_MODEL = "wordllama-256"
@@ -70,7 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("texts", nargs="?", type=Path, help="jsonl(.gz); default: shipped sample")
     parser.add_argument("--limit", type=common.positive, default=1000, help="memories")
     parser.add_argument("--callers", type=common.positive, default=10)
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=3)
     return parser.parse_args(arguments)
 

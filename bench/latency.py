@@ -36,13 +36,10 @@ from bench import common
 from bench.peers import plain_session, run_padded
 from bench.reference import export_reference
 from bench.texts import read_texts
-from memworker import AsyncEmbeddingPool, EmbeddingPool, ingest
+from memworker import AsyncEmbeddingPool, EmbeddingPool, Stop, ingest
 from memworker.errors import MemworkerError
-from memworker.ingestion import Stop
 from memworker.models import ready_model
-from memworker.pool.encoder import open_session
-from memworker.pool.machine import usable_cores
-from memworker.pool.tokenize import Tokenizer
+from memworker.pool import Tokenizer, machine, open_session
 
 MODEL = "all-MiniLM-L6-v2"
 TARGETS = {
@@ -78,7 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", type=common.names, default=["fp32", "int8"])
     parser.add_argument("--limit", type=common.positive, default=2000, help="texts")
     parser.add_argument("--callers", type=common.positive, default=64)
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=5)
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="how long each ingest's speed is watched"

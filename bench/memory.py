@@ -34,7 +34,7 @@ from bench.stores import MODES, StoreLoad
 from bench.texts import data_dir, read_texts
 from memworker.errors import UsageError
 from memworker.models import ready_model
-from memworker.pool.machine import usable_cores
+from memworker.pool import machine
 
 MODEL = "all-MiniLM-L6-v2"
 STATIC_MODEL = "wordllama-256"
@@ -210,7 +210,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=common.positive, default=64, help="searches a turn")
     parser.add_argument("--rounds", type=common.positive, default=3)
     parser.add_argument("--max-tokens", type=common.positive, default=256)
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     return parser.parse_args(arguments)
 
 

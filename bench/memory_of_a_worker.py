@@ -30,9 +30,7 @@ from bench.texts import read_texts
 from memworker import EmbeddingPool
 from memworker.errors import ModelError, UsageError
 from memworker.models import ready_model
-from memworker.pool.encoder import open_session
-from memworker.pool.plan import Costs
-from memworker.pool.tokenize import Tokenizer
+from memworker.pool import Costs, Tokenizer, open_session
 
 BATCH_TOKENS = Costs(max_tokens=256).batch_tokens
 MB = 1e6

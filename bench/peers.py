@@ -191,8 +191,7 @@ def independent_session(load: Workload) -> Iterator[Run]:
     No pool, no pipe, no other process: what a worker could do at best.
     """
     from memworker.models import ready_model
-    from memworker.pool.encoder import open_session
-    from memworker.pool.tokenize import Tokenizer
+    from memworker.pool import Tokenizer, open_session
 
     model = ready_model(load.model, precision=load.precision, max_tokens=load.max_tokens)
     special = model.spec.add_special_tokens

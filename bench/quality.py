@@ -28,7 +28,7 @@ from bench import common
 from bench.texts import data_dir, read_jsonl
 from memworker import EmbeddingPool, Memory
 from memworker.errors import InputNotFound, ModelError, UsageError
-from memworker.pool.machine import usable_cores
+from memworker.pool import machine
 
 TOP = 10
 MODES = ("vector", "hybrid")
@@ -67,7 +67,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=common.names, default=list(TASKS))
     parser.add_argument("--limit", type=common.positive, help="rows of each task, for a quick look")
     parser.add_argument("--max-tokens", type=common.positive, default=256)
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     return parser.parse_args(arguments)
 
 

@@ -12,9 +12,7 @@ import shutil
 from pathlib import Path
 
 from memworker.errors import UsageError
-from memworker.models.onnx_file import GraphWriter, tensor_info
-from memworker.models.spec import ReadyModel
-from memworker.models.weights import BertLayer, BertWeights, read_bert
+from memworker.models import BertLayer, BertWeights, GraphWriter, ReadyModel, read_bert, tensor_info
 
 
 def export_reference(model: ReadyModel, directory: Path) -> Path:

@@ -237,7 +237,7 @@ def _timed(call: Callable[[Any], object], argument: object) -> float:
 def _fill_table(table: Any, load: StoreLoad, base: Floats) -> None:
     import pyarrow as pa
 
-    from memworker.store import records
+    from memworker import records
 
     for chunk in fill(load, base):
         users = {"user_id": pa.array(chunk.users)}

@@ -31,7 +31,7 @@ from bench.reference import export_reference
 from bench.texts import read_texts, token_counts
 from memworker.errors import UsageError
 from memworker.models import ready_model
-from memworker.pool.machine import usable_cores
+from memworker.pool import machine
 
 MODEL = "all-MiniLM-L6-v2"
 DEFAULT_PEER = "fastembed-parallel"
@@ -119,7 +119,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("texts", nargs="?", type=Path, help="jsonl(.gz); default: shipped sample")
     parser.add_argument("--limit", type=common.positive, default=1024)
     parser.add_argument("--max-tokens", type=common.positive, default=256)
-    parser.add_argument("--workers", type=common.positive, default=usable_cores())
+    parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=3)
     parser.add_argument("--precisions", type=common.names, default=["fp32", "int8"])
     parser.add_argument("--peers", type=common.names, default=list(PEERS))

@@ -1,12 +1,32 @@
 from . import errors as errors
-from .ingestion import IngestReport as IngestReport, ingest as ingest
+from .ingestion import (
+    IngestReport as IngestReport,
+    Stop as Stop,
+    embed_to_file as embed_to_file,
+    ingest as ingest,
+    list_runs as list_runs,
+    reembed as reembed,
+)
 from .memory import AsyncMemory as AsyncMemory, Memory as Memory
-from .pool import AsyncEmbeddingPool as AsyncEmbeddingPool, EmbeddingPool as EmbeddingPool
+from .models import (
+    list_models as list_models,
+    pull_model as pull_model,
+    verify_model as verify_model,
+)
+from .pool import (
+    AsyncEmbeddingPool as AsyncEmbeddingPool,
+    EmbeddingPool as EmbeddingPool,
+    compare_precision as compare_precision,
+    tune as tune,
+)
 from .store import (
     Table as Table,
     VectorSpace as VectorSpace,
+    parse_where as parse_where,
     records as records,
+    repair_table as repair_table,
     table_names as table_names,
+    verify_table as verify_table,
 )
 
 __version__: str

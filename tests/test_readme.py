@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
+import memworker
+from memworker.cli.app import app
 from tests import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +56,29 @@ def test_the_verbs_and_options_of_the_readme_exist():
         )
         for option in re.findall(r"--[a-z-]+", line):
             assert option in helped.stdout, line
+
+
+def test_what_the_command_line_does_python_does_by_the_names_of_the_readme(tmp_path):
+    (section,) = re.findall(r"^\| command \| Python \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.M)
+    names = set(
+        re.findall(r"`(\w+)[`.]", "".join(row.split("|")[2] for row in section.splitlines()))
+    )
+    beside = {"EmbeddingPool", "AsyncEmbeddingPool", "IngestReport", "VectorSpace", "errors"}
+    assert names | beside == set(memworker.__all__) - {"__version__", "records", "table_names"}
+    documented = {word for verb in re.findall(r"`([a-z ]+)`", section) for word in verb.split()}
+    verbs = set(typer.main.get_command(app).commands)
+    # What serves is a process of its own: see SERVER.md, MCP.md.
+    assert verbs - documented == {"serve", "mcp"}
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("likes tea\nhates nuts\n")
+    db = tmp_path / "db"
+    assert memworker.ingest(texts, db=db, table="t", model="echo", workers=1).written == 2
+    assert [run.outcome for run in memworker.list_runs(db)] == ["finished"]
+    assert memworker.verify_table(db, "t").healthy and memworker.repair_table(db, "t").healthy
+    done = memworker.embed_to_file(texts, tmp_path / "out.npy", model="echo", workers=1)
+    assert done.embedded == 2 and (tmp_path / "out.npy").exists()
+    assert "all-MiniLM-L6-v2" in {each.spec.name for each in memworker.list_models()}
 
 
 def test_the_scripts_of_the_readme_exist():

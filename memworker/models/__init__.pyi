@@ -1,5 +1,6 @@
 from . import records as records
 from .cache import cache_home as cache_home
+from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,
     list_models as list_models,
@@ -12,3 +13,4 @@ from .spec import (
     Precision as Precision,
     ReadyModel as ReadyModel,
 )
+from .weights import BertLayer as BertLayer, BertWeights as BertWeights, read_bert as read_bert

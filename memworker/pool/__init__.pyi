@@ -3,7 +3,9 @@ from .admission import Admission as Admission, Ticket as Ticket
 from .agreement import compare_precision as compare_precision
 from .aio import AsyncEmbeddingPool as AsyncEmbeddingPool
 from .budget import parse_bytes as parse_bytes
+from .cgroups import memory_groups as memory_groups
 from .echo import EchoLoader as EchoLoader
+from .encoder import open_session as open_session
 from .meter import Work as Work
 from .opening import (
     Background as Background,
@@ -20,4 +22,5 @@ from .pool import (
     TextKind as TextKind,
 )
 from .requests import Embedded as Embedded, Floats as Floats, unstorable as unstorable
+from .tokenize import Tokenizer as Tokenizer
 from .tuning import Trial as Trial, tune as tune
