@@ -26,6 +26,7 @@ def embed(
     rejects: Annotated[
         Path | None, typer.Option(help="Where rejected rows are listed; default: OUT.rejects.jsonl")
     ] = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Embed texts into a file: row i is text i, a rejected row is NaN (npy) or null (parquet)."""
@@ -46,6 +47,7 @@ def embed(
             format=format,
             on_error=on_error,
             rejects=rejects,
+            overwrite=overwrite,
             observer=observer,
         )
     options.print_report(report, as_json=as_json, done=str(out))

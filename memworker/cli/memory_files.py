@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -28,7 +27,7 @@ from memworker.cli.memory_options import (
 )
 from memworker.errors import InputNotFound
 from memworker.paths import used_path
-from memworker.store import disk_errors
+from memworker.store import Output, disk_errors
 
 if TYPE_CHECKING:
     from memworker.memory import Flaw
@@ -46,21 +45,27 @@ def export(
     agent_id: AgentId = None,
     run_id: RunId = None,
     table: TableName = DEFAULT_TABLE,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Write memories as JSON lines, with their ids, times and history; all, or those of a scope.
 
     With --json the count is printed, to stderr where the memories go to stdout.
     """
-    from memworker.memory import Scope, exported
+    from memworker.memory import Scope, exported, is_export
     from memworker.store import Table
 
     # An id that is blank, as an unset shell variable gives, must not mean everybody.
     everybody = user_id is None and agent_id is None and run_id is None
     scope = Scope() if everybody else Scope.of(user_id, agent_id, run_id)
+    to = (
+        None
+        if output == "-"
+        else Output.checked(output, "--output", is_export, overwrite=overwrite)
+    )
     opened = Table.open(db, table)
     written = 0
-    with _replaced(output) as file:
+    with _replaced(to) as file:
         for line in exported(opened, scope.named()):
             file.write(line.encode() + b"\n")
             written += 1
@@ -120,22 +125,15 @@ def import_(
 
 
 @contextmanager
-def _replaced(output: str) -> Iterator[BinaryIO]:
+def _replaced(output: Output | None) -> Iterator[BinaryIO]:
     """Open the file to write, which takes its place when it is whole; or stdout."""
-    if output == "-":
+    if output is None:
         yield sys.stdout.buffer
         return
-    path = used_path(output, "the output")
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        # What reading the table raises is a StoreError already: what is left is of this file.
-        with disk_errors(path, "It is as it was. Make room, or name another file"):
-            with draft.open("wb") as file:
-                yield file
-            draft.replace(path)
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+    # What reading the table raises is a StoreError already: what is left is of this file.
+    with disk_errors(output.path, "It is as it was. Make room, or name another file"):
+        with output.written() as file:
+            yield file
 
 
 @contextmanager

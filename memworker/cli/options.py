@@ -50,6 +50,10 @@ MaxTokens = Annotated[
     int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace a file that is there and was not made by memworker."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 

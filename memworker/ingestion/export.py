@@ -17,11 +17,16 @@ from memworker.ingestion.report import Counts, IngestReport, report
 from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.source import JobOptions, Records, open_input
 from memworker.ingestion.stop import Stop
-from memworker.ingestion.vectors_file import VectorsFile, check_suffix, vectors_file
+from memworker.ingestion.vectors_file import (
+    VectorsFile,
+    check_suffix,
+    is_vectors_file,
+    vectors_file,
+)
 from memworker.ingestion.windows import Window
 from memworker.paths import PathGiven, used_path
 from memworker.pool import DEFAULT_MODEL, PoolOptions, borrowed_or_own
-from memworker.store import dedup_keys
+from memworker.store import Output, dedup_keys
 
 _GAP_ROWS = 8192
 
@@ -41,19 +46,22 @@ def embed_to_file(
     format: str | None = None,
     on_error: str = "reject",
     rejects: PathGiven | None = None,
+    overwrite: bool = False,
     observer: Callable[[RunningJob], None] | None = None,
 ) -> IngestReport:
     """Embed texts into a .npy (float32[n, dim]) or .parquet (id, text, vector) file.
 
     Row i is row i of the input; a rejected row is NaN (npy) or null (parquet),
     and is listed in the file `rejects` (default: OUT.rejects.jsonl). An empty
-    text is embedded like any other. The file appears when it is complete.
+    text is embedded like any other. The file appears when it is complete. One that is
+    there is replaced if it is empty or was made by this function, or with `overwrite`.
 
     Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
     StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
     """
-    path = used_path(out, "the output")
-    check_suffix(path)
+    check_suffix(used_path(out, "--out"))
+    output = Output.checked(out, "--out", is_vectors_file, overwrite=overwrite)
+    path = output.path
     options = JobOptions(
         Fields(text_field, id_field, metadata=False),
         limit=limit,
@@ -64,11 +72,13 @@ def embed_to_file(
         observer=observer,
     )
     live, stop = RunningJob(Counts(), ReadProgress()), Stop()
-    source = open_input(inputs, options, live)
+    listed = options.reject_list(path.with_name(path.name + ".rejects.jsonl"), overwrite=overwrite)
+    output.not_with(listed)
+    source = open_input(inputs, options, live, [output, listed])
     began = time.perf_counter()
     use = borrowed_or_own(None, PoolOptions(model, precision, workers, memory, max_tokens))
     made_s = time.perf_counter() - began
-    refused = options.reject_file(path.with_name(path.name + ".rejects.jsonl"))
+    refused = source.reject_file(listed)
     loop = JobLoop(use, stop, live, startup_seconds=made_s)
     if observer is not None:
         observer(live)

@@ -33,6 +33,7 @@ from memworker.pool import (
 )
 from memworker.store import (
     OnConflict,
+    Output,
     Table,
     VectorSpace,
     database_path,
@@ -59,6 +60,11 @@ class Target:
     def folder(self) -> Path:
         """Where the table's locks, journal and rejected rows are."""
         return state_dir(self.db, self.table)
+
+    @property
+    def reject_list(self) -> Output:
+        """Where rejected rows are listed, if nobody says where: in a folder of our own."""
+        return Output(self.db / ".memworker" / self.table / "rejects.jsonl", "--rejects", True)
 
     def existing(self, space: VectorSpace) -> Table | None:
         """Open the table if it is there; raises TableMismatch when its vectors are of another."""
@@ -129,7 +135,8 @@ def ingest(
     name = table_name(table)
     target = Target(database_path(db), name, distance, policy, durable, wait_s, memory)
     live = RunningJob(Counts(), ReadProgress())
-    source = open_input(records_or_paths, options, live)
+    listed = options.reject_list(target.reject_list)
+    source = open_input(records_or_paths, options, live, [listed])
     ensure_writable(target.db, target.table)
     began = time.perf_counter()
     pools = PoolOptions(model, precision, workers, memory, max_tokens, storing=True)
@@ -138,7 +145,7 @@ def ingest(
     target.existing(space)
     made_s = time.perf_counter() - began
     loop = JobLoop(use, options.stop or Stop(), live, startup_seconds=made_s)
-    refused = options.reject_file(target.folder / "rejects.jsonl")
+    refused = source.reject_file(listed)
     with hold_job(target.folder, wait_s=wait_s), refused:
         return _ingest(source, loop, target, space, options, refused)
 

@@ -84,7 +84,7 @@ class JobLoop:
             precision=made_with.precision,
             rejects=str(refused.path) if refused.rows else None,
             interrupted=self.stop.cut_short,
-            notes=(*notes, *self.notes),
+            notes=(*notes, *refused.notes, *self.notes),
             flops_per_token=made_with.flops_per_token,
             gemm_flops_per_s=peak_flops.recall(machine.usable_cores()),
         )

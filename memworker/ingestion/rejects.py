@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Self
 
@@ -14,12 +15,14 @@ import msgspec
 from memworker.errors import RowRejected, StoreUnwritable
 from memworker.ingestion.records import Reject
 from memworker.ingestion.report import Counts
+from memworker.locks import draft_of
 from memworker.store import disk_errors
 
 _SAFE = (
     "What was committed before is safe. Make room, or name another file with --rejects, and run"
     " the same command again"
 )
+_decode = msgspec.json.Decoder(Reject).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,30 @@ class Refusals:
 
 
 class RejectFile:
-    """Written as rows are refused; made at the first one, so that no news leave no file."""
+    """Written as rows are refused; made at the first one, so that no news leave no file.
 
-    def __init__(self, path: Path) -> None:
+    What earlier runs have listed of other inputs stays: `is_read` tells of a path in the
+    list whether this run reads it.
+    """
+
+    def __init__(self, path: Path, is_read: Callable[[str], bool]) -> None:
         self.path = path
         self.rows = 0
+        self.kept = 0
+        self._is_read = is_read
         self._file: IO[bytes] | None = None
         # The reading side and the committing side both refuse rows.
         self._lock = threading.Lock()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the list should know."""
+        if not (self.rows and self.kept):
+            return ()
+        return (
+            f"{self.path} goes on to list {self.kept:,} rows of other inputs, which earlier runs"
+            " refused.",
+        )
 
     def add(self, rejects: Iterable[Reject]) -> None:
         """Append rows, one JSON object a line. Raises StoreUnwritable."""
@@ -64,17 +83,36 @@ class RejectFile:
         with self._lock, disk_errors(self.path, _SAFE):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                self._file = os.fdopen(fd, "wb")
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+                self._file = os.fdopen(os.open(self.path, flags, 0o600), "ab")
             self._file.writelines(lines)
             self._file.flush()
             self.rows += len(lines)
 
     def __enter__(self) -> Self:
-        # A list left by an earlier run would be taken for this one's.
+        # What an earlier run listed of these inputs would be taken for this one's.
         with disk_errors(self.path, _SAFE):
-            self.path.unlink(missing_ok=True)
+            try:
+                old = self.path.open("rb")
+            except FileNotFoundError:
+                return self
+            with old:
+                others = (line for line in old if self._is_of_others(line))
+                first = next(others, None)
+                if first is None:
+                    self.path.unlink()
+                    return self
+                with draft_of(self.path) as draft, draft.open("wb") as new:
+                    for line in chain([first], others):
+                        new.write(line)
+                        self.kept += 1
         return self
+
+    def _is_of_others(self, line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and not self._is_read(_decode(line).path)
+        except msgspec.MsgspecError:
+            return False
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self._file is None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from memworker.ingestion.readers import (
 )
 from memworker.ingestion.readers.folders import LeftOut
 from memworker.ingestion.readers.objects import RECORDS_PATH
+from memworker.ingestion.readers.ours import is_reject_list
 from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
-from memworker.paths import PathGiven, is_path, named, used_path
-from memworker.store import OnConflict
+from memworker.paths import PathGiven, is_path, named
+from memworker.store import OnConflict, Output
 
 _NO_ROWS = "the input holds no rows; nothing was written"
 
@@ -55,9 +57,15 @@ class JobOptions:
     def __post_init__(self) -> None:
         checked_choice("on_error", self.on_error, ("reject", "stop"))
 
-    def reject_file(self, default: Path) -> RejectFile:
-        """Give the file that lists refused rows: the one named, or `default`."""
-        return RejectFile(used_path(self.rejects, "the reject file") if self.rejects else default)
+    def reject_list(self, default: Output | Path, *, overwrite: bool | None = None) -> Output:
+        """Look at the file that lists refused rows: the one named, or `default`.
+
+        Raises UsageError where it is somebody else's.
+        """
+        given = default if self.rejects is None else self.rejects
+        if isinstance(given, Output):
+            return given
+        return Output.checked(given, "--rejects", is_reject_list, overwrite=overwrite)
 
     def refusals(self, counts: Counts, file: RejectFile) -> Refusals:
         """Say where refused rows go."""
@@ -84,6 +92,20 @@ class Input:
         told = self.left_out.told()
         return (told,) if told else ()
 
+    def reject_file(self, output: Output) -> RejectFile:
+        """Give the list of refused rows, in which earlier runs may have listed others."""
+        return RejectFile(output.path, self._reads)
+
+    def _reads(self, path: str) -> bool:
+        """Tell whether a path, as rejected rows name theirs, is of this input."""
+        if any(path == source.path for source in self.sources):
+            return True
+        # What is gone from a folder, or matches no longer, is of this input still.
+        return any(
+            path == name or path.startswith(f"{name.rstrip('/')}/") or fnmatchcase(path, name)
+            for name in self.names
+        )
+
     def coming(self, live: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
         """Give the chunks, their reading timed and, where it may be, ahead of their use."""
         timed = timed_reads(self.chunks, live.counts)
@@ -91,11 +113,12 @@ class Input:
 
 
 def open_input(
-    given: Records, options: JobOptions, live: RunningJob, outputs: Sequence[Path] = ()
+    given: Records, options: JobOptions, live: RunningJob, outputs: Sequence[Output] = ()
 ) -> Input:
     """Open paths or Python records, whichever `given` holds, and look at the first chunk.
 
-    `outputs` are what the job writes: no inputs, where folders or globs name them.
+    `outputs` are what the job writes: no inputs, where folders or globs name them, and
+    UsageError is raised where the input names them itself.
     Nothing has been made or started when that raises; NoRows where there is none.
     """
     items = iter([given]) if is_path(given) else containers.rows_in(given)
@@ -108,9 +131,11 @@ def open_input(
         return Input(_not_empty(records), (RECORDS_PATH,))
     paths = [first, *items]
     try:
-        there = found(paths, options.format, outputs)
+        there = found(paths, options.format, [each.path for each in outputs if each.ours])
     except InputNotFound as error:
         raise InputNotFound(f"{error}{_perhaps_texts(given, paths)}") from error
+    for output in outputs:
+        output.not_among(source.path for source in there.sources)
     chunks = read_sources(
         there.sources,
         read_options(fields, allow_empty=empty),

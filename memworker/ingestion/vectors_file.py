@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +17,13 @@ from memworker.errors import StoreUnwritable, UsageError
 from memworker.locks import draft_of
 
 Floats = npt.NDArray[np.float32]
-_NPY_HEADER_BYTES = 128
+# numpy itself writes a header of 128 bytes for such an array: by its length ours is known.
+_NPY_HEADER_BYTES = 192
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\0\xb6\0\{'descr': '<f4', 'fortran_order': False,"
+    rb" 'shape': \(\d+, \d+\), \} +\n"
+)
+_MARK = b"memworker.rows"
 
 
 class VectorsFile(Protocol):
@@ -30,6 +37,20 @@ def check_suffix(path: Path) -> None:
     """Raise UsageError unless the suffix names a format that can be written."""
     if path.suffix not in (".npy", ".parquet"):
         raise UsageError(f"--out must end in .npy or .parquet, not {path.name!r}")
+
+
+def is_vectors_file(path: Path) -> bool:
+    """Tell whether a file is as `vectors_file` made it, and not another tool's."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_NPY_HEADER_BYTES)
+        if head[:4] != b"PAR1":
+            return bool(_NPY_HEADER.fullmatch(head))
+        facts = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    # Other tools keep marks when they copy a table, but not the number of its rows.
+    return (facts.metadata or {}).get(_MARK) == str(facts.num_rows).encode()
 
 
 @contextmanager
@@ -95,6 +116,7 @@ class _ParquetFile:
             ]
         )
         self._writer: Any = pq.ParquetWriter(path, self._schema)
+        self._rows = 0
 
     def write(self, vectors: Floats, texts: pa.Array, ids: pa.Array) -> None:
         missing = np.isnan(vectors[:, 0])
@@ -103,6 +125,9 @@ class _ParquetFile:
         flat = pa.array(vectors[~missing].reshape(-1))
         column = pa.ListArray.from_arrays(offsets, flat, mask=pa.array(missing))
         self._writer.write_table(pa.table([ids, texts, column], schema=self._schema))
+        self._rows += len(vectors)
 
     def close(self) -> None:
+        if self._writer.is_open:
+            self._writer.add_key_value_metadata({_MARK: str(self._rows)})
         self._writer.close()

@@ -7,4 +7,5 @@ from .transfer import (
     Flaw as Flaw,
     exported as exported,
     import_lines as import_lines,
+    is_export as is_export,
 )

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from memworker.errors import MemworkerError, StoreError, UsageError
-from memworker.json_lines import object_of
+from memworker.json_lines import MAX_LINE_BYTES, object_of
 from memworker.memory import rows
 from memworker.memory.drafts import checked_text, metadata_json, moment
 from memworker.memory.reads import checked_id
@@ -74,6 +75,21 @@ def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[s
     for batch in scan_table(table, where, columns=NARROW):
         for row in rows.read(pa.Table.from_batches([batch])):
             yield json.dumps(_object(row), ensure_ascii=False)
+
+
+def is_export(path: Path) -> bool:
+    """Tell whether a file begins as `exported` begins one, to the last letter of its first line."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(MAX_LINE_BYTES).decode().removesuffix("\n")
+        value = json.loads(line)
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(value, dict) or not {"created_at", "updated_at"} <= value.keys():
+        return False
+    begins = list(value)[:3] == ["id", "memory", "metadata"]
+    known = {"id", "memory", "metadata", *SCOPE_IDS, *_TIMES}
+    return begins and value.keys() <= known and json.dumps(value, ensure_ascii=False) == line
 
 
 def import_lines(

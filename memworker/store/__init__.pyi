@@ -25,6 +25,7 @@ from .lock import (
     holder as holder,
     state_dir as state_dir,
 )
+from .outputs import Output as Output
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
 from .scan import scan_table as scan_table

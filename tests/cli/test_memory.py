@@ -257,7 +257,7 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(filled, tmp_path):
     for file in Path(filled, "memories.lance", "data").iterdir():
         file.unlink()
     with pytest.raises(StoreError):
-        run("export", filled, "-o", target)
+        run("export", filled, "-o", target, "--overwrite")
     assert target.read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["db", "out.jsonl"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import msgspec
 
@@ -11,6 +12,8 @@ from memworker.ingestion.records import Reject
 # In the order in which they are written; a file of somebody else's does not begin so.
 _REJECT_BEGINS = b'{"path":'
 _LINE_BYTES = 1 << 20
+# The only line of a list, torn by a kill.
+_TORN = re.compile(rb'\{"path":"(?:[^"\\]|\\.)*","line":\d+,"ordinal":\d+,"reason":"')
 _decode = msgspec.json.Decoder(Reject).decode
 
 
@@ -24,7 +27,8 @@ def is_reject_list(path: str | os.PathLike[str]) -> bool:
             line = begin + (file.read(_LINE_BYTES) or b"")
     except OSError:
         return False
-    return is_reject(line.partition(b"\n")[0])
+    first, newline, _ = line.partition(b"\n")
+    return is_reject(first) if newline else bool(_TORN.match(first))
 
 
 def is_reject(line: bytes) -> bool:
