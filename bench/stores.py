@@ -243,7 +243,6 @@ def _fill_table(table: Any, load: StoreLoad, base: Floats) -> None:
         users = {"user_id": pa.array(chunk.users)}
         table.append(records(None, pa.array(chunk.texts), chunk.vectors, scopes=users))
     table.optimize()
-    table.ensure_index()
 
 
 def _search(memory: Any, query: str, user: str, mode: str) -> list[Any]:

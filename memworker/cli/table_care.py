@@ -30,7 +30,7 @@ def optimize(
         typer.Option(
             min=0, max=1e6, help="Keep versions superseded so shortly ago; 0: the newest alone."
         ),
-    ] = 60.0,
+    ] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Compact fragments, build and update indices, delete old versions: each step by itself.

@@ -219,12 +219,12 @@ def _command(source: Input, options: JobOptions, target: Target, space: VectorSp
 def _indexed(table: Table, memory: int | str | None) -> list[str]:
     """Build the index when the table deserves one; an index that fails costs no row."""
     try:
-        if table.wants_index():
-            if short := _too_little(table.index_bytes(), memory):
+        if table.maintenance.wants_index("vector"):
+            if short := _too_little(table.maintenance.index_bytes(), memory):
                 return [
                     f"the rows are committed, but no index was built, so searches scan: {short}"
                 ]
-            table.ensure_index()
+            table.maintenance.ensure_index("vector")
     except StoreError as error:
         return [
             f"the rows are committed, but no index was built, so searches scan: {error}."

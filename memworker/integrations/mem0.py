@@ -124,7 +124,7 @@ class MemworkerVectorStore(VectorStoreBase):
                 f" {distance}; make another MemworkerVectorStore"
             )
         self._table = Table.open_or_create(self.db, name, self._space)
-        self._table.ensure_text_index()
+        self._table.maintenance.ensure_index("text")
         self.collection_name = name
         self._commits = itertools.count(1)
 

@@ -28,7 +28,7 @@ from memworker.memory.rows import NARROW, Row
 from memworker.memory.scope import SCOPE_IDS, Scope
 from memworker.memory.shapes import iso
 from memworker.pool import Embedded, EmbeddingPool
-from memworker.store import IdStatus, Table, dedup_keys, scan_table
+from memworker.store import IdStatus, Table, dedup_keys
 
 # Rows of one commit; with the chunks in flight a few tens of megabytes.
 CHUNK_ROWS = 2048
@@ -72,7 +72,7 @@ class Line:
 
 def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Yield one JSON object a row, older versions and deleted ones too, without a line's end."""
-    for batch in scan_table(table, where, columns=NARROW):
+    for batch in table.scan(where, columns=NARROW):
         for row in rows.read(pa.Table.from_batches([batch])):
             yield json.dumps(_object(row), ensure_ascii=False)
 
@@ -170,7 +170,7 @@ class _Import:
         """Build what indices the table now deserves; one that fails costs no row, and no other."""
         for _ in range(_STEPS_OF_UPKEEP):
             try:
-                if self._table.tend().step is None:
+                if self._table.maintenance.tend().step is None:
                     return
             except StoreError as error:
                 _log.warning("%s. `memworker table optimize` tries again.", error)

@@ -17,7 +17,7 @@ from memworker.store import Table
 # So many commits, or so many times as many rows, until the table is looked at.
 COMMITS_BETWEEN = 16
 _ROWS_AS_A_COMMIT = 64
-# What is due is done step by step, with rests (see store/upkeep.py); so often it is asked then.
+# What is due is done step by step, with rests (store/maintenance.py); so often it is asked then.
 _PAUSE_S = 1.0
 # Giving memory back takes some milliseconds of one core.
 _GIVE_BACK_S = 10.0
@@ -60,8 +60,8 @@ class BackgroundUpkeep:
         more, given_back_at = False, time.monotonic()
         while self._awaited(more):
             try:
-                if self._table.tending_due():
-                    self._table.tend()
+                if self._table.maintenance.due():
+                    self._table.maintenance.tend()
             except Exception as error:
                 # Upkeep is nobody's call. What failed rests, so that the next is something else.
                 _log.warning("upkeep of table %r failed: %s", self._table.name, error)
@@ -82,6 +82,6 @@ class BackgroundUpkeep:
     def _more(self) -> bool:
         """Tell whether there is a step to come."""
         try:
-            return self._table.upkeep().step is not None
+            return self._table.maintenance.needs().step is not None
         except Exception:
             return False  # told above; a later commit asks again

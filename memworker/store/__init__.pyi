@@ -26,13 +26,12 @@ from .lock import (
     state_dir as state_dir,
 )
 from .outputs import Output as Output
+from .policy import Step as Step
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
-from .scan import scan_table as scan_table
 from .schema import VectorSpace as VectorSpace, records as records
 from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
 from .snapshot import Snapshot as Snapshot
 from .staged import Digests as Digests, Staged as Staged
 from .table import Table as Table
-from .upkeep import Step as Step
 from .verify import Verified as Verified, verify_table as verify_table

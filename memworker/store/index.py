@@ -1,4 +1,4 @@
-"""The vector index: when a table deserves one, how it is built, how it is asked."""
+"""The vector index: how it is built, how it is asked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from memworker.store.writes import Writes
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
-# Measured on 2 cores at 384 dims, 10 hits: an exact scan takes 40 ms at 50,000 rows and
-# 100 to 700 ms at 200,000. IVF_SQ is built in 0.3 s and 3 s, answers in 4 and 11 ms at
-# recall@10 1.0 (clustered vectors); IVF_PQ took 13 s at 50,000 and had 0.81 with refinement.
-INDEX_MIN_ROWS = 50_000
 INDEX_NAME = "vector_idx"
 # LanceDB makes partitions of about 8,192 rows, so up to 500,000 rows all are probed.
 NPROBES = 64
@@ -33,11 +29,6 @@ class IndexInfo:
     kind: str
     columns: tuple[str, ...]
     unindexed_rows: int
-
-
-def has_vector_index(table: LanceTable) -> bool:
-    """Tell whether searches of this table go through an index."""
-    return any("vector" in index.columns for index in table.list_indices())
 
 
 def build(writes: Writes, partitions: int | None = None) -> None:

@@ -19,9 +19,12 @@ from functools import partial
 from typing import Any
 
 from memworker.errors import NotOptimized, StoreError, TableLocked
-from memworker.store import clock, upkeep
+from memworker.store import clock
 from memworker.store.cleanup import Cleaned, clean
+from memworker.store.compaction import compact
+from memworker.store.indices import build_index, indexed_columns
 from memworker.store.lance import is_damage, lance_errors
+from memworker.store.policy import worth_an_index
 from memworker.store.writes import Writes
 
 COMPACT, INDEX, VERSIONS = "compact", "index", "versions"
@@ -159,7 +162,7 @@ class Optimizing:
     def _compact(self) -> tuple[StepOutcome, str, list[str]]:
         handle = self.writes.handle
         version, before = int(handle.version), self._fragments()
-        dropped = upkeep.compact(self.writes)
+        dropped = compact(self.writes)
         after = self._fragments()
         if int(handle.version) == version:
             return StepOutcome.NOTHING, f"{after} are as large as they should be", dropped
@@ -170,14 +173,13 @@ class Optimizing:
         """Yield the columns that are worth an index, or had one."""
         with lance_errors(f"reading table {self.writes.handle.name!r}"):
             yield from dict.fromkeys(
-                [*upkeep.worth_an_index(int(self.writes.handle.count_rows())), *dropped]
+                [*worth_an_index(int(self.writes.handle.count_rows())), *dropped]
             )
 
     def _index(self, column: str) -> tuple[StepOutcome, str, None]:
-        there = {name for each in self.writes.handle.list_indices() for name in each.columns}
-        if column in there:
+        if column in indexed_columns(self.writes.handle):
             return StepOutcome.NOTHING, "is there", None
-        if not upkeep.build_index(self.writes, column):
+        if not build_index(self.writes, column):
             return StepOutcome.FAILED, "is not of memworker's making; build it again", None
         return StepOutcome.DONE, "built", None
 

@@ -29,6 +29,7 @@ import pyarrow as pa
 from memworker.errors import StoreError
 from memworker.failpoints import reach
 from memworker.store import bounded, lock
+from memworker.store.indices import build_index, indexed_columns
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.opened import OpenTable
 from memworker.store.readers import Readers
@@ -40,7 +41,6 @@ from memworker.store.schema import (
     vector_array,
 )
 from memworker.store.staged import Digests, Staged, text_digests
-from memworker.store.upkeep import build_index
 from memworker.store.writes import Landed, Writes
 from memworker.vectors import bad_vectors
 
@@ -107,7 +107,7 @@ class Reembedding:
         without the lock: then nothing has changed, and the missing must be looked
         for again. Indices go with the old vectors; see `build_indices`.
         """
-        self._staged.note_indices(self._indices())
+        self._staged.note_indices(sorted(indexed_columns(self._handle)))
         doing = f"re-embedding table {self._name!r}"
         with lance_errors(doing):
             before = int(self._handle.version)
@@ -142,9 +142,6 @@ class Reembedding:
         with lance_errors(f"reading table {self._name!r}"):
             return self._readers.ask(read)
 
-    def _indices(self) -> list[str]:
-        return sorted({name for each in self._handle.list_indices() for name in each.columns})
-
     def _schema(self) -> pa.Schema:
         """Return the columns of the table, also those beyond ours, with the new vector's."""
         space = self._staged.space
@@ -165,8 +162,7 @@ def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
     writes.validator.force()
     unknown, failed = [], []
     with lock.hold(lock.state_dir(db, name), "tend"):
-        with lance_errors(f"reading table {name!r}"):
-            there = {column for each in writes.handle.list_indices() for column in each.columns}
+        there = indexed_columns(writes.handle)
         for column in staged.indices:
             try:
                 if column not in there and not build_index(writes, column):

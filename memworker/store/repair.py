@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from memworker.errors import StoreError, TableNotFound
 from memworker.failpoints import reach
 from memworker.paths import PathGiven
-from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage, upkeep
+from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage
 from memworker.store.commitlock import CommitLock
 from memworker.store.damage import Damage, DamageKind, runs_of
+from memworker.store.indices import build_index
 from memworker.store.journal import Journal, Repaired
 from memworker.store.lance import connect, database_path, open_table, table_name, table_names
 from memworker.store.look import Observer
@@ -260,7 +261,7 @@ class _Mender:
         built, notes = [], []
         for name, column in self._indices.items():
             try:
-                if upkeep.build_index(writes, column):
+                if build_index(writes, column):
                     built.append(column)
                 else:
                     notes.append(f"index {name}, not of memworker's making, is gone")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 
-from memworker.errors import TableLocked, TableNotFound, UsageError
+from memworker.errors import TableNotFound, UsageError
 from memworker.paths import PathGiven
-from memworker.store import apart, fuse, index, lock, read, search, spill, text as words, upkeep
+from memworker.store import lock, read, spill
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
-from memworker.store.filters import visible
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
@@ -31,32 +29,29 @@ from memworker.store.lance import (
     open_table,
     table_name,
 )
+from memworker.store.maintenance import Maintenance
 from memworker.store.opened import OpenTable
-from memworker.store.optimize import Optimized, Optimizing
+from memworker.store.optimize import Optimized
+from memworker.store.policy import KEEP_VERSIONS
+from memworker.store.queries import Queries
 from memworker.store.readers import Readers
 from memworker.store.schema import (
     Vectors,
     VectorSpace,
     conform,
-    durability,
-    is_durable,
     new_field_metadata,
     refuse_bad_vectors,
     table_schema,
 )
 from memworker.store.search import Hit, SearchOptions
 from memworker.store.snapshot import Snapshot
-from memworker.store.upkeep import Keeper, Tended, Upkeep
-from memworker.store.writes import Landed, Writes, created
+from memworker.store.writes import Writes, created
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
 T = TypeVar("T")
-
-KEEP_VERSIONS = timedelta(hours=1)
-"""A version that was superseded so shortly ago may still be read by another program."""
 
 
 class Table:
@@ -77,11 +72,11 @@ class Table:
         self._lock = CommitLock(table)
         self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
-        self._may_hide = False
-        self._keeper = Keeper(self._writes)
         self._readers = Readers(db, name)
+        self._queries = Queries(table, self._versions, self._readers)
+        self.maintenance = Maintenance(self._writes, self._readers)
+        """Its indices, and what keeps it fast."""
         spill.clear(table.state)
-        self._text_index = words.TextIndex(self._writes)
 
     @classmethod
     def create(
@@ -144,27 +139,7 @@ class Table:
         What is there is forced to the disk first. Raises StoreError when it cannot be.
         """
         with self._lock.take():
-            if durable == self._lock.durable:
-                return
-            if durable:
-                self._writes.validator.force()
-            self._set_durable(durable)
-
-    def _set_durable(self, durable: bool) -> None:
-        def note() -> Landed:
-            update = {"path": "vector", "metadata": durability(durable)}
-            return Landed(int(self._handle.update_field_metadata(update).version), 0)
-
-        def came(_: int) -> Landed | None:
-            there = is_durable(self._handle.schema) == durable
-            return Landed(int(self._handle.version), 0) if there else None
-
-        doing = f"setting the durability of table {self.name!r}"
-        self._lock.durable = self._lock.durable or durable
-        try:
-            self._writes.commit(doing, note, came, seen=self.version)
-        finally:
-            self._lock.durable = is_durable(self._handle.schema)
+            self._writes.set_durable(durable)
 
     def classify(self, ids: Sequence[str] | pa.Array, dedup_keys: pa.Array) -> Statuses:
         """Return a IdStatus a row (uint8) against the newest version; nothing is locked.
@@ -175,7 +150,7 @@ class Table:
         with self._lock.mutex, lance_errors(f"reading the ids of table {self.name!r}"):
             classify = partial(self._appender.classify, ids, string_array(dedup_keys))
             statuses = self._readers.ask(classify)
-        self.at_one_version(self._must_have_the_same_vectors)
+        self.at_one_version(self._queries.must_have_the_same_vectors)
         return statuses
 
     def append(
@@ -218,12 +193,7 @@ class Table:
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
         options = SearchOptions(limit, where, exact, columns)
-
-        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
-            self._must_have_the_same_vectors(at)
-            return search.search(at.table, self.space, vector, options)
-
-        return self._found(ask, options, visible_only)
+        return self._queries.near(vector, options, visible_only)
 
     def search_many(
         self,
@@ -237,12 +207,7 @@ class Table:
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
         options = SearchOptions(limit, where, exact, columns)
-
-        def ask(at: Snapshot, options: SearchOptions) -> list[list[Hit]]:
-            self._must_have_the_same_vectors(at)
-            return search.search_many(at.table, self.space, vectors, options)
-
-        return self._found(ask, options, visible_only)
+        return self._queries.near_each(vectors, options, visible_only)
 
     def search_text(
         self,
@@ -260,12 +225,8 @@ class Table:
         can be built; without, the texts are read row by row.
         """
         options = SearchOptions(limit, where, columns=columns)
-        self._text_index.attempt()
-
-        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
-            return words.search(at.table, text, options)
-
-        return self._found(ask, options, visible_only)
+        self.maintenance.attempt_text_index()
+        return self._queries.with_words(text, options, visible_only)
 
     def search_hybrid(
         self,
@@ -282,19 +243,9 @@ class Table:
 
         Both are those of one version of the table.
         """
-        options = SearchOptions(fuse.depth(limit), where, exact, columns)
-        self._text_index.attempt()
-
-        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
-            self._must_have_the_same_vectors(at)
-            near = search.search(at.table, self.space, vector, options)
-            return fuse.fuse([near, words.search(at.table, text, options)], limit)
-
-        return self._found(ask, options, visible_only)
-
-    def ensure_text_index(self) -> bool:
-        """Build the full-text index when there is none; tell whether. Raises StoreError."""
-        return self._text_index.ensure()
+        options = SearchOptions(limit, where, exact, columns)
+        self.maintenance.attempt_text_index()
+        return self._queries.hybrid(text, vector, options, visible_only)
 
     def rows(
         self,
@@ -320,22 +271,24 @@ class Table:
             count = partial(read.count, self._handle, where, visible_only=visible_only)
             return self._readers.ask(count)
 
+    def scan(
+        self, where: Mapping[str, Any] | None = None, *, columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that meet a filter, in the order of their commits, superseded ones too.
+
+        Some thousand at a time. They are those of the version at the first step, whatever is
+        written meanwhile, and no clean-up deletes that until the last step. Raises StoreError,
+        TableLocked.
+        """
+        with self._readers.keep(), lance_errors(f"reading table {self.name!r}"):
+            yield from read.scan(self._handle, where, columns=columns)
+
     def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
         """Read by as many steps as it takes from one version, the newest, and return the answer.
 
         Where that version is deleted meanwhile, `read` is called again with a newer one.
         """
-
-        def once() -> T:
-            with lance_errors(f"reading table {self.name!r}"):
-                snapshot = self._versions.newest()
-                try:
-                    return read(snapshot)
-                except Exception:
-                    self._versions.drop(snapshot)
-                    raise
-
-        return self._readers.ask(once)
+        return self._queries.at_one_version(read)
 
     @contextmanager
     def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
@@ -388,106 +341,12 @@ class Table:
         and again, it makes them wait. Raises TableLocked while another process tends the
         table; NotOptimized, with the report, when a step failed.
         """
-        with self.tending():
-            return Optimizing(self._writes, keep_versions).run().must_be_done(self.name)
-
-    @contextmanager
-    def tending(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
-        """Let nobody else compact, index or clean up meanwhile. Raises TableLocked."""
-        folder = lock.state_dir(self.db, self.name)
-        with lock.hold(folder, "tend", timeout_s=timeout_s):
-            yield
-
-    def keeping_versions(self) -> AbstractContextManager[None]:
-        """Let no version be deleted meanwhile: for who reads one version in many steps."""
-        return self._readers.keep()
-
-    def ensure_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
-        """Build the vector index when there is none and `min_rows` are there; tell whether."""
-        if not self.wants_index(min_rows=min_rows):
-            return False
-        with self.tending():
-            # Whoever had the lock before may have built it.
-            if self._has_vector_index():
-                return False
-            index.build(self._writes)
-        return True
-
-    def wants_index(self, *, min_rows: int = index.INDEX_MIN_ROWS) -> bool:
-        """Tell whether there is no vector index, and `min_rows` that are worth one."""
-        return self.count() >= min_rows and not self._has_vector_index()
-
-    def index_bytes(self) -> int:
-        """Estimate the memory that building the vector index takes now, on top of what is held."""
-        return apart.index_bytes(self.count(), self.space.dim)
-
-    def _has_vector_index(self) -> bool:
-        with lance_errors(f"reading table {self.name!r}"):
-            return self._readers.ask(partial(index.has_vector_index, self._handle))
-
-    def ensure_scope_indices(self) -> tuple[str, ...]:
-        """Build what is missing of the indices on ids, keys and scopes; return their columns."""
-        with lance_errors(f"reading table {self.name!r}"):
-            indices = self._readers.ask(self._handle.list_indices)
-            there = {name for each in indices for name in each.columns}
-        missing = tuple(name for name in upkeep.SCALAR_COLUMNS if name not in there)
-        if missing:
-            with self.tending():
-                for column in missing:
-                    upkeep.build_scalar(self._writes, column)
-        return missing
-
-    def upkeep(self) -> Upkeep:
-        """Return what the table needs for searches and commits to stay fast; under 1 ms."""
-        with lance_errors(f"reading table {self.name!r}"):
-            return self._readers.ask(self._keeper.look)
-
-    def tending_due(self) -> bool:
-        """Tell whether to call `tend` now: something is due, and the last call is rested from."""
-        with lance_errors(f"reading table {self.name!r}"):
-            return self._readers.ask(self._keeper.due)
-
-    def tend(self) -> Tended:
-        """Do one step of upkeep, if one is due: see upkeep.py. For a background thread.
-
-        Searches and commits go on meanwhile, but for some tens of milliseconds in
-        which small fragments are gathered. Does nothing while another process tends.
-        """
-        try:
-            with self.tending(timeout_s=0):
-                return self._keeper.tend()
-        except TableLocked:
-            return Tended(None, 0.0)
+        return self.maintenance.optimize(keep_versions)
 
     def _remember(self, rows: pa.Table | None, version: int) -> None:
         if rows is not None:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
             self._appender.known.wrote(version, ids, keys)
-
-    def _must_have_the_same_vectors(self, at: Snapshot) -> None:
-        """Raise TableMismatch if the table has been re-embedded."""
-        self.space.must_still_be(at.space, self.name)
-
-    def _found(
-        self,
-        ask: Callable[[Snapshot, SearchOptions], T],
-        options: SearchOptions,
-        visible_only: bool,
-    ) -> T:
-        """Search one version, leaving expired and superseded rows out unless they are wanted."""
-
-        def read(at: Snapshot) -> T:
-            if not visible_only or not self._may_hide_at(at):
-                return ask(at, options)
-            # By one time, however many looks the answer takes.
-            return ask(at, replace(options, where=visible(options.where)))
-
-        return self.at_one_version(read)
-
-    def _may_hide_at(self, at: Snapshot) -> bool:
-        # Where there were any, they are left out ever after, without the question.
-        self._may_hide = self._may_hide or at.may_hide
-        return self._may_hide
 
 
 def _policy(on_conflict: str) -> OnConflict:

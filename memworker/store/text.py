@@ -14,17 +14,12 @@ found as they were written only.
 
 from __future__ import annotations
 
-import logging
-import time
-from functools import partial
 from typing import TYPE_CHECKING
 
-from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
-from memworker.store.apart import IndexBuild, has_index
+from memworker.errors import UsageError
+from memworker.store.apart import IndexBuild
 from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
-from memworker.store.lock import COMMIT_TIMEOUT_S, ensure_writable, hold, state_dir
-from memworker.store.readers import Readers
 from memworker.store.search import Hit, SearchOptions, asked_columns, checked_limit, text_hits
 from memworker.store.writes import Writes
 
@@ -35,8 +30,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "text_idx"
 # A query costs 14 ms a kilobyte at 200,000 rows: a pasted book would keep a core for minutes.
 _QUERY_CHARS = 8_192
-# An index that could not be built on the way to a search is tried again after so long.
-_AGAIN_S = 300.0
 # Lucene's classic list, and what questions and tales about people are full of. Not "will",
 # "may" and "us", which are names too; no digit, and no letter but two: "C" and "7" say much.
 STOP_WORDS = """
@@ -45,9 +38,6 @@ her hers him his how i if in into is it its me my no not of on or our ours she s
 that the their them then there these they this to was we were what when where which who whom whose
 why with would you your yours
 """.split()
-
-
-_log = logging.getLogger(__name__)
 
 
 def build(writes: Writes) -> None:
@@ -61,40 +51,6 @@ def build(writes: Writes) -> None:
     }
     work = IndexBuild("text", INDEX_NAME, "FTS", options, replaces=False)
     writes.build(f"indexing the texts of table {writes.handle.name!r}", work)
-
-
-class TextIndex:
-    """The full-text index of one table, built when it is first asked for."""
-
-    def __init__(self, writes: Writes) -> None:
-        self._writes, self._db, self._name = writes, writes.table.db, writes.table.name
-        self._readers = Readers(self._db, self._name)
-        self._there = False
-        self._again_at = 0.0
-
-    def ensure(self, timeout_s: float = COMMIT_TIMEOUT_S) -> bool:
-        """Build the index when there is none; tell whether. Raises StoreError, TableLocked."""
-        with lance_errors(f"reading table {self._name!r}"):
-            if self._there or self._readers.ask(partial(has_index, self._writes.handle, "text")):
-                self._there = True
-                return False
-        ensure_writable(self._db, self._name)
-        with hold(state_dir(self._db, self._name), "tend", timeout_s=timeout_s):
-            build(self._writes)
-        return True
-
-    def attempt(self) -> None:
-        """Build the index if that is possible now; no search waits for it, or fails for it."""
-        if self._there or time.monotonic() < self._again_at:
-            return
-        try:
-            self.ensure(0.0)
-        except TableLocked:
-            pass  # whoever tends the table may be building it
-        except StoreError as error:
-            self._again_at = time.monotonic() + _AGAIN_S
-            if not isinstance(error, StoreUnwritable):
-                _log.warning("%s. Searches for words read row by row meanwhile", error)
 
 
 def search(table: LanceTable, text: str, options: SearchOptions) -> list[Hit]:

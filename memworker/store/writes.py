@@ -36,6 +36,7 @@ from memworker.store.lance import explain, forget_frames, is_commit_conflict
 from memworker.store.lock import keep, state_dir
 from memworker.store.manifest import INDICES, TornManifest, manifest_path, read_manifest
 from memworker.store.opened import OpenTable
+from memworker.store.schema import durability, is_durable
 from memworker.store.takeback import WRITES, TakeBack
 from memworker.store.validate import NotWhole, Validator
 
@@ -142,6 +143,28 @@ class Writes:
                 raise StoreError(
                     f"{doing} failed: {flaw}. That was taken back; the rows are as they were"
                 )
+
+    def set_durable(self, durable: bool) -> None:
+        """Note in the table whether its commits are forced to the disk; what is there, before."""
+        if durable == self.lock.durable:
+            return
+        if durable:
+            self.validator.force()
+        doing = f"setting the durability of table {self.table.name!r}"
+
+        def note() -> Landed:
+            update = {"path": "vector", "metadata": durability(durable)}
+            return Landed(int(self.handle.update_field_metadata(update).version), 0)
+
+        def came(_: int) -> Landed | None:
+            there = is_durable(self.handle.schema) == durable
+            return Landed(int(self.handle.version), 0) if there else None
+
+        self.lock.durable = self.lock.durable or durable
+        try:
+            self.commit(doing, note, came, seen=self.table.newest(doing))
+        finally:
+            self.lock.durable = is_durable(self.handle.schema)
 
     def gone(self, where: str, seen: int) -> Landed | None:
         """Tell of a deletion that raised whether it was committed."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from memworker.errors import MemworkerError, TableNotFound
 from memworker.store import Table
+from tests.store.helpers import index_scopes
 
 # LanceDB's clusters want some rows.
 _VECTOR_MIN_ROWS = 1000
@@ -45,9 +46,10 @@ def _index(table: Table, draw: random.Random) -> None:
     indices = table.info().indices
     if indices:
         table._handle.drop_index(draw.choice(indices).name)
-    table.ensure_scope_indices()
-    table.ensure_text_index()
-    table.ensure_index(min_rows=_VECTOR_MIN_ROWS)
+    index_scopes(table)
+    table.maintenance.ensure_index("text")
+    if table.count() >= _VECTOR_MIN_ROWS:
+        table.maintenance.ensure_index("vector")
 
 
 if __name__ == "__main__":

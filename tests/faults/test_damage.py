@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from memworker import EmbeddingPool, ingest
-from memworker.store import Table, upkeep
+from memworker.store import Table, indices
 from memworker.store.manifest import manifest_path, read_manifest
 from memworker.store.repair import repair_table
 from memworker.store.verify import verify_table
@@ -52,9 +52,9 @@ def grown(tmp_path_factory, pool):
     path.write_text("\n".join(lines))
     table = Table.open(db, "t")
     # One of each kind: what a look at an index costs is questions, and the others are like it.
-    with table.tending():
-        upkeep.build_scalar(table._writes, "id")
-    table.ensure_text_index()
+    with table.maintenance.hold():
+        indices.build_scalar(table._writes, "id")
+    table.maintenance.ensure_index("text")
     table.delete({"id": {"in": ["id-5", "id-450", "id-451"]}})
     run(path, db, pool)
     return path, db, {json.loads(line)["id"]: json.loads(line)["text"] for line in lines}

@@ -44,8 +44,8 @@ with Memory("db", table="memories") as memories:
     memories.add("I like tea", user_id="u")
     assert memories.search("tea", filters={"user_id": "u"})
 table = Table.open("db", "t")
-table.ensure_text_index()
-table.ensure_index(min_rows=1)
+table.maintenance.ensure_index("text")
+table.maintenance.ensure_index("vector")
 table.optimize()
 """
 # What opens a file for writing, makes or removes an entry; what reaches for another machine.

@@ -21,8 +21,8 @@ def test_too_little_memory_for_the_index_is_told_with_the_need_and_the_option(tm
     assert done.written == ROWS
     (note,) = [note for note in done.notes if "no index was built" in note]
     table = Table.open(tmp_path / "db", "t")
-    assert table.wants_index()
-    need = table.index_bytes()
+    assert table.maintenance.wants_index("vector")
+    need = table.maintenance.index_bytes()
     assert f"about {need >> 20:,} MiB" in note
     assert "--memory (memory=) allows 343 MiB" in note
     # As much as it names is enough.
@@ -32,7 +32,7 @@ def test_too_little_memory_for_the_index_is_told_with_the_need_and_the_option(tm
         [{"text": "one more"}], db=tmp_path / "db", table="t", model=EchoLoader(DIM), memory=allow
     )
     assert again.notes == ()
-    assert not table.wants_index()
+    assert not table.maintenance.wants_index("vector")
 
 
 def test_what_others_hold_counts_too():

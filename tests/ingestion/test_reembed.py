@@ -22,6 +22,7 @@ from memworker.store import VectorSpace, lock, staged
 from memworker.store.reembed import Reembedding
 from tests.faults.harness import memworker, stored
 from tests.ingestion.spaces import BAD, One, Two, vector_of
+from tests.store.helpers import index_scopes
 
 ROOT = Path(__file__).parents[2]
 DIM = 16
@@ -124,9 +125,9 @@ def test_the_same_model_again_has_nothing_to_do(db, one, two):
 def test_indices_are_built_again_for_the_new_vectors(db, one, two, columns):
     table = made(db, one, 600)
     if columns:
-        table.ensure_index(min_rows=0)
-        table.ensure_text_index()
-        table.ensure_scope_indices()
+        table.maintenance.ensure_index("vector")
+        table.maintenance.ensure_index("text")
+        index_scopes(table)
     had = {index.columns for index in table.info().indices}
     report = reembed(db, "t", pool=two)
     after = Table.open(db, "t")
@@ -319,7 +320,7 @@ def test_killed_at_any_moment_the_same_command_finishes(db, point, filled, switc
     oracle = {f"id-{i}": f"text {i} {'x' * (i % 50)}" for i in range(20_000)}
     items = ({"id": key, "text": text} for key, text in oracle.items())
     ingest(items, db=db, table="t", model=EchoLoader(8), workers=1)
-    Table.open(db, "t").ensure_text_index()
+    Table.open(db, "t").maintenance.ensure_index("text")
     command = ("table", "reembed", "--db", db, "--table", "t", "--model", "echo", "--workers", "1")
     with memworker(*command, fail=point) as run:
         assert run.wait().code == -9

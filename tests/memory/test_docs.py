@@ -13,7 +13,7 @@ import pytest
 
 from memworker import AsyncMemory, Memory
 from memworker.memory.drafts import metadata_json
-from memworker.store import filters, index, upkeep
+from memworker.store import filters, policy
 from tests import PATIENCE_S
 
 PAGE = (Path(__file__).parents[2] / "docs" / "MEMORY.md").read_text()
@@ -104,7 +104,7 @@ def test_the_page_names_every_method_and_option():
 
 
 def test_the_numbers_of_the_page_are_those_of_the_code():
-    assert f"{upkeep.SCALAR_MIN_ROWS:,} rows" in PAGE
-    assert f"by vector from {index.INDEX_MIN_ROWS:,}" in PAGE
-    assert upkeep.KEEP_VERSIONS.total_seconds() == 5 * 60
+    assert f"{policy.SCALAR_MIN_ROWS:,} rows" in PAGE
+    assert f"by vector from {policy.INDEX_MIN_ROWS:,}" in PAGE
+    assert policy.KEEP_VERSIONS.total_seconds() == 5 * 60
     assert metadata_json({"n": 2**63}) and "beyond 64 bits" in PAGE

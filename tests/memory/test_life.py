@@ -236,18 +236,18 @@ def test_upkeep_joins_the_files_of_many_commits(db, echo, monkeypatch):
     monkeypatch.setattr(upkeep, "_PAUSE_S", 0.01)
     with Memory(db, pool=echo) as memory:
         core, tended = memory._core, threading.Event()
-        tend = core.table.tend
+        tend = core.table.maintenance.tend
 
         def noting():
             if tend().step is not None:
                 tended.set()
 
-        core.table.tend = noting
+        core.table.maintenance.tend = noting
         for number in range(upkeep.COMMITS_BETWEEN * 5):
             memory.add(f"text {number}", **ALICE)
         assert tended.wait(PATIENCE_S)
         assert len(all_texts(memory, **ALICE)) == upkeep.COMMITS_BETWEEN * 5
-        assert core.table.upkeep().small_fragments < upkeep.COMMITS_BETWEEN * 5
+        assert core.table.maintenance.needs().small_fragments < upkeep.COMMITS_BETWEEN * 5
     assert not core._upkeep._thread.is_alive()
 
 

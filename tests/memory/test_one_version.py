@@ -101,7 +101,7 @@ def test_an_answer_is_one_versions_whoever_writes_between_its_looks(
 ):
     writer = Writer(table, steps, pace)
     if "text" in way or "hybrid" in way:
-        table.ensure_text_index()
+        table.maintenance.ensure_index("text")
     for module, name in LOOKS:
         monkeypatch.setattr(module, name, _overtaken(getattr(module, name), table, writer))
     for _ in range(3):

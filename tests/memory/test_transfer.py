@@ -178,7 +178,7 @@ def test_an_export_by_scope_holds_that_scope_only(eventful):
 
 
 def test_an_export_is_of_one_version(memory, db, monkeypatch):
-    monkeypatch.setattr("memworker.store.scan.BATCH_ROWS", 4)
+    monkeypatch.setattr("memworker.store.read.BATCH_ROWS", 4)
     memory.add_batch([f"text {i}" for i in range(20)], **ALICE)
     lines = transfer.exported(Table.open(db, "memories"))
     first = json.loads(next(lines))

@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from memworker.store import VectorSpace, records
+from memworker.store import Table, VectorSpace, records
+from memworker.store.policy import SCALAR_COLUMNS
 
 DIM = 8
 SPACE = VectorSpace("all-MiniLM-L6-v2", "fp32", 256, DIM, "f" * 16)
@@ -33,3 +34,8 @@ def texts_by_id(table):
     pairs = list(zip(found["id"].to_pylist(), found["text"].to_pylist(), strict=True))
     assert len(dict(pairs)) == len(pairs), "an id is there twice"
     return dict(pairs)
+
+
+def index_scopes(table: Table) -> tuple[str, ...]:
+    """Build the indices on ids, keys and scopes that are missing; return their columns."""
+    return tuple(name for name in SCALAR_COLUMNS if table.maintenance.ensure_index(name))

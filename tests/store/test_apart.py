@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from memworker.errors import StoreError
-from memworker.store import Table, VectorSpace, apart, index, records, spill, upkeep
+from memworker.store import Table, VectorSpace, apart, compaction, index, records, spill
 from memworker.store.verify import verify_table
 from tests.faults.harness import wait_for
 
@@ -32,7 +32,7 @@ from memworker.store import Table, index
 table = Table.open(sys.argv[1], "t")
 try:
     while True:
-        with table.tending():
+        with table.maintenance.hold():
             index.build(table._writes)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -60,7 +60,7 @@ def db(large, tmp_path):
 
 
 def build(table):
-    with table.tending():
+    with table.maintenance.hold():
         index.build(table._writes)
 
 
@@ -79,7 +79,7 @@ def test_it_is_the_index_that_this_process_would_have_built(db, large, tmp_path)
         here._handle
     )
     table = Table.open(db, "t")
-    assert table.ensure_index(min_rows=1)
+    assert table.maintenance.ensure_index("vector")
     (there,), (ours,) = table.info().indices, here.info().indices
     assert there == ours
     assert there.unindexed_rows == 0
@@ -101,7 +101,7 @@ def test_words_and_compaction_too(db):
     assert [hit.id for hit in table.search_text("word77")] == ["word77 of many"]
     fresh = pa.array(["one more"])
     table.append(records(fresh, fresh, VECTORS[:1] + 1))
-    upkeep.compact(table._writes)
+    compaction.compact(table._writes)
     assert [each.unindexed_rows for each in table.info().indices] == [0]
     assert [hit.id for hit in table.search_text("one more")] == ["one more"]
 

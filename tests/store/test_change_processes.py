@@ -12,7 +12,7 @@ import pytest
 
 from memworker.store import Table
 from tests import PATIENCE_S
-from tests.store.helpers import SPACE, batch, numbered, texts_by_id
+from tests.store.helpers import SPACE, batch, index_scopes, numbered, texts_by_id
 
 ROOT = Path(__file__).parents[2]
 KEYS, ROUNDS = 8, 40
@@ -62,7 +62,7 @@ def start(script, *arguments, **environment):
 def test_two_processes_look_up_and_write_in_turn_while_a_third_tends(tmp_path, indexed):
     table = Table.create(tmp_path, "t", SPACE)
     if indexed:
-        table.ensure_scope_indices()
+        index_scopes(table)
     with start(COUNTER, tmp_path) as one, start(COUNTER, tmp_path) as two:
         try:
             for process in (one, two):
@@ -71,7 +71,7 @@ def test_two_processes_look_up_and_write_in_turn_while_a_third_tends(tmp_path, i
                 process.stdin.write("go\n")
                 process.stdin.flush()
             while one.poll() is None or two.poll() is None:
-                table.tend()
+                table.maintenance.tend()
                 table.optimize()
             assert [p.stdout.readline() for p in (one, two)] == ["done\n"] * 2
         finally:

@@ -18,8 +18,7 @@ import pytest
 from memworker.errors import StoreError
 from memworker.store import Table, manifest, readers
 from memworker.store.cleanup import clean
-from memworker.store.scan import scan_table
-from tests.store.helpers import SPACE, batch, numbered, texts_by_id, vector_of
+from tests.store.helpers import SPACE, batch, index_scopes, numbered, texts_by_id, vector_of
 
 ROOT = Path(__file__).parents[2]
 NONE = timedelta(0)
@@ -39,7 +38,7 @@ def files(db):
 
 
 def cleaned(table, keep=NONE):
-    with table.tending():
+    with table.maintenance.hold():
         return clean(table._writes, keep)
 
 
@@ -58,9 +57,9 @@ def history(table, seed, steps=14):
         elif what == 2:
             table.delete({"id": f"id-{rng.integers(size)}"})
         elif what == 3:
-            table.ensure_text_index()
+            table.maintenance.ensure_index("text")
         elif what == 4:
-            table.ensure_scope_indices()
+            index_scopes(table)
         elif what == 5:
             table.optimize()
         else:
@@ -106,7 +105,7 @@ def test_a_version_stays_for_so_long_after_the_next_one_came(table):
 
 def test_a_long_reader_keeps_every_version_and_a_clean_up_says_so(table):
     table.append(numbered(0, 30_000))
-    with closing(scan_table(table, columns=["id"])) as reading:
+    with closing(table.scan(columns=["id"])) as reading:
         first = next(reading).num_rows
         table.delete({"id": {"gte": "id-2"}})
         done = table.optimize(keep_versions=NONE)
@@ -181,7 +180,7 @@ def test_who_lost_the_locks_deletes_nothing(table):
         return take()
 
     table._lock.take = losing
-    with pytest.raises(StoreError, match="lock was lost"), table.tending():
+    with pytest.raises(StoreError, match="lock was lost"), table.maintenance.hold():
         clean(table._writes, NONE)
     assert files(table.db) == before
 
@@ -237,7 +236,7 @@ def raiser(words):
 def test_every_kind_of_read_lives_beside_clean_ups(table):
     """The files of the version that a handle has seen go, and then it reads."""
     table.append(numbered(0, 60))
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     reader, other = Table.open(table.db, "t"), Table.open(table.db, "t")
     for turn in range(3):
         for ask in (
@@ -247,11 +246,9 @@ def test_every_kind_of_read_lives_beside_clean_ups(table):
             lambda: reader.rows({"id": "id-7"}).num_rows == 1,
             lambda: reader.count({"id": "id-7"}) == 1,
             lambda: reader.classify(["id-7"], numbered(7, 8)["dedup_key"]).tolist() == [1],
-            lambda: (
-                sum(part.num_rows for part in scan_table(reader, columns=["id"])) == other.count()
-            ),
+            lambda: sum(part.num_rows for part in reader.scan(columns=["id"])) == other.count(),
             lambda: reader.info().rows == other.count(),
-            lambda: reader.upkeep().rows == other.count(),
+            lambda: reader.maintenance.needs().rows == other.count(),
         ):
             assert ask()
             start = table.count()

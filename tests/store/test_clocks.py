@@ -28,7 +28,6 @@ import select, sys, threading
 from datetime import timedelta
 from memworker.errors import StoreError
 from memworker.store import Table
-from memworker.store.scan import scan_table
 from tests.store.helpers import SPACE, numbered, vector_of
 table = Table.open(sys.argv[1], "t")
 def optimise():
@@ -72,12 +71,12 @@ def read():
         lambda: mine.classify(["id-7"], numbered(7, 8)["dedup_key"]),
         lambda: Table.open(sys.argv[1], "t").version,
         mine.info,
-        mine.upkeep,
+        mine.maintenance.needs,
     ]
     while not told.is_set():
         for ask in ways:
             ask()
-        there = sum(batch.num_rows for batch in scan_table(mine, columns=["id"]))
+        there = sum(batch.num_rows for batch in mine.scan(columns=["id"]))
         assert there >= seen >= 0, (there, seen)
         seen = there
 
@@ -136,7 +135,7 @@ def process(script, db, *arguments, env=None):
 def db(tmp_path):
     table = Table.create(tmp_path / "db", "t", SPACE)
     table.append(numbered(0, 300))
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     return table.db
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from memworker.errors import TableLocked
 from memworker.locks import LockKind
-from memworker.store import Table, cleanup, manifest, upkeep
+from memworker.store import Table, cleanup, compaction, manifest
 from memworker.store.leftovers import leftovers
 from memworker.store.verify import verify_table
 from tests import PATIENCE_S
@@ -31,14 +31,15 @@ HOUR_S = 3600.0
 ROWS = 20_000
 
 COMPACT = """
-from memworker.store import Table, upkeep
+from memworker.store import Table, compaction
 table = Table.open(sys.argv[1], 't')
-with table.tending():
-    upkeep.compact(table._writes)
+with table.maintenance.hold():
+    compaction.compact(table._writes)
 """
 INDEX = """
 from memworker.store import Table
-Table.open(sys.argv[1], 't').ensure_scope_indices()
+from tests.store.helpers import index_scopes
+index_scopes(Table.open(sys.argv[1], 't'))
 """
 APPEND = """
 from memworker.store import Table
@@ -73,7 +74,7 @@ def grow_old(table):
 
 
 def cleaned(table, keep=timedelta(0)):
-    with table.tending():
+    with table.maintenance.hold():
         return cleanup.clean(table._writes, keep)
 
 
@@ -116,7 +117,7 @@ def test_what_a_killed_writer_left_goes(table, script):
 
 
 def test_what_compactions_left_that_met_conflicts_goes(table):
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     stop, other = threading.Event(), Table.open(table.db, "t")
 
     def change_rows():
@@ -133,8 +134,8 @@ def test_what_compactions_left_that_met_conflicts_goes(table):
         # Mostly the first meets one: what it compacts, and the small fragments of the changes.
         while not left(table):
             assert time.monotonic() < deadline
-            with table.tending():
-                upkeep.compact(table._writes)
+            with table.maintenance.hold():
+                compaction.compact(table._writes)
     finally:
         stop.set()
         changing.join()
@@ -172,7 +173,7 @@ finally:
 
 def test_lancedb_says_nothing_of_a_conflict_on_stderr(table):
     """We tell of it, where it matters."""
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     command = [sys.executable, "-c", "import sys" + CONFLICTS, table.db]
     env = {name: value for name, value in os.environ.items() if name != "LANCEDB_LOG"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
@@ -213,9 +214,12 @@ def test_files_of_a_writer_that_is_stopped_stay_however_old_they_look(table):
         wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
         there = {path for path in home(table).rglob("*")}
         grow_old(table)
-        with pytest.raises(TableLocked, match=str(process.pid)), table.tending(timeout_s=0.2):
+        with (
+            pytest.raises(TableLocked, match=str(process.pid)),
+            table.maintenance.hold(timeout_s=0.2),
+        ):
             pass
-        assert table.tend().step is None
+        assert table.maintenance.tend().step is None
         assert {path for path in home(table).rglob("*")} == there
         process.send_signal(signal.SIGCONT)
         assert process.wait(PATIENCE_S) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -13,15 +14,16 @@ import pyarrow as pa
 import pytest
 
 from memworker import Memory
+from memworker.cli.table_care import optimize as optimize_command
 from memworker.errors import NotOptimized, StoreError
-from memworker.store import Step, Table, VectorSpace, index, records, upkeep
+from memworker.store import Step, Table, VectorSpace, index, policy, records
 from memworker.store.optimize import COMPACT, INDEX, VERSIONS, StepOutcome
+from memworker.store.policy import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS
 from memworker.store.reembed import build_indices
 from memworker.store.staged import Staged
-from memworker.store.upkeep import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS
 from tests.faults.harness import memworker, wait_for
 from tests.store import damaging
-from tests.store.helpers import SPACE, numbered, texts_by_id
+from tests.store.helpers import SPACE, index_scopes, numbered, texts_by_id
 from tests.store.test_upkeep import many, single_rows
 
 NONE = timedelta(0)
@@ -56,7 +58,7 @@ def test_a_small_table_is_compacted_and_cleaned(table):
 def test_what_is_worth_an_index_gets_it(table):
     table.append(many(0, SCALAR_MIN_ROWS))
     done = table.optimize()
-    assert done.indexed == (*SCALAR_COLUMNS, "text") and table.upkeep().missing == ()
+    assert done.indexed == (*SCALAR_COLUMNS, "text") and table.maintenance.needs().missing == ()
     assert table.optimize().indexed == ()
 
 
@@ -83,7 +85,7 @@ def test_an_index_that_cannot_be_built_stops_nothing_else(table):
 
 def test_a_damaged_index_is_dropped_and_built_anew(table, caplog):
     table.append(many(0, 600))
-    table.ensure_scope_indices()
+    index_scopes(table)
     for each in damaging.manifest(table.db).indices:
         if each.name == "user_id_idx":
             for path in (damaging.folder(table.db) / each.folder).iterdir():
@@ -122,6 +124,12 @@ def test_few_vectors_get_as_many_partitions_as_can_be(tmp_path):
     assert table.search(distinct[3], limit=1)[0].score == pytest.approx(1.0)
 
 
+def test_an_older_version_is_kept_for_as_long_whoever_cleans_up():
+    defaults = [inspect.signature(each).parameters for each in (Table.optimize, optimize_command)]
+    assert defaults[0]["keep_versions"].default == policy.KEEP_VERSIONS
+    assert timedelta(minutes=defaults[1]["keep_minutes"].default) == policy.KEEP_VERSIONS
+
+
 # ── in the background ──
 
 
@@ -130,17 +138,20 @@ def test_upkeep_that_fails_lets_the_rest_pass(table, monkeypatch):
     no_index_can_be_built(table)
     single_rows(table, SCALAR_MIN_ROWS, SCALAR_MIN_ROWS + FRAGMENTS_MAX)
     failed = []
-    while table.upkeep().step is Step.INDEX:
+    while table.maintenance.needs().step is Step.INDEX:
         with pytest.raises(StoreError, match="indexing"):
-            table.tend()
-        failed.append(len(table.upkeep().failing))
+            table.maintenance.tend()
+        failed.append(len(table.maintenance.needs().failing))
     assert failed == [1, 2, 3, 4, 5, 6]
-    assert table.tend().step is Step.GATHER and table.info().fragments < FRAGMENTS_MAX
+    assert table.maintenance.tend().step is Step.GATHER and table.info().fragments < FRAGMENTS_MAX
     # After a while they are tried again.
     (table.db / "t.lance" / "_indices").unlink()
-    assert table.tend().step is None
-    monkeypatch.setattr(upkeep.time, "monotonic", lambda now=upkeep.time.monotonic: now() + 61)
-    assert table.tend().step is Step.INDEX and "id" not in table.upkeep().missing
+    assert table.maintenance.tend().step is None
+    monkeypatch.setattr(policy.time, "monotonic", lambda now=policy.time.monotonic: now() + 61)
+    assert (
+        table.maintenance.tend().step is Step.INDEX
+        and "id" not in table.maintenance.needs().missing
+    )
 
 
 def test_a_memory_is_tended_though_a_step_fails(tmp_path, caplog):
@@ -167,7 +178,7 @@ def test_words_are_found_without_an_index(table, caplog):
     told = [record for record in caplog.records if "read row by row" in record.message]
     assert len(told) == 1
     with pytest.raises(StoreError):
-        table.ensure_text_index()
+        table.maintenance.ensure_index("text")
     assert len(texts_by_id(table)) == 20
 
 

@@ -21,6 +21,7 @@ from memworker.store.repair import repair_table
 from memworker.store.verify import verify_table
 from tests.store import damaging
 from tests.store.damaging import cut, data_files, flip_padding, make, zero
+from tests.store.helpers import index_scopes
 
 
 @pytest.fixture
@@ -237,9 +238,9 @@ def test_no_version_can_be_read(db):
 
 def test_damaged_indices_are_built_anew(db):
     table = make(db, 600)
-    table.ensure_scope_indices()
-    table.ensure_text_index()
-    table.ensure_index(min_rows=1)
+    index_scopes(table)
+    table.maintenance.ensure_index("text")
+    table.maintenance.ensure_index("vector")
     for each in damaging.manifest(db).indices:
         for path in (damaging.folder(db) / each.folder).iterdir():
             cut(path, 0.3)

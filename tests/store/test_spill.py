@@ -24,7 +24,7 @@ from memworker.store import Table, index
 table = Table.open(sys.argv[1], "t")
 print("ready", flush=True)
 while True:
-    with table.tending():
+    with table.maintenance.hold():
         index.build(table._writes)
 """
 

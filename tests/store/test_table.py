@@ -100,7 +100,7 @@ def test_an_empty_table_answers(table):
     assert table.count() == 0 and table.rows().num_rows == 0
     assert table.append(numbered(0, 0)).written == 0
     table.optimize()
-    assert not table.ensure_index()
+    assert table.info().indices == () and not table.maintenance.wants_index("vector")
 
 
 def test_errors_of_lancedb_come_as_ours_without_its_source_paths(table):
@@ -349,8 +349,8 @@ def test_the_index_finds_what_the_exact_search_finds(tmp_path):
     vectors = rng.normal(size=(4096, 32)).astype(np.float32)
     ids = pa.array([f"id-{i}" for i in range(4096)])
     table.append(records(ids, ids, vectors))
-    assert not table.ensure_index()
-    assert table.ensure_index(min_rows=4096) and not table.ensure_index(min_rows=4096)
+    assert not table.maintenance.wants_index("vector")
+    assert table.maintenance.ensure_index("vector") and not table.maintenance.ensure_index("vector")
     (index,) = table.info().indices
     assert (index.kind, index.columns, index.unindexed_rows) == ("IvfSq", ("vector",), 0)
     found = 0

@@ -130,8 +130,8 @@ def test_expired_and_superseded_rows_are_hidden(table):
 
 def test_the_text_index_is_built_once_and_shared(table):
     other = Table.open(table.db, "t")
-    assert table.ensure_text_index() and not table.ensure_text_index()
-    assert not other.ensure_text_index()
+    assert table.maintenance.ensure_index("text") and not table.maintenance.ensure_index("text")
+    assert not other.maintenance.ensure_index("text")
     assert [index.columns for index in table.info().indices] == [("text",)]
 
 

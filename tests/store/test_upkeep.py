@@ -13,8 +13,8 @@ import pytest
 
 from memworker.errors import StoreError
 from memworker.store import Step, Table, VectorSpace, lock, records
-from memworker.store.upkeep import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
-from tests.store.helpers import SPACE, batch, numbered, texts_by_id, vector_of
+from memworker.store.policy import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
+from tests.store.helpers import SPACE, batch, index_scopes, numbered, texts_by_id, vector_of
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def single_rows(table, start, stop):
 def steps(table):
     """Tend until nothing is due; each step must make the next one another."""
     done = []
-    while table.upkeep().step is not None:
-        done.append(table.tend().step)
+    while table.maintenance.needs().step is not None:
+        done.append(table.maintenance.tend().step)
         assert len(done) < 20, done
     return done
 
@@ -56,13 +56,13 @@ def all_is_found(table, row):
 
 def test_nothing_is_due_for_a_small_table(table):
     table.append(numbered(0, 10))
-    assert not table.tending_due()
-    assert table.tend().step is None and table.upkeep().missing == ()
+    assert not table.maintenance.due()
+    assert table.maintenance.tend().step is None and table.maintenance.needs().missing == ()
 
 
 def test_scope_indices_are_built_once_and_serve_look_ups(table):
-    assert table.ensure_scope_indices() == SCALAR_COLUMNS
-    assert Table.open(table.db, "t").ensure_scope_indices() == ()
+    assert index_scopes(table) == SCALAR_COLUMNS
+    assert index_scopes(Table.open(table.db, "t")) == ()
     table.append(batch([("a", "x"), ("b", "y")], scopes={"user_id": pa.array(["ann", "bob"])}))
     assert table.rows({"user_id": "bob"})["id"].to_pylist() == ["b"]
     table.optimize()
@@ -75,9 +75,11 @@ def test_scope_indices_are_built_once_and_serve_look_ups(table):
 
 def test_what_is_worth_an_index_gets_one_and_rests_afterwards(table):
     table.append(many(0, SCALAR_MIN_ROWS))
-    assert table.upkeep().missing == (*SCALAR_COLUMNS, "text") and table.tending_due()
-    assert table.tend().step is Step.INDEX
-    assert table.upkeep().step is Step.INDEX and not table.tending_due()
+    assert (
+        table.maintenance.needs().missing == (*SCALAR_COLUMNS, "text") and table.maintenance.due()
+    )
+    assert table.maintenance.tend().step is Step.INDEX
+    assert table.maintenance.needs().step is Step.INDEX and not table.maintenance.due()
     assert steps(table) == [Step.INDEX] * len(SCALAR_COLUMNS)
     assert {index.columns[0] for index in table.info().indices} == {*SCALAR_COLUMNS, "text"}
 
@@ -95,9 +97,9 @@ def test_small_fragments_are_gathered_and_many_rows_are_folded_in(table):
     assert table.rows().sort_by("id").equals(before)
     assert all_is_found(table, size) and all_is_found(table, size + FRAGMENTS_MAX - 1)
     table.append(many(size + FRAGMENTS_MAX, size + UNINDEXED_MIN))
-    assert table.upkeep().unindexed_rows >= UNINDEXED_MIN
+    assert table.maintenance.needs().unindexed_rows >= UNINDEXED_MIN
     assert steps(table) == [Step.FOLD]
-    assert table.upkeep().unindexed_rows == 0
+    assert table.maintenance.needs().unindexed_rows == 0
     assert all_is_found(table, size) and all_is_found(table, size + FRAGMENTS_MAX - 1)
     for each in (table, other):
         assert each.append(numbered(size, size + 1)).duplicates == 1
@@ -119,7 +121,7 @@ def test_gathering_keeps_columns_that_are_not_ours(table):
 
 def test_a_small_table_of_many_commits_is_compacted(table):
     single_rows(table, 0, FRAGMENTS_MAX)
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     assert steps(table) == [Step.GATHER]
     assert table.info().fragments == 1 and all_is_found(table, 3)
 
@@ -127,8 +129,8 @@ def test_a_small_table_of_many_commits_is_compacted(table):
 def test_only_one_process_tends(table):
     single_rows(table, 0, FRAGMENTS_MAX)
     with lock.hold(lock.state_dir(table.db, "t"), "tend"):
-        assert table.tend().step is None
-    assert table.tend().step is Step.GATHER
+        assert table.maintenance.tend().step is None
+    assert table.maintenance.tend().step is Step.GATHER
 
 
 def test_a_large_table_gets_its_vector_index_and_has_it_rebuilt(tmp_path):
@@ -136,7 +138,10 @@ def test_a_large_table_gets_its_vector_index_and_has_it_rebuilt(tmp_path):
     size = 50_000
     table.append(many(0, size))
     done = steps(table)
-    assert table.upkeep().segments == 1 and done.count(Step.INDEX) == len(SCALAR_COLUMNS) + 2
+    assert (
+        table.maintenance.needs().segments == 1
+        and done.count(Step.INDEX) == len(SCALAR_COLUMNS) + 2
+    )
     rounds = 0
     while Step.REBUILD not in done:
         table.append(many(size, size + UNINDEXED_MIN))
@@ -144,14 +149,14 @@ def test_a_large_table_gets_its_vector_index_and_has_it_rebuilt(tmp_path):
         assert rounds < 20
         newest = many(size - UNINDEXED_MIN, size)["vector"][7].values.to_numpy()
         assert table.search(newest, limit=1)[0].id == f"id-{size - UNINDEXED_MIN + 7}"
-    assert table.upkeep().segments == 1 and table.count() == size
+    assert table.maintenance.needs().segments == 1 and table.count() == size
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_indices_that_were_replaced_are_not_held_open(table):
     """A process that lives for days folds thousands of times, and has 1,024 descriptors."""
     table.append(numbered(0, 100))
-    table.ensure_text_index()
+    table.maintenance.ensure_index("text")
     for start in range(100, 124, 3):
         table.append(numbered(start, start + 3))
         table.optimize(keep_versions=timedelta(0))

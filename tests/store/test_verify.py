@@ -13,7 +13,7 @@ import pytest
 
 from memworker import Memory
 from memworker.errors import StoreError, TableNotFound
-from memworker.store import Table, index, journal, records, text as words, upkeep
+from memworker.store import Table, index, indices, journal, records, text as words
 from memworker.store.damage import DamageKind
 from memworker.store.lock import state_dir
 from memworker.store.verify import verify_table
@@ -37,7 +37,7 @@ def db(tmp_path):
 def indexed(db, rows=600):
     table = make(db, rows)
     for column in ("id", "user_id"):
-        upkeep.build_scalar(table._writes, column)
+        indices.build_scalar(table._writes, column)
     index.build(table._writes)
     words.build(table._writes)
     return table

@@ -165,7 +165,7 @@ def test_nothing_that_another_program_committed_meanwhile_is_taken_back(torn, mo
 
 def test_a_torn_index_is_built_again(torn):
     table = torn(INDICES)
-    assert table.ensure_index(min_rows=10)
+    assert table.maintenance.ensure_index("vector")
     vector = table.rows({"id": "id-5"})["vector"][0].values.to_numpy()
     assert table.search(vector, limit=1)[0].id == "id-5"
 
@@ -173,7 +173,7 @@ def test_a_torn_index_is_built_again(torn):
 def test_an_index_that_is_torn_each_time_is_an_error_and_searches_go_on(torn):
     table = torn(INDICES, times=99)
     with pytest.raises(StoreError, match="taken back; the rows are as they were"):
-        table.ensure_index(min_rows=10)
+        table.maintenance.ensure_index("vector")
     vector = table.rows({"id": "id-5"})["vector"][0].values.to_numpy()
     assert table.search(vector, limit=1)[0].id == "id-5"
 
@@ -331,7 +331,7 @@ def test_what_an_fsync_failed_for_in_a_build_is_built_anew(durable, disk, part, 
     table.append(numbered(300, 301))
     disk.fail = once
     if part == INDICES:
-        table.ensure_text_index()
+        table.maintenance.ensure_index("text")
     else:
         table.optimize(keep_versions=timedelta(days=1))
     assert failed

@@ -28,6 +28,7 @@ from tests.faults.every_call.scenario import (
     vectors_of,
 )
 from tests.ingestion.spaces import One, Two, vector_of
+from tests.store.helpers import index_scopes
 
 OLD, NEW = One(1, 16), Two(2, 24)
 ROWS, GONE = 300, 20
@@ -161,9 +162,9 @@ class DurableReembed(Reembed):
 def build_all(folder: Path) -> list[str]:
     """Build every index that a table can have; tell of which columns."""
     table = Table.open(database(folder), "t")
-    columns = list(table.ensure_scope_indices())
-    table.ensure_text_index()
-    table.ensure_index(min_rows=100)
+    columns = list(index_scopes(table))
+    table.maintenance.ensure_index("text")
+    table.maintenance.ensure_index("vector")
     return columns
 
 

@@ -1,0 +1,189 @@
+"""Maintenance: the indices of a table, and what somebody does now and then to keep it fast.
+
+What a table deserves, and when, is said in policy.py alone. A Memory does what is due step by
+step, in the background; `optimize` does all at once; and one index can be asked for by its column.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TypeVar
+
+from memworker.errors import StoreError, StoreUnwritable, TableLocked, UsageError
+from memworker.store import apart, lock
+from memworker.store.cleanup import clean
+from memworker.store.compaction import compact, gather
+from memworker.store.indices import COLUMNS, build_index, indexed_columns
+from memworker.store.lance import is_damage, lance_errors
+from memworker.store.optimize import Optimized, Optimizing
+from memworker.store.policy import KEEP_VERSIONS, Failures, Step, Upkeep, worth_an_index
+from memworker.store.readers import Readers
+from memworker.store.writes import Writes
+
+# Upkeep rests so many times as long as it worked, so that it never takes over the machine.
+_REST = 9
+# And so long where it has not come to its end.
+_REST_S = 60.0
+_TEXT = (Step.INDEX, "text")
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tended:
+    """What one call of `tend` did (None: nothing was due, or another process is at it)."""
+
+    step: Step | None
+    seconds: float
+
+
+class Maintenance:
+    """Tends one table. May be shared by threads; of all processes one tends it at a time."""
+
+    def __init__(self, writes: Writes, readers: Readers) -> None:
+        self._writes, self._handle, self._readers = writes, writes.handle, readers
+        self._table = writes.table
+        self._failures = Failures()
+        self._rested_at = 0.0
+        # When what was written anew has been superseded for long enough.
+        self._clean_at: float | None = None
+        self._has_text_index = False
+
+    @contextmanager
+    def hold(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
+        """Let nobody else compact, index or clean up meanwhile. Raises TableLocked."""
+        with lock.hold(self._table.made_state(), "tend", timeout_s=timeout_s):
+            yield
+
+    # ── all at once ──
+
+    def optimize(self, keep_versions: timedelta = KEEP_VERSIONS) -> Optimized:
+        """Do each step that there is: see `Table.optimize`."""
+        with self.hold():
+            return Optimizing(self._writes, keep_versions).run().must_be_done(self._table.name)
+
+    # ── one index ──
+
+    def wants_index(self, column: str) -> bool:
+        """Tell whether a column has no index, and there are rows enough to be worth one."""
+        rows = self._read(self._handle.count_rows)
+        return column in worth_an_index(int(rows)) and not self._is_indexed(column)
+
+    def ensure_index(self, column: str, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> bool:
+        """Build the index of a column when there is none; tell whether.
+
+        `column` is vector, text, id, dedup_key or a scope's. Raises StoreError, TableLocked.
+        """
+        if column not in COLUMNS:
+            raise UsageError(f"{column!r} gets no index; those that do: {', '.join(COLUMNS)}")
+        if self._is_indexed(column):
+            return False
+        lock.ensure_writable(self._table.db, self._table.name)
+        with self.hold(timeout_s=timeout_s):
+            # Whoever had the lock before may have built it.
+            return not self._is_indexed(column) and build_index(self._writes, column)
+
+    def attempt_text_index(self) -> None:
+        """Build it if that is possible now; no search waits for it, or fails for it."""
+        if self._has_text_index or _TEXT in self._failures.resting():
+            return
+        try:
+            with self._failures.noting(_TEXT):
+                self.ensure_index("text", timeout_s=0.0)
+            self._has_text_index = True
+        except TableLocked:
+            self._failures.forget(_TEXT)  # whoever tends the table may be building it
+        except StoreError as error:
+            if not isinstance(error, StoreUnwritable):
+                _log.warning("%s. Searches for words read row by row meanwhile", error)
+
+    def index_bytes(self) -> int:
+        """Estimate the memory that building the vector index takes now, on top of what is held."""
+        return apart.index_bytes(int(self._read(self._handle.count_rows)), self._table.space.dim)
+
+    # ── step by step ──
+
+    def needs(self) -> Upkeep:
+        """Return what the table needs for searches and commits to stay fast; under 1 ms."""
+        return self._read(self._look)
+
+    def due(self) -> bool:
+        """Tell whether to call `tend` now: something is due, and the last call is rested from."""
+        return time.monotonic() >= self._rested_at and self.needs().step is not None
+
+    def tend(self) -> Tended:
+        """Do what is due first, if anything. For a background thread. Raises StoreError.
+
+        Searches and commits go on meanwhile, but for some tens of milliseconds in which small
+        fragments are gathered. Does nothing while another process tends. What has failed rests
+        a while, so that the next call does something else.
+        """
+        try:
+            with self.hold(timeout_s=0):
+                return self._tend()
+        except TableLocked:
+            return Tended(None, 0.0)
+
+    def _tend(self) -> Tended:
+        began = time.monotonic()
+        self._rested_at = began + _REST_S
+        due = self._look().first
+        if due is None:
+            self._rested_at = began
+            return Tended(None, 0.0)
+        safe = True
+        try:
+            with self._failures.noting(due):
+                self._do(*due)
+        except Exception as error:
+            # What is damaged in this version may be whole in an older one.
+            safe = not is_damage(error)
+            raise
+        finally:
+            took = time.monotonic() - began
+            self._rested_at = began + took * (1 + _REST)
+            if due[0] in (Step.REBUILD, Step.FOLD, Step.GATHER) and safe:
+                self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
+        return Tended(due[0], took)
+
+    def _do(self, step: Step, column: str) -> None:
+        with lance_errors(f"upkeep ({step}) of table {self._table.name!r}"):
+            if step in (Step.INDEX, Step.REBUILD):
+                build_index(self._writes, column)
+            elif step is Step.CLEAN:
+                self._clean_at = None
+                clean(self._writes, KEEP_VERSIONS)
+            elif step is Step.FOLD or not gather(self._writes, self._look().unindexed_rows):
+                compact(self._writes)
+                clean(self._writes, KEEP_VERSIONS)
+
+    def _look(self) -> Upkeep:
+        stats = self._handle.stats()
+        indices = self._handle.list_indices()
+        rows = int(stats["num_rows"])
+        covered = {column for each in indices for column in each.columns}
+        vector = [each.num_segments or 1 for each in indices if each.columns == ["vector"]]
+        return Upkeep(
+            rows=rows,
+            small_fragments=int(stats["fragment_stats"]["num_small_fragments"]),
+            unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
+            segments=max(vector, default=0),
+            missing=tuple(name for name in worth_an_index(rows) if name not in covered),
+            leftover=self._clean_at is not None and time.monotonic() >= self._clean_at,
+            failing=self._failures.resting(),
+        )
+
+    def _is_indexed(self, column: str) -> bool:
+        return column in self._read(partial(indexed_columns, self._handle))
+
+    def _read(self, read: Callable[[], T]) -> T:
+        with lance_errors(f"reading table {self._table.name!r}"):
+            return self._readers.ask(read)

@@ -1,0 +1,110 @@
+"""The searches of a table: each answer is of one version, without the rows that searches hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from memworker.store import fuse, search, text as words
+from memworker.store.filters import visible
+from memworker.store.handle import Handle
+from memworker.store.lance import lance_errors
+from memworker.store.opened import OpenTable
+from memworker.store.readers import Readers
+from memworker.store.schema import Vectors
+from memworker.store.search import Hit, SearchOptions
+from memworker.store.snapshot import Snapshot
+
+T = TypeVar("T")
+
+
+class Queries:
+    """Asks one table. May be shared by threads."""
+
+    def __init__(self, table: OpenTable, versions: Handle, readers: Readers) -> None:
+        self._table, self._versions, self._readers = table, versions, readers
+        self._may_hide = False
+
+    def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
+        """Read by as many steps as it takes from one version, the newest, and return the answer.
+
+        Where that version is deleted meanwhile, `read` is called again with a newer one.
+        """
+
+        def once() -> T:
+            with lance_errors(f"reading table {self._table.name!r}"):
+                snapshot = self._versions.newest()
+                try:
+                    return read(snapshot)
+                except Exception:
+                    self._versions.drop(snapshot)
+                    raise
+
+        return self._readers.ask(once)
+
+    def must_have_the_same_vectors(self, at: Snapshot) -> None:
+        """Raise TableMismatch if the table has been re-embedded since it was opened."""
+        self._table.space.must_still_be(at.space, self._table.name)
+
+    def near(self, vector: Vectors, options: SearchOptions, visible_only: bool) -> list[Hit]:
+        """Return the rows nearest to a vector, best first."""
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            self.must_have_the_same_vectors(at)
+            return search.search(at.table, self._table.space, vector, options)
+
+        return self._found(ask, options, visible_only)
+
+    def near_each(
+        self, vectors: Vectors, options: SearchOptions, visible_only: bool
+    ) -> list[list[Hit]]:
+        """Return those nearest to each of the vectors."""
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[list[Hit]]:
+            self.must_have_the_same_vectors(at)
+            return search.search_many(at.table, self._table.space, vectors, options)
+
+        return self._found(ask, options, visible_only)
+
+    def with_words(self, text: str, options: SearchOptions, visible_only: bool) -> list[Hit]:
+        """Return the rows that share words with a text, best first."""
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            return words.search(at.table, text, options)
+
+        return self._found(ask, options, visible_only)
+
+    def hybrid(
+        self, text: str, vector: Vectors, options: SearchOptions, visible_only: bool
+    ) -> list[Hit]:
+        """Return the best of both rankings."""
+        limit = options.limit
+
+        def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
+            self.must_have_the_same_vectors(at)
+            near = search.search(at.table, self._table.space, vector, options)
+            return fuse.fuse([near, words.search(at.table, text, options)], limit)
+
+        return self._found(ask, replace(options, limit=fuse.depth(limit)), visible_only)
+
+    def _found(
+        self,
+        ask: Callable[[Snapshot, SearchOptions], T],
+        options: SearchOptions,
+        visible_only: bool,
+    ) -> T:
+        """Search one version, leaving expired and superseded rows out unless they are wanted."""
+
+        def read(at: Snapshot) -> T:
+            if not visible_only or not self._may_hide_at(at):
+                return ask(at, options)
+            # By one time, however many looks the answer takes.
+            return ask(at, replace(options, where=visible(options.where)))
+
+        return self.at_one_version(read)
+
+    def _may_hide_at(self, at: Snapshot) -> bool:
+        # Where there were any, they are left out ever after, without the question.
+        self._may_hide = self._may_hide or at.may_hide
+        return self._may_hide
