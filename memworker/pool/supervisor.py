@@ -20,7 +20,6 @@ pipes, all process sentinels and the wake-up.
 
 from __future__ import annotations
 
-import selectors
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from memworker.pool.incoming import Incoming, Nonsense, Result, longest_message
 from memworker.pool.outside import Outside
 from memworker.pool.pace import Pace
 from memworker.pool.restarts import LASTS_S, Restarts
+from memworker.pool.watch import Watch
 
 _STOP_PATIENCE_S = 2.0
 _OVERSLEPT_S = 0.2
@@ -82,13 +82,12 @@ class Supervisor:
         self._watch_limits = watch_limits
         self._outside = outside
         self._longest_message = longest_message(shapes)
-        self._selector = outside.selector()
+        self._watch = Watch(outside)
         self._pace = Pace()
         self._count = workers
         self._restarts = Restarts(workers, watch_limits.stall_s)
         self._regions: dict[int, Region] = {}
         self._undead: list[WorkerHandle] = []
-        self._mute: set[int] = set()
         self._reserved: WorkerHandle | None = None
         self.workers: list[WorkerHandle] = []
         self.returned: deque[Shard] = deque()
@@ -107,7 +106,7 @@ class Supervisor:
 
     def watch(self, readable: Any, notify: Callable[[], None]) -> None:
         """Call `notify` from `poll` whenever `readable` has something to read."""
-        self._selector.register(readable, selectors.EVENT_READ, notify)
+        self._watch.add(readable, notify)
 
     def close(self, *, graceful: bool) -> None:
         """Stop the workers: by word, then by signal; release pipes and memory."""
@@ -131,7 +130,7 @@ class Supervisor:
             handle.end()
             handle.region.close()
         self.returned.clear()
-        self._selector.close()
+        self._watch.close()
 
     # ── work ──
 
@@ -199,13 +198,13 @@ class Supervisor:
     def poll(self) -> None:
         """Wait for news, a deadline or the time of a restart, and act on it."""
         patience, began = self._patience(), self._outside.monotonic()
-        woken = self._selector.select(patience)
+        woken = self._watch.wait(patience)
         if patience is not None and self._outside.monotonic() - began > patience + _OVERSLEPT_S:
             self._restart_deadlines()
         # Read the pipe before the sentinel: a worker may finish and then die.
-        woken.sort(key=lambda event: isinstance(event[0].data, _Death))
-        for key, _ in woken:
-            key.data()
+        woken.sort(key=lambda wake: wake.ended)
+        for wake in woken:
+            wake.act()
         self._restart_due()
         self._end_hung()
 
@@ -297,10 +296,13 @@ class Supervisor:
 
     def _cut_off(self, handle: WorkerHandle) -> None:
         """Hear no more from a worker whose pipe has ended; its death follows, or its deadline."""
-        if handle.number not in self._mute:
-            self._mute.add(handle.number)
-            self._selector.unregister(handle.child.channel)
+        if self._watch.cut_off(handle):
             handle.cut_off()
+
+    def _end(self, handle: WorkerHandle) -> None:
+        self._read(handle)
+        if not handle.gone:
+            self._replace(handle)
 
     def _replace(self, handle: WorkerHandle) -> None:
         """Retire a worker, take its shards back, see to it that another takes its place."""
@@ -369,10 +371,7 @@ class Supervisor:
         if handle.gone:
             return
         handle.state = WorkerState.GONE
-        if handle.number not in self._mute:
-            self._selector.unregister(handle.child.channel)
-        self._mute.discard(handle.number)
-        self._selector.unregister(handle.child.sentinel)
+        self._watch.remove(handle)
         if not handle.end():
             # It cannot die yet, as in the midst of a disk's failing: what it may still write to
             # is nobody else's from now on.
@@ -385,30 +384,9 @@ class Supervisor:
         child = self._outside.start_worker(number, region, self._loader)
         incoming = Incoming(self._longest_message)
         handle = WorkerHandle(number, region, child, incoming, self._outside)
-        self._selector.register(child.channel, selectors.EVENT_READ, _News(self, handle))
-        self._selector.register(child.sentinel, selectors.EVENT_READ, _Death(self, handle))
+        self._watch.add_worker(handle, said=self._read, ended=self._end)
         return handle
 
 
 def _outstanding(handle: WorkerHandle) -> float:
     return handle.outstanding
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _News:
-    supervisor: Supervisor
-    handle: WorkerHandle
-
-    def __call__(self) -> None:
-        self.supervisor._read(self.handle)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Death:
-    supervisor: Supervisor
-    handle: WorkerHandle
-
-    def __call__(self) -> None:
-        self.supervisor._read(self.handle)
-        if not self.handle.gone:
-            self.supervisor._replace(self.handle)

@@ -36,12 +36,9 @@ class KnownIds:
     where long runs may lie.
     """
 
-    def __init__(self, seed: int | None = None, folder: Path | None = None) -> None:
-        self._seed = secrets.randbits(64) if seed is None else seed
+    def __init__(self, folder: Path | None = None) -> None:
+        self._seed = secrets.randbits(64)
         self._records = SortedRuns(np.uint64, folder)
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def hash(self, ids: pa.Array, dedup_keys: pa.Array) -> tuple[Hashes, Hashes]:
         """Return the two hashes of each row that `find` and `add` take."""

@@ -336,7 +336,7 @@ class Table:
         """Compact small fragments, build what indices are worth it, delete older versions.
 
         Each step by itself, as the report tells. A version goes when it was superseded longer
-        than `keep_versions` ago, and nobody reads the table for long (`keeping_versions`).
+        than `keep_versions` ago, and nobody reads the table for long (as `scan` does).
         Appends of other processes go on meanwhile; only where updates come in between again
         and again, it makes them wait. Raises TableLocked while another process tends the
         table; NotOptimized, with the report, when a step failed.

@@ -122,12 +122,12 @@ MUTATIONS = (
     Mutation(
         "a dying worker's last answers are read",
         _SUPERVISOR,
-        "        self.supervisor._read(self.handle)\n        if not self.handle.gone",
-        "        if not self.handle.gone",
+        "        self._read(handle)\n        if not handle.gone",
+        "        if not handle.gone",
         (
             (
-                "        woken.sort(key=lambda event: isinstance(event[0].data, _Death))\n",
-                "        woken.sort(key=lambda event: not isinstance(event[0].data, _Death))\n",
+                "        woken.sort(key=lambda wake: wake.ended)\n",
+                "        woken.sort(key=lambda wake: not wake.ended)\n",
             ),
         ),
     ),

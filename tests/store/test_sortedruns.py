@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_costs_memory_alone(
             keys = np.arange(start, start + 20, dtype=np.uint64)
             known.add(keys, keys + np.uint64(start))
             assert known.find(keys, keys + np.uint64(start)).all()
-        assert len(known) == 200 and not list(tmp_path.iterdir())
+        assert len(known._records) == 200 and not list(tmp_path.iterdir())
 
 
 def test_runs_take_keys_and_values_of_any_kind(short_runs, tmp_path):
