@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from memworker.errors import UsageError
 
@@ -13,31 +11,19 @@ from memworker.errors import UsageError
 MAX_LINE_BYTES = 16 * 2**20
 
 
-def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a binary file; one beyond MAX_LINE_BYTES is cut there.
-
-    A byte-order mark at the beginning is dropped.
-    """
-    mark = codecs.BOM_UTF8
-    while line := file.readline(MAX_LINE_BYTES):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-            pass
-        yield line.removeprefix(mark)
-        mark = b""
-
-
-def text_of(line: bytes) -> str:
+def text_of(line: str | bytes) -> str:
     """Decode a line, without its end. Raises UsageError, saying what is wrong with it."""
-    if len(line) >= MAX_LINE_BYTES:
+    if len(line) > MAX_LINE_BYTES:
         raise UsageError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
+    if isinstance(line, str):
+        return line.rstrip("\r\n")
     try:
         return line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"it is not valid UTF-8 at byte {error.start}") from None
 
 
-def value_of(line: bytes) -> Any:
+def value_of(line: str | bytes) -> Any:
     """Read the JSON of a line. Raises UsageError, saying what is wrong with it."""
     text = text_of(line)
     try:
@@ -48,7 +34,7 @@ def value_of(line: bytes) -> Any:
         raise UsageError(f"it is not valid JSON: {error}") from None
 
 
-def object_of(line: bytes) -> dict[str, Any]:
+def object_of(line: str | bytes) -> dict[str, Any]:
     """Read the JSON object of a line. Raises UsageError, saying what is wrong with it."""
     value = value_of(line)
     if not isinstance(value, dict):

@@ -25,8 +25,7 @@ from memworker.cli.memory_options import (
     print_json,
     say,
 )
-from memworker.errors import InputNotFound
-from memworker.paths import used_path
+from memworker.json_lines import MAX_LINE_BYTES
 from memworker.store import Output, disk_errors
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ def import_(
 
     Running the same command again goes on where it was interrupted.
     """
-    from memworker.json_lines import bounded_lines
-    from memworker.memory import import_lines
+    from memworker.ingestion import read_lines
+    from memworker.memory import Flaw, import_lines
     from memworker.pool import EmbeddingPool
     from memworker.store import Table, VectorSpace
 
@@ -104,14 +103,14 @@ def import_(
         if len(flaws) < _FLAWS_IN_JSON:
             flaws.append(asdict(flaw))
 
-    with _opened(file) as stream:
-        with closing(
-            EmbeddingPool(**making(db, table, model, precision, max_tokens, workers))
-        ) as pool:
-            # A table of another model is refused here, before any worker starts.
-            space = VectorSpace.of(pool.identity)
-            opened = Table.open_or_create(db, table, space, durable=durable)
-            done = import_lines(opened, pool, bounded_lines(stream), refused)
+    read = read_lines(file, MAX_LINE_BYTES)
+    lines = (Flaw(number, fault) if fault else line for number, line, fault in read)
+    made = making(db, table, model, precision, max_tokens, workers)
+    with closing(EmbeddingPool(**made)) as pool:
+        # A table of another model is refused here, before any worker starts.
+        space = VectorSpace.of(pool.identity)
+        opened = Table.open_or_create(db, table, space, durable=durable)
+        done = import_lines(opened, pool, lines, refused)
     if as_json:
         print_json({"table": table, **asdict(done), "errors": flaws})
     else:
@@ -134,16 +133,3 @@ def _replaced(output: Output | None) -> Iterator[BinaryIO]:
     with disk_errors(output.path, "It is as it was. Make room, or name another file"):
         with output.written() as file:
             yield file
-
-
-@contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        stream = used_path(file, "the input").open("rb")
-    except OSError as error:
-        raise InputNotFound(f"{file} cannot be read: {error.strerror}") from error
-    with stream:
-        yield stream

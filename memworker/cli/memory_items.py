@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from memworker.cli import options
 from memworker.cli.memory_options import print_json, say
 from memworker.cli.output import printable
 from memworker.errors import UsageError
-from memworker.json_lines import bounded_lines, text_of, value_of
+from memworker.json_lines import MAX_LINE_BYTES, text_of, value_of
 
 # What of a stream is embedded and committed together.
 _BATCH = 512
@@ -39,12 +38,17 @@ def read_items(
 
     `metadata` is that of every item; the own of a JSON line comes before it.
     """
+    from memworker.ingestion import read_lines
+
     for number, text in enumerate(texts, 1):
         if text != "-":
             yield Item(f"text {number}", text, metadata)
             continue
-        for line_number, line in enumerate(bounded_lines(sys.stdin.buffer), 1):
-            if line.strip() and (item := _item(f"line {line_number}", line, metadata, jsonl)):
+        for line_number, line, fault in read_lines("-", MAX_LINE_BYTES):
+            where = f"line {line_number}"
+            if fault:
+                yield Item(where, flaw=fault)
+            elif line.strip() and (item := _item(where, line, metadata, jsonl)):
                 yield item
 
 

@@ -93,9 +93,14 @@ def is_export(path: Path) -> bool:
 
 
 def import_lines(
-    table: Table, pool: EmbeddingPool, lines: Iterable[bytes], refused: Callable[[Flaw], None]
+    table: Table,
+    pool: EmbeddingPool,
+    lines: Iterable[str | bytes | Flaw],
+    refused: Callable[[Flaw], None],
 ) -> Imported:
     """Write what `exported` gave, each row whose id is not there yet; tell of bad lines.
+
+    A line that could not even be read is given as its Flaw.
 
     Every chunk is committed by itself, and ids decide what is written: the same
     import again goes on where this one ended. A memory without created_at gets
@@ -109,23 +114,27 @@ class _Import:
         self._table, self._pool, self._tell = table, pool, refused
         self._done = Imported()
 
-    def run(self, lines: Iterable[bytes]) -> Imported:
+    def run(self, lines: Iterable[str | bytes | Flaw]) -> Imported:
         for chunk, embedded in self._pool.stream(self._chunks(lines), texts=_texts):
             self._commit(self._with_vectors(chunk, embedded))
         if self._done.written:
             self._tend()
         return self._done
 
-    def _chunks(self, lines: Iterable[bytes]) -> Iterator[list[Line]]:
+    def _chunks(self, lines: Iterable[str | bytes | Flaw]) -> Iterator[list[Line]]:
         """Yield what must be embedded; a chunk of which nothing must be needs no worker."""
         checked = self._checked(lines)
         while chunk := list(islice(checked, CHUNK_ROWS)):
             if unknown := self._unknown(chunk):
                 yield unknown
 
-    def _checked(self, lines: Iterable[bytes]) -> Iterator[Line]:
+    def _checked(self, lines: Iterable[str | bytes | Flaw]) -> Iterator[Line]:
         now = datetime.now(UTC)
         for number, line in enumerate(lines, 1):
+            if isinstance(line, Flaw):
+                self._done.read += 1
+                self._refuse(line.line, line.reason)
+                continue
             if not line.strip():
                 continue
             self._done.read += 1
@@ -195,7 +204,7 @@ def _object(row: Row) -> dict[str, Any]:
     }
 
 
-def _row(line: bytes, max_text_bytes: int, now: datetime) -> Row:
+def _row(line: str | bytes, max_text_bytes: int, now: datetime) -> Row:
     value = object_of(line)
     if "memory" not in value:
         raise UsageError("it has no field 'memory', which holds the text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -249,6 +250,32 @@ def test_export_and_import_by_stdin_and_stdout(filled):
     out, err = run("import", f"{filled}2", "-", stdin=out)
     assert out == "2 read, 0 written, 2 there already, 0 refused\n" and err == ""
     assert listed(f"{filled}2", *ALICE) == listed(filled, *ALICE)
+
+
+@pytest.mark.parametrize("how", ["gzip", "utf-16", "mark", "torn"])
+def test_lines_are_read_as_an_ingest_reads_them(filled, db, tmp_path, how):
+    out, _ = run("export", filled, *ALICE)
+    packed = gzip.compress(out.encode())
+    raw = {
+        "gzip": packed,
+        "utf-16": out.encode("utf-16"),
+        "mark": b"\xef\xbb\xbf" + out.replace("\n", "\r\n").encode(),
+        "torn": packed[:-12],
+    }[how]
+    code = 3 if how == "torn" else 0
+    told = run_json("import", f"{db}2", "-", *ECHO, stdin=raw, code=code)
+    assert told["refused"] == (code > 0) and told["written"] == 2 - told["refused"]
+    (tmp_path / "backup").write_bytes(raw)
+    told = run_json("import", f"{db}2", tmp_path / "backup", *ECHO, code=code)
+    assert told["skipped"] == 2 - told["refused"]
+
+
+def test_what_is_added_is_read_so_too(db):
+    packed = gzip.compress(b'"a"\n\n"b"\n')
+    assert run_json("add", db, "-", "--jsonl", *ALICE, *ECHO, stdin=packed)["added"] == 2
+    torn = packed[:-9]
+    told = run_json("add", db, "-", "--jsonl", *ALICE, *ECHO, stdin=torn, code=3)
+    assert "nothing can be read after" in told["results"][-1]["error"]
 
 
 def test_an_export_that_fails_leaves_the_file_as_it_was(filled, tmp_path):

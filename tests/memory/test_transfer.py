@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 
 import pytest
 
-from memworker import Memory, Table, json_lines
+from memworker import Memory, Table, VectorSpace, json_lines
 from memworker.memory import transfer
 from memworker.memory.rows import NARROW
 from tests.memory.helpers import ALICE, one, texts
@@ -116,14 +115,20 @@ def test_a_bad_line_is_told_and_costs_no_other(echo, db, line, reason):
     assert [row["id"] for row in stored(db)] == ["after", "before"]
 
 
-def test_a_line_without_end_is_cut_and_refused(echo, db, monkeypatch):
+def test_a_line_without_end_is_refused(echo, db, monkeypatch):
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
-    good = b'{"id": "a", "memory": "x"}\n'
-    file = io.BytesIO(b"\xef\xbb\xbf" + good + b"y" * 1000 + b'\n{"id":"b","memory":"x"}')
-    lines = list(json_lines.bounded_lines(file))
-    assert [len(line) for line in lines] == [27, 100, 23]
+    lines = ['{"id": "a", "memory": "x"}', "y" * 101, '{"id":"b","memory":"x"}']
     done, flaws = import_into(db, echo, lines)
     assert done.written == 2 and "longer than 100 bytes" in flaws[0].reason
+
+
+def test_a_line_that_could_not_be_read_is_a_flaw_among_the_others(echo, db):
+    table = Table.create(db, "memories", VectorSpace.of(echo.identity))
+    lines = ['{"id": "a", "memory": "x"}', transfer.Flaw(2, "torn"), b'{"id": "b", "memory": "x"}']
+    flaws = []
+    done = transfer.import_lines(table, echo, lines, flaws.append)
+    assert (done.read, done.written, done.refused) == (3, 2, 1)
+    assert flaws == [transfer.Flaw(2, "torn")]
 
 
 def test_what_was_committed_before_an_interruption_is_not_embedded_again(echo, db, monkeypatch):

@@ -16,6 +16,7 @@ from memworker.errors import InputError, MissingField, UsageError
 from memworker.ingestion.readers import columnar, delimited, jsonl, objects, plain
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken_rows
 from memworker.ingestion.readers.joined import joined
+from memworker.ingestion.readers.lines import line_blocks
 from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
 from memworker.ingestion.records import Chunk, Fields, ReadProgress, Reject
@@ -104,6 +105,26 @@ def _parts(
             if options.alone:
                 raise
             yield source.path, broken_rows(str(error))
+
+
+def read_lines(given: PathGiven, max_line_bytes: int) -> Iterator[tuple[int, bytes, str]]:
+    """Read one text file, or "-", line by line, unpacked and decoded as `read` does it.
+
+    Yields the number of each from 1, the line in UTF-8, and why it could not be read, or "".
+    Raises InputNotFound and UsageError at once, InputError when the first line comes.
+    """
+    sources = expand([given], "txt")
+    if len(sources) != 1 or sources[0].fault:
+        why = sources[0].fault if len(sources) == 1 else f"it names {len(sources)} files"
+        raise UsageError(f"{given!r} is not one file that can be read: {why}")
+    return _text_lines(sources[0], read_options(None, max_line_bytes=max_line_bytes))
+
+
+def _text_lines(source: Source, options: ReadOptions) -> Iterator[tuple[int, bytes, str]]:
+    for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
+        faults = jsonl.stream_faults(block, options)
+        for i, line in enumerate(block.lines):
+            yield block.first + i, line, faults.get(i, "")
 
 
 def read_records(
