@@ -76,7 +76,7 @@ def is_plain(value: Mapping[Any, Any]) -> bool:
 
 def json_text(value: Mapping[Any, Any]) -> str:
     """Write a mapping as JSON. Raises Unsayable."""
-    return json.dumps(_object(value, 0), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_object(value, 0), ensure_ascii=False, allow_nan=False, sort_keys=True)
 
 
 def exact_str(value: str) -> str:

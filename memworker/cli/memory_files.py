@@ -114,7 +114,11 @@ def import_(
     if as_json:
         print_json({"table": table, **asdict(done), "errors": flaws})
     else:
-        there = f" ({done.differing:,} with another text)" if done.differing else ""
+        there = (
+            f" ({done.differing:,} of them with another text, metadata or scope)"
+            if done.differing
+            else ""
+        )
         print(
             f"{done.read:,} read, {done.written:,} written, {done.skipped:,} there already{there},"
             f" {done.refused:,} refused"

@@ -165,13 +165,13 @@ class Committer:
         self._counts.last_commit = time.perf_counter()
         self._history.committed(self._table, pending.position)
         reach("after_journal")
-        self._refuse_conflicts(pending.windows, done.conflicts)
+        self._refuse_conflicts(self._table, pending.windows, done.conflicts)
 
-    def _refuse_conflicts(self, windows: list[Window], rows: tuple[int, ...]) -> None:
+    def _refuse_conflicts(self, table: Table, windows: list[Window], rows: tuple[int, ...]) -> None:
         start = 0
         for window in windows:
             inside = [row - start for row in rows if start <= row < start + len(window)]
-            self._sieve.refuse_conflicts(window, inside)
+            self._sieve.refuse_conflicts(table, window, inside)
             start += len(window)
 
 

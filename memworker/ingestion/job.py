@@ -183,7 +183,9 @@ def _ingest(
                 table.sync()
             counts.table_version = table.version
         told.finished("interrupted" if stop.cut_short else "finished")
-        return report(counts, loop.work, loop.setting(refused, (*source.notes, *told.notes)))
+        return report(
+            counts, loop.work, loop.setting(refused, (*source.notes, *sieve.notes, *told.notes))
+        )
 
 
 def _embedded(

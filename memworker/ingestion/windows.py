@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,12 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker.ingestion.conflicts import note_on_ids, told_conflicts
 from memworker.ingestion.records import SCOPE_COLUMNS, Chunk, Reject, rejected, scopes_of
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts
 from memworker.store import IdStatus, OnConflict, Table, dedup_keys
 
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Sieve:
     refusals: Refusals
     on_conflict: OnConflict
     contested: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> Counts:
@@ -79,6 +82,8 @@ class Sieve:
         for chunk in chunks:
             self.counts.add(read=chunk.read)
             self.refusals.add(chunk.rejects)
+            if not self.notes and (note := note_on_ids(chunk.rows)):
+                self.notes.append(note)
             window = self._new_rows(_window(chunk))
             if len(window):
                 yield window
@@ -86,13 +91,19 @@ class Sieve:
     def _new_rows(self, window: Window) -> Window:
         if self.table is None or not len(window):
             return window
-        statuses = self.table.classify(window.ids, window.rows["key"])
+        scopes, metadata = scopes_of(window.rows), window.rows["metadata"]
+        statuses = self.table.classify(
+            window.ids, window.rows["key"], scopes=scopes, metadata=metadata
+        )
+        elsewhere = np.flatnonzero(statuses == IdStatus.ELSEWHERE)
+        self.refuse_conflicts(self.table, window, elsewhere)
         conflicts = np.flatnonzero(statuses == IdStatus.CONFLICT)
         if self.on_conflict is OnConflict.UPDATE:
             self.contested.update(window.ids.take(pa.array(conflicts)).to_pylist())
             kept = (statuses != IdStatus.DUPLICATE) | self._is_contested(window)
+            kept &= statuses != IdStatus.ELSEWHERE
         else:
-            self.refuse_conflicts(window, conflicts)
+            self.refuse_conflicts(self.table, window, conflicts)
             kept = statuses == IdStatus.NEW
         known = (statuses == IdStatus.DUPLICATE) & ~kept
         self.counts.add(duplicates=int(known.sum()))
@@ -105,17 +116,12 @@ class Sieve:
         marks = (row_id in self.contested for row_id in window.ids.to_pylist())
         return np.fromiter(marks, np.bool_, len(window))
 
-    def refuse_conflicts(self, window: Window, rows: Iterable[int]) -> None:
-        """Count rows whose id has another text already; report them unless they are skipped."""
-        found = [
-            window.reject(
-                int(row), f"id {window.ids[int(row)].as_py()!r} is already there with another text"
-            )
-            for row in rows
-        ]
-        self.counts.add(conflicts=len(found))
-        if self.on_conflict is OnConflict.REJECT:
-            self.refusals.list(found)
+    def refuse_conflicts(self, table: Table, window: Window, rows: Sequence[int] | Indices) -> None:
+        """Count rows whose id stands for another row; report them unless they are skipped."""
+        self.counts.add(conflicts=len(rows))
+        if self.on_conflict is not OnConflict.SKIP and len(rows):
+            reasons = told_conflicts(table, window.rows, list(map(int, rows)))
+            self.refusals.list(window.rejects(reasons))
 
 
 def _window(chunk: Chunk) -> Window:

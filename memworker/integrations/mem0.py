@@ -137,7 +137,11 @@ class MemworkerVectorStore(VectorStoreBase):
         """Write memories in one commit; one of a known id takes its place."""
         names = [str(name) for name in ids] if ids else [str(uuid.uuid4()) for _ in vectors]
         rows = _rows(names, vectors, payloads or [{} for _ in vectors], self._space.dim)
-        self._table.append(rows, on_conflict="update")
+        done = self._table.append(rows, on_conflict="update")
+        if done.conflicts:
+            # Mem0 says of each memory all that is to be there, whose it is as well.
+            with self._table.changing() as change:
+                change.replace(rows.take(list(done.conflicts)))
         self._upkeep()
 
     def search(

@@ -35,6 +35,7 @@ CHUNK_ROWS = 2048
 # An index a column, and what follows from that.
 _STEPS_OF_UPKEEP = 12
 _TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
+_DIFFERING = (IdStatus.CONFLICT, IdStatus.ELSEWHERE)
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Imported:
     """What became of the lines of an import; `read` is all that were not blank.
 
     `skipped` have ids that are there already; `differing` is how many of those
-    have another text there, which was left as it is.
+    have another text, metadata or scope there, which was left as it is.
     """
 
     read: int = 0
@@ -150,11 +151,23 @@ class _Import:
             replace(line, row=replace(line.row, key=key))
             for line, key in zip(chunk, keys.to_pylist(), strict=True)
         ]
-        statuses = self._table.classify([line.row.id for line in chunk], keys).tolist()
-        self._done.differing += statuses.count(IdStatus.CONFLICT)
+        statuses = self._statuses(chunk, keys)
+        self._done.differing += sum(map(statuses.count, _DIFFERING))
         self._done.skipped += len(chunk) - statuses.count(IdStatus.NEW)
         pairs = zip(keyed, statuses, strict=True)
         return [line for line, status in pairs if status == IdStatus.NEW]
+
+    def _statuses(self, chunk: list[Line], keys: pa.Array) -> list[int]:
+        """Compare rows with the table, the scopes too: an id is one in all of it."""
+        scopes = {
+            name: pa.array([getattr(line.row.scope, name) for line in chunk], pa.string())
+            for name in SCOPE_IDS
+        }
+        metadata = pa.array([line.row.metadata_json for line in chunk], pa.string())
+        ids = [line.row.id for line in chunk]
+        statuses = self._table.classify(ids, keys, scopes=scopes, metadata=metadata)
+        found: list[int] = statuses.tolist()
+        return found
 
     def _commit(self, good: list[Row]) -> None:
         if not good:

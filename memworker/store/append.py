@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from memworker.failpoints import reach
 from memworker.store import commit, read
+from memworker.store.claims import Claims, Held, claims_of, held
 from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in
 from memworker.store.keys import string_array
@@ -54,21 +55,22 @@ class Appender:
         self.known.committed(version, plan.keys[chosen], plan.records[chosen])
         return _outcome(plan, policy, version, written)
 
-    def classify(self, ids: pa.Array, dedup_keys: pa.Array) -> Statuses:
+    def classify(self, claims: Claims) -> Statuses:
         """Return a IdStatus a row against the newest version."""
         known = self.known.refresh(self._handle)
-        hashes = known.hash(ids, dedup_keys)
-        return commit.classify(ids, dedup_keys, known, self._dedup_keys_of, hashes=hashes)[0]
+        hashes = known.hash(claims.ids, claims.keys, claims.metadata)
+        return commit.classify(claims, known, self._held, hashes=hashes)[0]
 
     def _plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
         known = self.known.refresh(self._handle)
-        return commit.plan(rows, known, self._dedup_keys_of, policy)
+        return commit.plan(rows, known, self._held, policy)
 
     def _came(self, rows: pa.Table, plan: Plan, seen: int) -> Landed | None:
         """Tell of a write that raised whether its rows are in the table: all, or it is not it."""
         chosen = rows.take(pa.array(np.concatenate([plan.write, plan.update])))
         # The plan's hashes do not serve: reading all ids again takes another seed.
-        statuses = self.classify(string_array(chosen["id"]), string_array(chosen["dedup_key"]))
+        ids, keys = string_array(chosen["id"]), string_array(chosen["dedup_key"])
+        statuses = self.classify(claims_of(chosen, ids, keys))
         if (statuses != IdStatus.DUPLICATE).any():
             return None
         return Landed(int(self._handle.version), len(plan.write))
@@ -140,10 +142,8 @@ class Appender:
         came = partial(self._writes.gone, where)
         self._writes.commit(doing, delete, came, seen=int(self._handle.version))
 
-    def _dedup_keys_of(self, ids: list[str]) -> dict[str, str]:
-        found = read.find(self._handle, "id", ids, columns=["id", "dedup_key"])
-        pairs = zip(found["id"].to_pylist(), found["dedup_key"].to_pylist(), strict=True)
-        return dict(pairs)
+    def _held(self, ids: list[str]) -> dict[str, Held]:
+        return held(self._handle, ids)
 
 
 def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
@@ -151,13 +151,15 @@ def _take(rows: pa.Table, which: commit.Indices) -> pa.Table:
 
 
 def _outcome(plan: Plan, policy: OnConflict, version: int, written: int = 0) -> Appended:
-    conflicts = np.flatnonzero(plan.statuses == IdStatus.CONFLICT)
     update = policy is OnConflict.UPDATE
+    conflict, elsewhere = (plan.statuses == s for s in (IdStatus.CONFLICT, IdStatus.ELSEWHERE))
+    left_out = np.flatnonzero(elsewhere if update else conflict | elsewhere)
+    updated = int(conflict.sum()) if update else 0
     return Appended(
         written=written,
         # Rows that an outside writer committed just before us count as duplicates.
-        duplicates=len(plan.statuses) - written - len(conflicts),
-        conflicts=() if update else tuple(conflicts.tolist()),
-        updated=len(conflicts) if update else 0,
+        duplicates=len(plan.statuses) - written - len(left_out) - updated,
+        conflicts=tuple(left_out.tolist()),
+        updated=updated,
         version=version,
     )

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memworker.store.claims import Claims, Held, claims_of
 from memworker.store.keys import Hashes, string_array
 from memworker.store.known import IdStatus, KnownIds, Statuses
 
 Indices = npt.NDArray[np.int64]
-LookUp = Callable[[list[str]], dict[str, str]]
+LookUp = Callable[[list[str]], dict[str, Held]]
 
 
 class OnConflict(StrEnum):
-    """What becomes of a row whose id is known with another text."""
+    """What becomes of a row whose id is known with another text, or other metadata."""
 
     REJECT = "reject"
     SKIP = "skip"
@@ -30,7 +31,8 @@ class Appended:
     """What an append did; `written + duplicates + len(conflicts) + updated` are all its rows.
 
     `conflicts` are the positions, in the batch, of rows left out since their
-    id is known with another text. `version` is the table's after the commit.
+    id is known with another text or metadata, or in another scope. `version` is the
+    table's after the commit.
     """
 
     written: int
@@ -53,19 +55,18 @@ class Plan:
 
 def plan(batch: pa.Table, known: KnownIds, look_up: LookUp, on_conflict: OnConflict) -> Plan:
     """Decide what is written and what is updated, without touching the table."""
-    ids, dedup = string_array(batch["id"]), string_array(batch["dedup_key"])
-    keys, records = known.hash(ids, dedup)
+    claims = claims_of(batch, string_array(batch["id"]), string_array(batch["dedup_key"]))
+    hashes = known.hash(claims.ids, claims.keys, claims.metadata)
     last = on_conflict is OnConflict.UPDATE
-    statuses, standing = classify(ids, dedup, known, look_up, hashes=(keys, records), last=last)
+    statuses, standing = classify(claims, known, look_up, hashes=hashes, last=last)
     conflict = statuses == IdStatus.CONFLICT
     # A row that stands for its id in this batch, and conflicts, does so with the table.
     update = np.flatnonzero(conflict & standing) if last else np.empty(0, np.int64)
-    return Plan(statuses, np.flatnonzero(statuses == IdStatus.NEW), update, keys, records)
+    return Plan(statuses, np.flatnonzero(statuses == IdStatus.NEW), update, *hashes)
 
 
 def classify(
-    ids: pa.Array,
-    dedup_keys: pa.Array,
+    claims: Claims,
     known: KnownIds,
     look_up: LookUp,
     *,
@@ -74,31 +75,32 @@ def classify(
 ) -> tuple[Statuses, npt.NDArray[np.bool_]]:
     """Return (IdStatus a row, whether the row stands for its id within the batch).
 
-    Of equal ids within the batch the first stands, or with `last` the last, as
-    if the rows had come in batches of one; the others are duplicates or
-    conflicts of it.
+    Of equal ids within the batch the first stands, or with `last` the last of its
+    scope, as if the rows had come in batches of one; the others are duplicates or
+    conflicts of it, or elsewhere.
     """
     statuses = known.find(*hashes)
-    _confirm(statuses, ids, dedup_keys, look_up)
+    _confirm(statuses, claims, look_up)
     standing = np.ones(len(statuses), bool)
     repeated = _maybe_repeated(hashes[0])
     if len(repeated):
-        _settle_repeated(statuses, standing, repeated, ids, dedup_keys, last)
+        _settle_repeated(statuses, standing, repeated, claims, last)
     return statuses, standing
 
 
-def _confirm(statuses: Statuses, ids: pa.Array, dedup_keys: pa.Array, look_up: LookUp) -> None:
+def _confirm(statuses: Statuses, claims: Claims, look_up: LookUp) -> None:
     suspects = np.flatnonzero(statuses == IdStatus.CONFLICT)
     if not len(suspects):
         return
-    rows = pa.array(suspects)
-    wanted, keys = ids.take(rows).to_pylist(), dedup_keys.take(rows).to_pylist()
-    there = look_up(wanted)
-    for row, row_id, key in zip(suspects, wanted, keys, strict=True):
+    rows = claims.take(suspects)
+    there = look_up([row_id for row_id, _ in rows])
+    for row, (row_id, mine) in zip(suspects, rows, strict=True):
         if row_id not in there:
             # Only the 64-bit hashes of two ids were equal.
             statuses[row] = IdStatus.NEW
-        elif there[row_id] == key:
+        elif claims.elsewhere(mine, there[row_id]):
+            statuses[row] = IdStatus.ELSEWHERE
+        elif not claims.differs(mine, there[row_id]):
             statuses[row] = IdStatus.DUPLICATE
 
 
@@ -118,25 +120,37 @@ def _settle_repeated(
     statuses: Statuses,
     standing: npt.NDArray[np.bool_],
     rows: Indices,
-    ids: pa.Array,
-    dedup_keys: pa.Array,
+    claims: Claims,
     last: bool,
 ) -> None:
-    picked = pa.array(rows)
-    triples = zip(
-        rows.tolist(),
-        ids.take(picked).to_pylist(),
-        dedup_keys.take(picked).to_pylist(),
-        strict=True,
-    )
-    stands: dict[str, tuple[int, str]] = {}
-    for row, row_id, key in reversed(list(triples)) if last else triples:
+    found = list(zip(rows.tolist(), claims.take(rows), strict=True))
+    found = _of_one_scope(statuses, standing, found, claims)
+    stands: dict[str, tuple[int, Held]] = {}
+    for row, (row_id, mine) in reversed(found) if last else found:
         if row_id not in stands:
-            stands[row_id] = (row, key)
+            stands[row_id] = (row, mine)
             continue
         standing[row] = False
-        stand, stand_key = stands[row_id]
+        stand, theirs = stands[row_id]
         # The row of a known id was compared with the table's already, which stays as it is.
         if last or statuses[stand] == IdStatus.NEW:
-            same = key == stand_key
+            same = not claims.differs(mine, theirs)
             statuses[row] = IdStatus.DUPLICATE if same else IdStatus.CONFLICT
+
+
+def _of_one_scope(
+    statuses: Statuses,
+    standing: npt.NDArray[np.bool_],
+    found: list[tuple[int, tuple[str, Held]]],
+    claims: Claims,
+) -> list[tuple[int, tuple[str, Held]]]:
+    """Give the rows whose id is not that of an earlier row, or of the table's, in another scope."""
+    owners: dict[str, Held] = {}
+    kept = []
+    for row, (row_id, mine) in found:
+        owner = owners.setdefault(row_id, mine) if statuses[row] != IdStatus.ELSEWHERE else None
+        if owner is None or claims.elsewhere(mine, owner):
+            statuses[row], standing[row] = IdStatus.ELSEWHERE, False
+        else:
+            kept.append((row, (row_id, mine)))
+    return kept

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from xxhash import xxh3_128_digest, xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest, xxh3_128_hexdigest
 
 from memworker.errors import UsageError
 
@@ -43,16 +43,22 @@ def dedup_keys(
     return pa.array(keys, pa.string())
 
 
-def hash_rows(ids: pa.Array, keys: pa.Array, seed: int) -> tuple[Hashes, Hashes]:
-    """Return (uint64[n] of the id, uint64[n] of id and dedup key).
+def hash_rows(
+    ids: pa.Array, keys: pa.Array, seed: int, metadata: pa.Array | None = None
+) -> tuple[Hashes, Hashes]:
+    """Return (uint64[n] of the id, uint64[n] of id, dedup key and metadata).
 
-    The two are independent: rows that agree in both have the same id and the
-    same dedup key but for one chance in 2^128.
+    The two are independent: rows that agree in both have the same id, dedup key and
+    metadata but for one chance in 2^128. Equal metadata may be written in two ways, and
+    then have two hashes.
     """
     rows = string_array(ids).cast(pa.binary()).to_pylist()
     digests = b"".join(map(xxh3_128_digest, rows, repeat(seed)))
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    return halves[:, 0].copy(), halves[:, 1] ^ (_hash_keys(string_array(keys)) * _SPREAD)
+    records = halves[:, 1] ^ (_hash_keys(string_array(keys)) * _SPREAD)
+    if metadata is not None and metadata.null_count < len(metadata):
+        records ^= _hash_metadata(metadata, seed)
+    return halves[:, 0].copy(), records
 
 
 def string_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -75,6 +81,13 @@ def _hash_keys(keys: pa.Array) -> Hashes:
         return _hash_keys(pa.array([_as_hex(key) for key in keys.to_pylist()], pa.string()))
     # xxh3-128 is evenly spread, so half of it is as good a hash as any.
     return np.frombuffer(raw, np.uint64)[::2]
+
+
+def _hash_metadata(metadata: pa.Array | pa.ChunkedArray, seed: int) -> Hashes:
+    written = metadata.cast(pa.string()).cast(pa.binary()).to_pylist()
+    # An empty object says as much as none.
+    hashes = (xxh3_64_intdigest(text, seed) if text and text != b"{}" else 0 for text in written)
+    return np.fromiter(hashes, np.uint64, len(written)) * _SPREAD
 
 
 def _as_hex(key: str) -> str:

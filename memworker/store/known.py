@@ -25,24 +25,29 @@ class IdStatus(IntEnum):
     NEW = 0
     DUPLICATE = 1
     CONFLICT = 2
+    """It is there with another text, or other metadata."""
+    ELSEWHERE = 3
+    """It is there in another scope."""
 
 
 class KnownIds:
-    """Hashes of the ids, and of id and dedup key together, of all rows of a table.
+    """Hashes of the ids, and of id, dedup key and metadata together, of all rows of a table.
 
     A row is called DUPLICATE on 128 equal bits. One that agrees in its id's 64
-    bits only may be a collision: `find` calls it CONFLICT, and the caller
-    looks it up. The seed is random, so nobody can prepare ids that collide. `folder` is
-    where long runs may lie.
+    bits only may be a collision, or its metadata written in another way: `find` calls it
+    CONFLICT, and the caller looks it up. The seed is random, so nobody can prepare ids
+    that collide. `folder` is where long runs may lie.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._seed = secrets.randbits(64)
         self._records = SortedRuns(np.uint64, folder)
 
-    def hash(self, ids: pa.Array, dedup_keys: pa.Array) -> tuple[Hashes, Hashes]:
+    def hash(
+        self, ids: pa.Array, dedup_keys: pa.Array, metadata: pa.Array | None = None
+    ) -> tuple[Hashes, Hashes]:
         """Return the two hashes of each row that `find` and `add` take."""
-        return hash_rows(ids, dedup_keys, self._seed)
+        return hash_rows(ids, dedup_keys, self._seed, metadata)
 
     def find(self, keys: Hashes, records: Hashes) -> Statuses:
         """Return a IdStatus a row; CONFLICT is not yet confirmed."""

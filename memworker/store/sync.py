@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.store.keys import Hashes
+from memworker.store.keys import Hashes, string_array
 from memworker.store.known import IdStatus, KnownIds
-from memworker.store.read import SCAN_ROWS
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
+
+# Of metadata a row may have much.
+ROWS_AT_ONCE = 8192
 
 
 class KnownRows:
@@ -56,20 +58,21 @@ class KnownRows:
             self._unseen += len(keys)
             self._version = version
 
-    def wrote(self, version: int, ids: pa.Array, dedup_keys: pa.Array) -> None:
+    def wrote(self, version: int, rows: pa.Table) -> None:
         """Note rows that this process has written, new or in the place of others, as `version`."""
         if version == self._version + 1:
-            self.committed(version, *self._ids.hash(ids, dedup_keys))
+            ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
+            self.committed(version, *self._ids.hash(ids, keys, rows["metadata"]))
 
     def _read_newer(self, table: LanceTable) -> bool:
         """Read the rows beyond the last address; tell whether no earlier one has gone."""
-        query = table.search().select(["id", "dedup_key"]).with_row_id(True)
+        query = table.search().select(["id", "dedup_key", "metadata"]).with_row_id(True)
         if self._last_address >= 0:
             query = query.where(f"_rowid > {self._last_address}")
         rows = self._loaded_rows
-        for batch in query.to_batches(SCAN_ROWS):
+        for batch in query.to_batches(ROWS_AT_ONCE):
             if batch.num_rows:
-                hashes = self._ids.hash(batch["id"], batch["dedup_key"])
+                hashes = self._ids.hash(batch["id"], batch["dedup_key"], batch["metadata"])
                 if self._unseen > 0:
                     self._unseen -= int((self._ids.find(*hashes) == IdStatus.DUPLICATE).sum())
                 self._ids.add(*hashes)

@@ -16,6 +16,7 @@ from memworker.paths import PathGiven
 from memworker.store import lock, read, spill
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
+from memworker.store.claims import Claims, Held, held
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
 from memworker.store.handle import Handle
@@ -141,17 +142,30 @@ class Table:
         with self._lock.take():
             self._writes.set_durable(durable)
 
-    def classify(self, ids: Sequence[str] | pa.Array, dedup_keys: pa.Array) -> Statuses:
+    def classify(
+        self,
+        ids: Sequence[str] | pa.Array,
+        dedup_keys: pa.Array,
+        *,
+        scopes: Mapping[str, pa.Array] | None = None,
+        metadata: pa.Array | None = None,
+    ) -> Statuses:
         """Return a IdStatus a row (uint8) against the newest version; nothing is locked.
 
         Of equal ids in `ids` the first counts; the others are duplicates or conflicts of it.
+        What is not given of scopes and metadata is not compared.
         """
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
+        claims = Claims(ids, string_array(dedup_keys), scopes, metadata)
         with self._lock.mutex, lance_errors(f"reading the ids of table {self.name!r}"):
-            classify = partial(self._appender.classify, ids, string_array(dedup_keys))
-            statuses = self._readers.ask(classify)
+            statuses = self._readers.ask(partial(self._appender.classify, claims))
         self.at_one_version(self._queries.must_have_the_same_vectors)
         return statuses
+
+    def held(self, ids: Sequence[str]) -> dict[str, Held]:
+        """Return what the newest version holds under some ids: keys, scopes, metadata."""
+        with lance_errors(f"reading table {self.name!r}"):
+            return self._readers.ask(lambda: held(self._handle, list(ids)))
 
     def append(
         self,
@@ -162,11 +176,12 @@ class Table:
     ) -> Appended:
         """Commit the rows whose ids are not known yet; equal text makes a duplicate.
 
-        A row whose id is known with other text is a conflict: `reject` and
-        `skip` leave it out and return its position, `update` replaces text,
-        vector, keys, scopes, metadata and times but keeps created_at. All in
-        one commit. Raises BadVector before anything is written, TableLocked
-        after `timeout_s`, StoreError.
+        An id is one in the whole table. A row whose id is known with other text or
+        metadata is a conflict: `reject` and `skip` leave it out and return its position,
+        `update` replaces text, vector, keys, metadata and times but keeps created_at. One
+        whose id is known in another scope is left out and returned, always: no update moves
+        a row from one user to another. All in one commit. Raises BadVector before anything
+        is written, TableLocked after `timeout_s`, StoreError.
         """
         policy = _policy(on_conflict)
         rows = conform(batch, self.space.dim)
@@ -345,8 +360,7 @@ class Table:
 
     def _remember(self, rows: pa.Table | None, version: int) -> None:
         if rows is not None:
-            ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
-            self._appender.known.wrote(version, ids, keys)
+            self._appender.known.wrote(version, rows)
 
 
 def _policy(on_conflict: str) -> OnConflict:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from memworker import ingestion as memworker_ingest
+from memworker import ingest as memworker_ingest
 from memworker.store import Table
 from tests import PATIENCE_S
 

@@ -58,8 +58,8 @@ def test_the_hash_of_a_foreign_key_is_stable():
 class CollidingIds(KnownIds):
     """As if all ids had the same 64-bit hash."""
 
-    def hash(self, ids, keys):
-        hashes, records_ = super().hash(ids, keys)
+    def hash(self, ids, keys, metadata=None):
+        hashes, records_ = super().hash(ids, keys, metadata)
         return np.zeros_like(hashes), records_
 
 

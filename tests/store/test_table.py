@@ -144,18 +144,56 @@ def test_update_replaces_all_but_created_at(table):
         [("b", "new"), ("c", "three")],
         created_at=later,
         metadata_json=pa.array(['{"n":1}', None]),
-        scopes={"user_id": "bob"},
+        scopes={"user_id": "ann"},
     )
     version = table.version
     done = table.append(rows, on_conflict="update")
     assert (done.written, done.updated, done.conflicts, done.duplicates) == (1, 1, (), 0)
     assert done.version == version + 1, "one commit"
     row = table.rows({"id": "b"}).to_pylist()[0]
-    assert row["text"] == "new" and row["user_id"] == "bob" and row["metadata"] == '{"n":1}'
+    assert row["text"] == "new" and row["user_id"] == "ann" and row["metadata"] == '{"n":1}'
     assert row["vector"] == vector_of("new").tolist()
     assert (row["created_at"], row["updated_at"]) == (then, later)
     assert table.append(rows, on_conflict="update").duplicates == 2
     assert Table.open(table.db, "notes").append(rows).duplicates == 2
+
+
+def test_no_policy_moves_a_row_to_another_scope(table):
+    table.append(batch([("a", "one"), ("b", "two")], scopes={"user_id": "ann"}))
+    rows = batch(
+        [("a", "one"), ("b", "new"), ("c", "x"), ("c", "y")],
+        scopes={"user_id": pa.array(["bob", "bob", "ann", "bob"])},
+    )
+    keys = {"scopes": {"user_id": rows["user_id"]}, "metadata": rows["metadata"]}
+    statuses = table.classify(rows["id"], rows["dedup_key"], **keys)
+    elsewhere, new = IdStatus.ELSEWHERE, IdStatus.NEW
+    assert statuses.tolist() == [elsewhere, elsewhere, new, elsewhere]
+    for policy in ("update", "reject", "skip"):
+        done = table.append(rows, on_conflict=policy)
+        assert (done.updated, done.conflicts) == (0, (0, 1, 3))
+        assert (done.written, done.duplicates) == ((1, 0) if policy == "update" else (0, 1))
+    held = {row["id"]: (row["user_id"], row["text"]) for row in table.rows().to_pylist()}
+    assert held == {"a": ("ann", "one"), "b": ("ann", "two"), "c": ("ann", "x")}
+
+
+@pytest.mark.parametrize(
+    "given", ['{"a":1,"b":[2,{"c":1e22}]}', '{ "b": [2, {"c": 1e+22}], "a": 1 }']
+)
+def test_equal_metadata_make_a_duplicate_and_other_ones_a_conflict(table, given):
+    def of(metadata, row_id="a"):
+        return batch([(row_id, "one")], metadata_json=pa.array([metadata], pa.string()))
+
+    table.append(of(given))
+    other_handle = Table.open(table.db, "notes")
+    for reader in (table, other_handle):
+        assert reader.append(of('{"b":[2,{"c":1e22}],"a":1}')).duplicates == 1
+    for other in ('{"a":1}', '{"a":true,"b":[2,{"c":1e22}]}', '{"a":1.0,"b":[2,{"c":1e22}]}', None):
+        assert table.append(of(other)).conflicts == (0,)
+    assert table.append(of('{"a":2}'), on_conflict="update").updated == 1
+    assert other_handle.append(of('{"a":2}')).duplicates == 1
+    for nothing in (None, "{}"):
+        table.append(of(nothing, "b"), on_conflict="update")
+        assert [table.append(of(each, "b")).duplicates for each in (None, "{}")] == [1, 1]
 
 
 def test_the_last_of_equal_ids_wins_in_an_update(table):

@@ -21,7 +21,8 @@ from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 RECORDS_PATH = "<records>"
 
 _ABSENT: Any = object()
-_ENCODE = msgspec.json.Encoder().encode
+# Sorted as LanceDB gives it back: so that equal metadata are equal bytes.
+_ENCODE = msgspec.json.Encoder(order="sorted").encode
 _TYPE_NAMES = {
     str: "a string",
     int: "a number",
