@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memworker import ingestion as run_ingest
+from memworker import ingest as run_ingest
 from memworker.errors import StoreError, StoreUnwritable
 from memworker.ingestion.runs import list_runs
 from memworker.store import Table, journal

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from memworker import errors, ingestion as run_ingest
+from memworker import errors, ingest as run_ingest
 from memworker.ingestion.runs import list_runs
 from memworker.pool.echo import EchoLoader
 from memworker.store import Table

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memworker import ingestion as memworker_ingest
+from memworker import ingest as memworker_ingest
 from memworker.errors import StoreError
 from memworker.ingestion import Stop
 from memworker.store import Table
