@@ -25,6 +25,26 @@ def is_path(given: object) -> bool:
     return isinstance(given, str | bytes | os.PathLike)
 
 
+def shown_name(text: str) -> str:
+    r"""Return a name, or words that hold one, as text that can be written anywhere.
+
+    The bytes of a name that are not UTF-8, which Python keeps as half characters, become
+    ``\xNN``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(map(_shown, text))
+    return text
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0xD800 <= code <= 0xDFFF else character
+
+
 def named(given: Any, what: str = "a path") -> str:
     """Return a path as text, ``~`` replaced by the home folder, and else as it was given.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memworker.cli.options import Db, Json
+from memworker.cli.output import json_line
 
 if TYPE_CHECKING:
     from memworker.ingestion import Run
@@ -26,7 +26,7 @@ def jobs(
 
     found = list_runs(db, table)
     if as_json:
-        typer.echo(json.dumps({"jobs": [_as_dict(run) for run in found]}, ensure_ascii=False))
+        typer.echo(json_line({"jobs": [_as_dict(run) for run in found]}))
         return
     for run in found:
         typer.echo(_line(run))

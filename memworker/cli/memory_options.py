@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from memworker.cli.output import printable
+from memworker.cli.output import json_line, printable
 from memworker.errors import ScopeMissing, TableNotFound
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def filters_of(
 
 def print_json(result: dict[str, Any], file: TextIO | None = None) -> None:
     """Print one JSON object on one line, to stdout unless told otherwise."""
-    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+    print(json_line(result), file=file, flush=True)
 
 
 def say(message: str) -> None:

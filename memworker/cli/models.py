@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memworker.cli import options
+from memworker.cli.output import json_line
 
 if TYPE_CHECKING:
     from memworker.models import ModelListing, ReadyModel
@@ -28,7 +28,7 @@ def list_(as_json: _Json = False) -> None:
 
     listings = list_models()
     if as_json:
-        typer.echo(json.dumps({"models": [_as_dict(listing) for listing in listings]}))
+        typer.echo(json_line({"models": [_as_dict(listing) for listing in listings]}))
         return
     width = max(len(listing.spec.name) for listing in listings)
     for listing in listings:
@@ -42,7 +42,7 @@ def pull(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) ->
 
     model = pull_model(name, precision=precision)
     told = f"{model.spec.name} is ready: {model.graph}"
-    typer.echo(json.dumps(_location(model)) if as_json else told)
+    typer.echo(json_line(_location(model)) if as_json else told)
 
 
 @app.command()
@@ -51,7 +51,7 @@ def path(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) ->
     from memworker.models import ready_model
 
     model = ready_model(name, precision=precision, offline=True)
-    typer.echo(json.dumps(_location(model)) if as_json else str(model.graph))
+    typer.echo(json_line(_location(model)) if as_json else str(model.graph))
 
 
 @app.command()
@@ -93,12 +93,12 @@ def _report_quality(name: str, precision: str, texts: Iterator[str], as_json: bo
     from memworker.pool import compare_precision
 
     agreement = compare_precision(texts, model=name, precision=precision)
-    typer.echo(json.dumps(asdict(agreement)) if as_json else agreement.told())
+    typer.echo(json_line(asdict(agreement)) if as_json else agreement.told())
 
 
 def _report(verified: dict[str, dict[str, str]], corrupt: dict[str, str], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"verified": verified, "corrupt": corrupt}))
+        typer.echo(json_line({"verified": verified, "corrupt": corrupt}))
         return
     for model, files in verified.items():
         typer.echo(f"{model}: {len(files)} files as expected" if files else f"{model}: not cached")

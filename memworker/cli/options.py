@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from memworker.cli import signals
+from memworker.cli.output import json_line
 from memworker.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one
 
 def print_result(text: str, result: dict[str, Any], *, as_json: bool) -> None:
     """Print a verb's outcome, for people or as one JSON object."""
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+    print(json_line(result) if as_json else text)
 
 
 def size(n_bytes: int) -> str:
@@ -85,7 +85,7 @@ def pairs(items: list[str] | None, option: str) -> dict[str, str]:
 
 def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
     """Print a job's outcome; leave with 3 if rows were rejected, 128 + n after signal n."""
-    _print_out(json.dumps(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
+    _print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if report.rejects is not None and not as_json:

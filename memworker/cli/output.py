@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from typing import Any
+
+from memworker.paths import shown_name
+
+
+def json_line(value: Any) -> str:
+    """Return one line of JSON that can be written anywhere, whatever names of files it holds."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii():
+        return text
+    # Half characters stand within strings alone: names of files that are not UTF-8.
+    half = {c for c in set(text) if "\ud800" <= c <= "\udfff"}
+    text = text.translate({ord(c): json.dumps(shown_name(c))[1:-1] for c in half})
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    return text if utf8 else json.dumps(json.loads(text))
 
 
 def printable(text: str) -> str:
     """Bring text to one line that cannot steer a terminal."""
+    text = shown_name(text)
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
@@ -31,7 +47,8 @@ def name_standard_output() -> None:
     sys.stdout = io.TextIOWrapper(
         buffer,
         encoding=old.encoding,
-        errors=old.errors,
+        # A name that its encoding does not have is shown with its code, and ends nothing.
+        errors="backslashreplace" if old.errors == "strict" else old.errors,
         line_buffering=old.line_buffering,
         write_through=old.write_through,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memworker.cli import options
-from memworker.cli.output import printable
+from memworker.cli.output import json_line, printable
 
 if TYPE_CHECKING:
     from memworker.store import Hit
@@ -45,7 +44,7 @@ def search(
     seconds = time.perf_counter() - started
     if as_json:
         found = [_plain(hit) for hit in hits]
-        print(json.dumps({"query": query, "table": table, "seconds": seconds, "hits": found}))
+        print(json_line({"query": query, "table": table, "seconds": seconds, "hits": found}))
     else:
         _show(hits)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memworker.cli import options
+from memworker.cli.output import json_line
 
 if TYPE_CHECKING:
     from memworker.pool import Trial
@@ -41,7 +41,7 @@ def tune(
         memory=memory,
     )
     if as_json:
-        print(json.dumps({"model": model, "trials": [asdict(trial) for trial in trials]}))
+        print(json_line({"model": model, "trials": [asdict(trial) for trial in trials]}))
     else:
         _show(trials)
 

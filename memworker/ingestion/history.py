@@ -13,6 +13,7 @@ from memworker.errors import StoreError
 from memworker.ingestion.inputs import difference, fingerprints, job_key
 from memworker.ingestion.readers import Source
 from memworker.ingestion.report import Counts
+from memworker.paths import shown_name
 from memworker.store import Committed, Ended, InputFile, Journal, Record, Started, Table, journal
 
 _HOW_IT_ENDED = {"killed": "was killed", "interrupted": "was interrupted", "failed": "failed"}
@@ -60,7 +61,7 @@ class History:
 
     def finished(self, outcome: str, why: str = "") -> None:
         """Note the end, and whether the input was edited meanwhile."""
-        edited = difference(self.inputs, fingerprints(self.command.sources))
+        edited = difference(self.inputs, fingerprints(self.command.sources, self.inputs))
         if edited:
             self.notes.append(
                 f"the input was edited while it was read: {edited}. Run the command again to"
@@ -100,7 +101,7 @@ def history(
                 table=identity,
                 job=job,
                 inputs=inputs,
-                names=command.names,
+                names=tuple(map(shown_name, command.names)),
                 model=command.model,
                 options=dict(command.options),
                 version=table.version if table else None,
@@ -111,7 +112,7 @@ def history(
         except BaseException as error:
             # The error that ended the run is the one to be told, not that of its obituary.
             with suppress(StoreError):
-                told.finished(_outcome(error), f"{type(error).__name__}: {error}"[:500])
+                told.finished(_outcome(error), shown_name(f"{type(error).__name__}: {error}"[:500]))
             raise
 
 

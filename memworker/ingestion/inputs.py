@@ -6,30 +6,36 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from memworker.ingestion.readers import Source
 from memworker.ingestion.readers.paths import STDIN
+from memworker.paths import shown_name
 from memworker.store import InputFile
 
 _END_BYTES = 64 << 10
 
 
-def fingerprints(sources: Iterable[Source]) -> tuple[InputFile, ...]:
+def fingerprints(
+    sources: Iterable[Source], known: Iterable[InputFile] = ()
+) -> tuple[InputFile, ...]:
     """Describe every regular file; standard input and pipes cannot be told apart.
 
     Only both ends of a file are hashed, as a job must not read its input
-    twice; an edit in between shows in size or modification time.
+    twice; an edit in between shows in size or modification time. A `known` file
+    of the same size and time is not opened again.
     """
-    found = (_fingerprint(Path(source.path)) for source in sources if source.path != STDIN)
+    before = {file.path: file for file in known}
+    folder = _working_folder()
+    found = (_fingerprint(source.path, folder, before) for source in sources if not source.stream)
     return tuple(file for file in found if file is not None)
 
 
 def job_key(names: Sequence[str], options: Mapping[str, str], model: str) -> str:
     """Name a job: equal for runs of the same command on the same names from the same folder."""
-    absolute = [name if name == STDIN else os.path.abspath(name) for name in names]
+    folder = _working_folder()
+    absolute = [name if name == STDIN else _absolute(name, folder) for name in names]
     return xxh3_64_hexdigest(json.dumps([absolute, dict(options), model], sort_keys=True).encode())
 
 
@@ -43,22 +49,49 @@ def difference(before: Iterable[InputFile], after: Iterable[InputFile]) -> str:
     return f"{shown}; and {len(said) - 5} more" if len(said) > 5 else shown
 
 
-def _fingerprint(path: Path) -> InputFile | None:
+def _fingerprint(path: str, folder: str, before: Mapping[str, InputFile]) -> InputFile | None:
     try:
         # Before it is opened: opening a named pipe waits for its writer.
-        if not stat.S_ISREG(path.stat().st_mode):
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
             return None
-        with path.open("rb", buffering=0) as file:
-            facts = os.fstat(file.fileno())
-            digest = xxh3_64(file.read(_END_BYTES) or b"")
-            file.seek(max(0, facts.st_size - _END_BYTES))
-            digest.update(file.read(_END_BYTES) or b"")
+        name = _absolute(path, folder)
+        known = before.get(name)
+        if known and (known.size, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+            return known
+        facts, digest = _hashed(path)
     except OSError:
         # The file went meanwhile: reading it will say so.
         return None
-    return InputFile(
-        os.path.abspath(path), facts.st_size, facts.st_mtime_ns, str(digest.hexdigest())
-    )
+    return InputFile(name, facts.st_size, facts.st_mtime_ns, digest)
+
+
+def _hashed(path: str) -> tuple[os.stat_result, str]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        facts = os.fstat(fd)
+        begin = os.pread(fd, _END_BYTES, 0)
+        digest = xxh3_64(begin)
+        behind = max(0, facts.st_size - _END_BYTES)
+        digest.update(os.pread(fd, _END_BYTES, behind) if behind else begin)
+    finally:
+        os.close(fd)
+    return facts, str(digest.hexdigest())
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""  # removed: then all names are whole, or are not found
+
+
+def _absolute(path: str, folder: str) -> str:
+    """Give the whole name as the journal keeps it: in letters that are UTF-8."""
+    whole = path if path.startswith("/") else f"{folder}/{path}"
+    # Nearly all names are as they should be, and there may be many.
+    whole = os.path.normpath(whole) if "/." in whole or "//" in whole else whole
+    return shown_name(whole)
 
 
 def _change(old: InputFile, new: InputFile) -> str:

@@ -30,7 +30,7 @@ from memworker.ingestion.readers.ours import is_reject_list
 from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
-from memworker.paths import PathGiven, is_path, named
+from memworker.paths import PathGiven, is_path, named, shown_name
 from memworker.store import OnConflict, Output
 
 _NO_ROWS = "the input holds no rows; nothing was written"
@@ -94,17 +94,17 @@ class Input:
 
     def reject_file(self, output: Output) -> RejectFile:
         """Give the list of refused rows, in which earlier runs may have listed others."""
-        return RejectFile(output.path, self._reads)
+        read = {shown_name(source.path) for source in self.sources}
+        names = tuple(map(shown_name, self.names))
 
-    def _reads(self, path: str) -> bool:
-        """Tell whether a path, as rejected rows name theirs, is of this input."""
-        if any(path == source.path for source in self.sources):
-            return True
-        # What is gone from a folder, or matches no longer, is of this input still.
-        return any(
-            path == name or path.startswith(f"{name.rstrip('/')}/") or fnmatchcase(path, name)
-            for name in self.names
-        )
+        def is_read(path: str) -> bool:
+            # What is gone from a folder, or matches no longer, is of this input still.
+            return path in read or any(
+                path == name or path.startswith(f"{name.rstrip('/')}/") or fnmatchcase(path, name)
+                for name in names
+            )
+
+        return RejectFile(output.path, is_read)
 
     def coming(self, live: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
         """Give the chunks, their reading timed and, where it may be, ahead of their use."""

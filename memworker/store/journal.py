@@ -198,12 +198,18 @@ def decode(raw: bytes) -> tuple[Record, ...]:
 
 
 def condensed(records: Sequence[Record]) -> tuple[Record, ...]:
-    """Keep of each run its start, its last commit and its end; of old runs nothing."""
+    """Keep of each run its start, its last commit and its end; of old runs nothing.
+
+    What the inputs were is kept for the last run of a job, which the next one looks at.
+    """
     last = {record.run: record for record in records if isinstance(record, Committed)}
     runs = [record.run for record in records if isinstance(record, Started)]
     recent = set(runs[-_CONDENSED_RUNS:])
+    latest = {record.job: record.run for record in records if isinstance(record, Started)}
     return tuple(
-        record
+        msgspec.structs.replace(record, inputs=())
+        if isinstance(record, Started) and latest[record.job] != record.run
+        else record
         for record in records
         if isinstance(record, Repaired)
         or (

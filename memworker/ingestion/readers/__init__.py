@@ -18,9 +18,10 @@ from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken
 from memworker.ingestion.readers.joined import joined
 from memworker.ingestion.readers.lines import line_blocks
 from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
+from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
 from memworker.ingestion.records import Chunk, Fields, ReadProgress, Reject
-from memworker.paths import PathGiven
+from memworker.paths import PathGiven, shown_name
 from memworker.values import shown, whole
 
 __all__ = [
@@ -91,20 +92,24 @@ def _parts(
     sources: Sequence[Source], options: ReadOptions
 ) -> Iterator[tuple[str, ObjectRows | CheckedRows | None]]:
     for source in sources:
+        name = shown_name(source.path)
         if source.fault:
-            yield source.path, broken_rows(source.fault)
+            yield name, broken_rows(source.fault)
             continue
         try:
             for rows in _READERS[source.format](source, options):
-                yield source.path, rows
+                yield name, rows
                 if source.stream:
-                    yield source.path, None
+                    yield name, None
         except MissingField:
             raise
+        except Ours:
+            if source.left_out is not None:
+                source.left_out.add("lists of rejected rows", source.path)
         except InputError as error:
             if options.alone:
                 raise
-            yield source.path, broken_rows(str(error))
+            yield name, broken_rows(shown_name(str(error)))
 
 
 def read_lines(given: PathGiven, max_line_bytes: int) -> Iterator[tuple[int, bytes, str]]:

@@ -61,8 +61,7 @@ def begun(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
 
 def interleaved(line: bytes) -> bool:
     """Tell whether a line has NULs between its letters, as a piece of UTF-16 has."""
-    nuls = line.count(0)
-    return nuls > 1 and nuls > _FEW_NULS * len(line)
+    return line.count(0) > _FEW_NULS * len(line)
 
 
 def _encoding(path: str, head: bytes) -> tuple[str, int]:
@@ -74,8 +73,7 @@ def _encoding(path: str, head: bytes) -> tuple[str, int]:
     nuls = sample.count(0)
     if not nuls:
         return "utf-8", 0
-    others = sample.replace(b"\0", b"")
-    if nuls <= _FEW_NULS * len(sample) and sum(b < 0x80 for b in others) > 0.9 * len(others):
+    if nuls <= _FEW_NULS * len(sample) and _of_bytes(sample.replace(b"\0", b"")):
         return "utf-8", 0
     for name in _WIDE:
         if _certain(sample, name):
@@ -84,6 +82,18 @@ def _encoding(path: str, head: bytes) -> tuple[str, int]:
         f"{path} is no text in UTF-8: {nuls:,} of its first {len(sample):,} bytes are NUL. If it is"
         " text, say in which encoding by converting it: iconv -f UTF-16LE -t UTF-8"
     )
+
+
+def _of_bytes(sample: bytes) -> bool:
+    """Tell whether this is text of single bytes or UTF-8, but for a bad one here and there."""
+    controls = sum(b < 32 and chr(b) not in _SPACES for b in sample)
+    if controls > 0.02 * len(sample):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")("strict").decode(sample)
+    except UnicodeDecodeError:
+        return sum(b < 0x80 for b in sample) > 0.9 * len(sample)
+    return True
 
 
 def _certain(sample: bytes, name: str) -> bool:

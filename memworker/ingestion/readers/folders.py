@@ -1,8 +1,8 @@
 """What of folders and globs is an input: found in order; what is left out is kept, with its reason.
 
-Left out are hidden and temporary names, tables and lists that are our own, what other
-programs note beside their data, and names that tell no format. Links to folders are
-followed, each folder once. What could not be read costs a row of its own.
+Left out are hidden and temporary names, tables, what other programs note beside their data,
+and names that tell no format; lists of rejected rows are told when they are read. Links to
+folders are followed, each folder once. What could not be read costs a row of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memworker.ingestion.readers.ours import is_reject_list
+from memworker.paths import shown_name
 
 _NAMES_TOLD = 10
 _TEMPORARY = frozenset(("_temporary", "__MACOSX", "lost+found"))
@@ -45,7 +45,7 @@ class LeftOut:
         for reason, names in self.names.items():
             more = ", …" if len(names) > each else ""
             parts.append(f"{len(names):,} {reason} ({', '.join(names[:each])}{more})")
-        return f"Left out: {'; '.join(parts)}"
+        return shown_name(f"Left out: {'; '.join(parts)}")
 
 
 class Folders:
@@ -56,6 +56,7 @@ class Folders:
     ) -> None:
         self._left_out, self._wanted = left_out, wanted
         self._outputs = {os.path.realpath(path) for path in outputs}
+        self._output_names = {os.path.basename(path) for path in self._outputs}
         self._seen: set[tuple[int, int]] = set()
 
     def under(self, folder: str) -> list[tuple[str, str]]:
@@ -66,14 +67,14 @@ class Folders:
             return []
         return self._walk(folder)
 
-    def files_of(self, names: Sequence[str]) -> list[tuple[str, str]]:
-        """Choose from the matches of a glob: with ** the files of a folder match themselves."""
+    def files_of(self, names: Sequence[str], *, recursive: bool) -> list[tuple[str, str]]:
+        """Choose from the matches of a glob; where it is `recursive`, files match themselves."""
         found = []
         for name in names:
-            with suppress(OSError):
-                if stat.S_ISDIR(os.stat(name).st_mode):
-                    continue
-            found += self._file(name, os.path.basename(name))
+            if not os.path.isdir(name):
+                found += self._file(name, os.path.basename(name))
+            elif not recursive:
+                found += self.under(name)
         return found
 
     def _walk(self, folder: str) -> list[tuple[str, str]]:
@@ -125,14 +126,11 @@ class Folders:
         if not stat.S_ISREG(mode):
             self._left_out.add("no files but pipes, sockets or devices", path)
             return []
-        if self._outputs and os.path.realpath(path) in self._outputs:
+        if name in self._output_names and os.path.realpath(path) in self._outputs:
             self._left_out.add("written by this run itself", path)
             return []
         if not os.access(path, os.R_OK):
             return [(path, "the file may not be read by this user")]
-        if is_reject_list(path):
-            self._left_out.add("lists of rejected rows", path)
-            return []
         return [(path, "")]
 
 

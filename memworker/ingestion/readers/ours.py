@@ -17,17 +17,24 @@ _TORN = re.compile(rb'\{"path":"(?:[^"\\]|\\.)*","line":\d+,"ordinal":\d+,"reaso
 _decode = msgspec.json.Decoder(Reject).decode
 
 
+class Ours(Exception):
+    """What was found in a folder is one of our own files, and no input."""
+
+
 def is_reject_list(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file is a list of rejected rows, as our runs leave it."""
     try:
         with open(path, "rb", buffering=0) as file:
-            begin = file.read(len(_REJECT_BEGINS))
-            if begin != _REJECT_BEGINS:
-                return False
-            line = begin + (file.read(_LINE_BYTES) or b"")
+            return begins_reject_list(file.read(_LINE_BYTES))
     except OSError:
         return False
-    first, newline, _ = line.partition(b"\n")
+
+
+def begins_reject_list(head: bytes) -> bool:
+    """Tell whether a text begins as such a list does."""
+    if not head.startswith(_REJECT_BEGINS):
+        return False
+    first, newline, _ = head.partition(b"\n")
     return is_reject(first) if newline else bool(_TORN.match(first))
 
 

@@ -38,7 +38,8 @@ class Source:
 
     `compression` is what the suffix says, "gz", "zst" or "". A `stream` (a pipe, a terminal,
     standard input) can be read once, and may keep its reader waiting. With a `fault` it
-    could not be read when it was looked for, and that is all that is known.
+    could not be read when it was looked for, and that is all that is known. What was found
+    in a folder or by a glob has a place for its name if it turns out to be `left_out`.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Source:
     compression: str = ""
     stream: bool = field(default=False, compare=False)
     fault: str = field(default="", compare=False)
+    left_out: LeftOut | None = field(default=None, compare=False, repr=False)
     progress: ReadProgress | None = field(default=None, compare=False)
 
     def count(self, read_bytes: int) -> None:
@@ -148,16 +150,16 @@ class _Looking:
 
     def _matches(self, pattern: str) -> list[Source]:
         matches = sorted(glob.glob(pattern, recursive=True))
-        return self._named(self._folders.files_of(matches)) or self._nothing_in(
-            f"pattern {pattern}"
-        )
+        chosen = self._folders.files_of(matches, recursive="**" in pattern)
+        return self._named(chosen) or self._nothing_in(f"pattern {pattern}")
 
     def _named(self, names: list[tuple[str, str]]) -> list[Source]:
         sources = []
         for name, fault in names:
             suffix_format, compression = _by_suffix(name)
             chosen = self._format or suffix_format or "jsonl"
-            sources.append(Source(name, chosen, compression, fault=fault))
+            source = Source(name, chosen, compression, fault=fault, left_out=self.left_out)
+            sources.append(source)
         return sources
 
     def _nothing_in(self, what: str) -> list[Source]:

@@ -23,6 +23,7 @@ import zstandard
 from memworker.diagnosis import told
 from memworker.errors import InputError
 from memworker.ingestion.readers.encodings import TornStream, begun, utf8_blocks
+from memworker.ingestion.readers.ours import Ours, begins_reject_list
 from memworker.ingestion.readers.paths import STDIN, Source
 
 READ_BYTES = 1 << 20
@@ -62,9 +63,12 @@ _log = logging.getLogger(__name__)
 def text_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     """Yield blocks of UTF-8 of about `size` bytes, without a mark; empty ones as `byte_blocks`.
 
-    Raises InputError where the source is no text, and says what it is instead.
+    Raises InputError where the source is no text, and says what it is instead; Ours where
+    it was found in a folder, and is a list of rejected rows.
     """
     head, blocks = begun(byte_blocks(source, size), _HEAD_BYTES)
+    if source.left_out is not None and begins_reject_list(head):
+        raise Ours
     for magic, name, format in _COLUMNAR:
         if head.startswith(magic):
             raise InputError(
