@@ -12,6 +12,7 @@ import binascii
 import hmac
 import re
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from memworker.serve.asgi import App, AsgiScope, Message, Receive, Send, respond
@@ -35,11 +36,14 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:/@\[\]]+?)\.?(?::\d*)?")
 
 
 class Gate:
-    """An ASGI application around another."""
+    """An ASGI application around those that `find` gives for a path and a method.
 
-    def __init__(self, app: App, service: Service) -> None:
+    What it has none for, and who may not ask, is refused in OpenAI's shape.
+    """
+
+    def __init__(self, find: Callable[[str, str], App], service: Service) -> None:
         options = service.options
-        self._app = app
+        self._find = find
         self._hosts = options.accepted_hosts
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_hosts)
         self._key = None if options.key is None else options.key.encode()
@@ -62,11 +66,12 @@ class Gate:
 
         try:
             self._check(scope)
+            answer = self._find(scope["path"], scope["method"])
         except Refusal as refusal:
             scope[CODE] = refusal.code
             await respond(counted, *refusal.openai(), refusal.headers)
         else:
-            await self._app(scope, receive, counted)
+            await answer(scope, receive, counted)
         seconds = time.perf_counter() - started
         route = route_of(scope["path"])
         self._service.live.answered(route, status, seconds, scope.get(CODE))

@@ -66,32 +66,33 @@ class Inputs:
             code="invalid_input",
         )
 
-    def refuse_failures(self, embedded: Embedded) -> None:
-        """Refuse the request for its first input that could not be embedded, naming it."""
-        if not embedded.failures:
-            return
+    def refuse_unfit(self, embedded: Embedded, max_tokens: int) -> None:
+        """Refuse the request for its first input that failed, or that the model saw in part only.
+
+        The latter unless it may be truncated.
+        """
+        if embedded.failures:
+            raise self._failure(embedded)
+        if not self.truncate and embedded.truncated.any():
+            row = int(embedded.truncated.argmax())
+            raise Refusal(
+                400,
+                f"This model's maximum context length is {max_tokens} tokens, and"
+                f" {self.param}[{row}] has more. Shorten it, or start the server with --truncate.",
+                param=self.param,
+                code="context_length_exceeded",
+            )
+
+    def _failure(self, embedded: Embedded) -> Refusal:
         row = min(embedded.failures)
         reason = embedded.failures[row]
         # Of bare token ids the vocabulary is the one thing that a caller can get wrong.
         wrong = bool(self.token_rows) and "vocabulary" in reason
-        raise Refusal(
+        return Refusal(
             400 if wrong else 500,
             f"{self.param}[{row}] could not be embedded: {reason}",
             param=self.param,
             code="invalid_token" if wrong else "text_failed",
-        )
-
-    def refuse_truncated(self, embedded: Embedded, most: int) -> None:
-        """Refuse the request for its first input that the model saw in part only."""
-        if not embedded.truncated.any():
-            return
-        row = int(embedded.truncated.argmax())
-        raise Refusal(
-            400,
-            f"This model's maximum context length is {most} tokens, and {self.param}[{row}] has"
-            " more. Shorten it, or start the server with --truncate.",
-            param=self.param,
-            code="context_length_exceeded",
         )
 
 

@@ -146,9 +146,7 @@ class Service:
         Raises Refusal, and ClientGone, with which the work was dropped.
         """
         embedded = await self._embedded(inputs, gone)
-        inputs.refuse_failures(embedded)
-        if not inputs.truncate:
-            inputs.refuse_truncated(embedded, self._max_tokens())
+        inputs.refuse_unfit(embedded, self._max_tokens())
         self._told_outage = False
         self.metrics.embedded(len(embedded.tokens), int(embedded.tokens.sum()))
         return embedded
