@@ -21,6 +21,7 @@ from typing import Any
 from uuid import UUID
 
 from memworker import times
+from memworker.errors import UsageError
 
 # JSONB, as which LanceDB keeps metadata, holds larger integers as floats only.
 LEAST_INT, LARGEST_INT = -(2**63), 2**64 - 1
@@ -53,6 +54,14 @@ class Unsayable(ValueError):
         dot = "." if self.field and not self.field.startswith("[") else ""
         field = f"{step}{dot}{self.field}"
         return Unsayable(self.reason, field if len(field) <= _SHOWN else f"{field[:_SHOWN]}…")
+
+
+def checked_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return the text that is allowed and equals `value`. Raises UsageError, naming the choices."""
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+    return choices[choices.index(value)]
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memworker import heap
+from memworker import heap, values
 from memworker.errors import StoreError, TableNotFound
 from memworker.ingestion.committer import Committer
 from memworker.ingestion.history import Command, history
@@ -19,7 +19,7 @@ from memworker.ingestion.readers import Chunk, Fields
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, IngestReport, report
-from memworker.ingestion.source import Input, JobOptions, Records, checked_choice, open_input
+from memworker.ingestion.source import Input, JobOptions, Records, open_input
 from memworker.ingestion.stop import Stop
 from memworker.ingestion.windows import Sieve
 from memworker.paths import PathGiven
@@ -131,7 +131,7 @@ def ingest(
         stop=stop,
         observer=observer,
     )
-    policy = OnConflict(checked_choice("on_conflict", on_conflict, OnConflict))
+    policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
     name = table_name(table)
     target = Target(database_path(db), name, distance, policy, durable, wait_s, memory)
     live = RunningJob(Counts(), ReadProgress())

@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from memworker import containers
-from memworker.errors import InputNotFound, NoRows, UsageError
+from memworker import containers, values
+from memworker.errors import InputNotFound, NoRows
 from memworker.ingestion.ahead import ahead, timed_reads
 from memworker.ingestion.loop import RunningJob
 from memworker.ingestion.readers import (
@@ -31,7 +31,7 @@ from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
 from memworker.paths import PathGiven, is_path, named, shown_name
-from memworker.store import OnConflict, Output
+from memworker.store import Output
 
 _NO_ROWS = "the input holds no rows; nothing was written"
 
@@ -55,7 +55,7 @@ class JobOptions:
     observer: Callable[[RunningJob], None] | None = None
 
     def __post_init__(self) -> None:
-        checked_choice("on_error", self.on_error, ("reject", "stop"))
+        values.checked_choice("on_error", self.on_error, ("reject", "stop"))
 
     def reject_list(self, default: Output | Path, *, overwrite: bool | None = None) -> Output:
         """Look at the file that lists refused rows: the one named, or `default`.
@@ -160,11 +160,3 @@ def _not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     if first is None:
         raise NoRows(_NO_ROWS)
     return chain([first], chunks)
-
-
-def checked_choice(name: str, value: str, allowed: Sequence[str] | type[OnConflict]) -> str:
-    """Return `value` if it is allowed; raises UsageError naming the choices."""
-    choices = [str(choice) for choice in allowed]
-    if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    return value

@@ -1,6 +1,6 @@
 from .aio import AsyncMemory as AsyncMemory
-from .core import policy as policy, pool_like as pool_like
-from .drafts import metadata_json as metadata_json, moment as moment
+from .core import pool_like as pool_like
+from .drafts import metadata_json as metadata_json, moment as moment, policy as policy
 from .memory import Memory as Memory
 from .scope import Scope as Scope
 from .transfer import (

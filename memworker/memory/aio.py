@@ -22,11 +22,10 @@ from memworker.memory.core import (
     deleted,
     forked_error,
     one_vector,
-    policy,
     query_vector,
 )
-from memworker.memory.drafts import Batch, Content, Message
-from memworker.memory.group import OnDuplicate, Sweep, Update
+from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
+from memworker.memory.group import Sweep, Update
 from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
@@ -96,9 +95,11 @@ class AsyncMemory:
         on_duplicate: OnDuplicate = "skip",
     ) -> Results:
         """Add a memory, or one a message, as `Memory.add`."""
-        terms = (await self._able()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = (await self._able()).terms(
+            Scope.of(user_id, agent_id, run_id), expires_at, on_duplicate
+        )
         batch = drafts.of_one(content, metadata, terms)
-        return await self._add(batch, policy(on_duplicate), strict=True)
+        return await self._add(batch, strict=True)
 
     async def add_batch(
         self,
@@ -112,10 +113,12 @@ class AsyncMemory:
         on_duplicate: OnDuplicate = "skip",
     ) -> Results:
         """Add many memories at once, as `Memory.add_batch`."""
-        terms = (await self._able()).terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = (await self._able()).terms(
+            Scope.of(user_id, agent_id, run_id), expires_at, on_duplicate
+        )
         many = drafts.listed(contents)
         batch = await self._run(len(many), lambda: drafts.of_many(many, metadata, terms))
-        return await self._add(batch, policy(on_duplicate), strict=False)
+        return await self._add(batch, strict=False)
 
     async def search(
         self,
@@ -159,7 +162,7 @@ class AsyncMemory:
         reads.checked_id(memory_id)
         draft = core.draft(content, metadata)
         async with self._in_flight(core, 1):
-            vector = one_vector(draft, await self._pool(core).embed_rows([draft.text]))
+            vector = one_vector(await self._pool(core).embed_rows([draft.text]))
             await asyncio.wrap_future(core.write(Update(memory_id, draft, vector)))
         return dict(UPDATED)
 
@@ -250,13 +253,13 @@ class AsyncMemory:
     def _pool(self, core: Core) -> AsyncEmbeddingPool:
         return AsyncEmbeddingPool(pool=core.pool)
 
-    async def _add(self, batch: Batch, on_duplicate: OnDuplicate, *, strict: bool) -> Results:
+    async def _add(self, batch: Batch, *, strict: bool) -> Results:
         if not batch.drafts:
             return added(batch, [])
         core, rows = await self._core(), len(batch.drafts)
         async with self._in_flight(core, rows):
             embedded = await self._pool(core).embed_rows(batch.texts)
-            left, operation = await self._run(rows, lambda: adding(batch, embedded, on_duplicate))
+            left, operation = await self._run(rows, lambda: adding(batch, embedded))
             if strict:
                 left.raise_first()
             outcomes = await asyncio.wrap_future(core.write(operation))

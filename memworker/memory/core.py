@@ -7,27 +7,35 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from memworker.errors import (
     MemoryNotFound,
-    MemworkerError,
     PoolClosed,
     PoolForked,
     TextFailed,
     UnknownModel,
     UsageError,
 )
-from memworker.memory.drafts import Batch, Draft, Terms, checked_text, metadata_json, moment
+from memworker.memory.drafts import (
+    Batch,
+    Draft,
+    OnDuplicate,
+    Terms,
+    checked_text,
+    listed,
+    metadata_json,
+    moment,
+    policy,
+)
 from memworker.memory.group import (
     Add,
     Alone,
     Delete,
     EraseOne,
     Event,
-    OnDuplicate,
     Operation,
     keys_of,
 )
@@ -52,7 +60,6 @@ from memworker.pool import (
 from memworker.store import Table, VectorSpace
 
 DEFAULT_TABLE = "memories"
-POLICIES = ("skip", "update", "allow")
 # Rows between their admission and their commit: a few megabytes of vectors.
 PENDING_ROWS = 16_384
 EVERYTHING: Mapping[str, Any] = {"id": {"gte": ""}}
@@ -155,10 +162,13 @@ class Core:
         finally:
             self.leave(rows)
 
-    def terms(self, scope: Scope, expires_at: datetime | str | None) -> Terms:
+    def terms(
+        self, scope: Scope, expires_at: datetime | str | None, on_duplicate: OnDuplicate
+    ) -> Terms:
         """Say what holds for every item of a call."""
         self.guard()
-        return Terms(scope, moment(expires_at), self.pool.max_text_bytes)
+        there = policy(on_duplicate)
+        return Terms(scope, moment(expires_at), there, self.pool.max_text_bytes)
 
     def draft(self, content: Any, metadata: Any) -> Draft:
         """Check a text and metadata that shall take another's place."""
@@ -193,9 +203,8 @@ class Core:
         self, memory_ids: Iterable[str], *, erase: bool
     ) -> list[tuple[str, Future[Any]]]:
         """Queue the deletions of many memories, each with its id. Raises UsageError for one id."""
-        if isinstance(memory_ids, str):
-            raise UsageError("delete_batch() takes a list of ids; for one use delete()")
-        return [(one, self._deleting(one, erase)) for one in memory_ids]
+        ids = listed(memory_ids, "ids", "delete")
+        return [(one, self._deleting(one, erase)) for one in ids]
 
     def _deleting(self, memory_id: str, erase: bool) -> Future[Any]:
         try:
@@ -236,18 +245,17 @@ class Core:
             self._idle.notify_all()
 
 
-def adding(batch: Batch, embedded: Embedded, on_duplicate: OnDuplicate) -> tuple[Batch, Add]:
+def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
     """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
-    failed = {
-        row: TextFailed(f"the text could not be embedded: {reason}", batch.places[row])
-        for row, reason in embedded.unstorable().items()
-    }
+    failed = embedded.unstorable()
     good = [row for row in range(len(batch.drafts)) if row not in failed]
     drafts = [batch.drafts[row] for row in good]
     vectors = [embedded.vectors[row] for row in good]
-    flaws: dict[int, MemworkerError] = {batch.places[row]: flaw for row, flaw in failed.items()}
-    left = Batch(batch.scope, drafts, [batch.places[row] for row in good], batch.flaws | flaws)
-    return left, Add(batch.scope, drafts, vectors, keys_of(drafts, batch.scope), on_duplicate)
+    flaws = {batch.places[row]: _failed(why, batch.places[row]) for row, why in failed.items()}
+    places = [batch.places[row] for row in good]
+    left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
+    keys = keys_of(drafts, batch.scope)
+    return left, Add(batch.scope, drafts, vectors, keys, batch.on_duplicate)
 
 
 def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list[Record]]:
@@ -281,13 +289,6 @@ def forked_error(owner: int) -> PoolForked:
     )
 
 
-def policy(on_duplicate: str) -> OnDuplicate:
-    """Check what shall become of a memory that is there already."""
-    if on_duplicate not in POLICIES:
-        raise UsageError(f"on_duplicate must be one of {', '.join(POLICIES)}, not {on_duplicate!r}")
-    return on_duplicate  # type: ignore[return-value]
-
-
 def query_vector(embedded: Embedded) -> Vector:
     """Return float32[dim] of an embedded query. Raises TextFailed."""
     embedded.raise_first()
@@ -295,11 +296,16 @@ def query_vector(embedded: Embedded) -> Vector:
     return vector
 
 
-def one_vector(draft: Draft, embedded: Embedded) -> Vector:
+def one_vector(embedded: Embedded) -> Vector:
     """Return float32[dim] of one embedded memory. Raises TextFailed."""
-    batch, operation = adding(Batch(Scope(), [draft], [0]), embedded, "allow")
-    batch.raise_first()
-    return operation.vectors[0]
+    for reason in embedded.unstorable().values():
+        raise _failed(reason, 0)
+    vector: Vector = embedded.vectors[0]
+    return vector
+
+
+def _failed(reason: str, place: int) -> TextFailed:
+    return TextFailed(f"the text could not be embedded: {reason}", place)
 
 
 def _pool_use(options: Options) -> PoolUse:

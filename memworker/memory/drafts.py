@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from memworker import values
 from memworker.containers import NotTexts, texts_in
 from memworker.errors import MemworkerError, TextFailed, TextTooLarge, UsageError
 from memworker.memory.scope import Scope
 
+OnDuplicate = Literal["skip", "update", "allow"]
 Message: TypeAlias = Mapping[str, Any]
 Content: TypeAlias = str | Message
 
@@ -33,6 +34,7 @@ class Batch:
     """
 
     scope: Scope
+    on_duplicate: OnDuplicate
     drafts: list[Draft] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     flaws: dict[int, MemworkerError] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Terms:
 
     scope: Scope
     expires_at: datetime | None
+    on_duplicate: OnDuplicate
     max_text_bytes: int
 
 
@@ -90,17 +93,21 @@ def of_many(contents: Iterable[Content], metadata: Any, terms: Terms) -> Batch:
     return batch
 
 
-def listed(contents: Iterable[Content]) -> list[Content]:
-    """Return the contents of a batch as a list. Raises UsageError for a single one."""
-    if isinstance(contents, str | bytes | Mapping) or not isinstance(contents, Iterable):
-        raise UsageError(
-            f"add_batch() takes a list of contents, not a {type(contents).__name__}; for one use"
-            " add()"
-        )
+def policy(on_duplicate: str) -> OnDuplicate:
+    """Check what shall become of a memory that is there already."""
+    found = values.checked_choice("on_duplicate", on_duplicate, get_args(OnDuplicate))
+    return found  # type: ignore[return-value]
+
+
+def listed(given: Iterable[Any], what: str = "contents", method: str = "add") -> list[Any]:
+    """Return what a batch is made of as a list. Raises UsageError for a single one."""
+    takes = f"{method}_batch() takes a list of {what}"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise UsageError(f"{takes}, not a {type(given).__name__}; for one use {method}()")
     try:
-        found = texts_in(contents)
+        found = texts_in(given)
     except NotTexts as error:
-        raise UsageError(f"add_batch() takes a list of contents: {error}") from None
+        raise UsageError(f"{takes}: {error}") from None
     return found if isinstance(found, list) else list(found.to_pylist())
 
 
@@ -175,7 +182,7 @@ def _as_text(value: Any, name: str) -> str | None:
 
 
 def _read(items: Sequence[Any], metadata: Sequence[Any], terms: Terms) -> Batch:
-    batch = Batch(terms.scope)
+    batch = Batch(terms.scope, terms.on_duplicate)
     for place, (item, own) in enumerate(zip(items, metadata, strict=True)):
         try:
             draft = _draft(item, own, terms, place)

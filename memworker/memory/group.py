@@ -19,14 +19,13 @@ import uuid_utils
 
 from memworker.errors import MemoryNotFound, MemworkerError
 from memworker.memory import rows as row_batches
-from memworker.memory.drafts import Draft
+from memworker.memory.drafts import Draft, OnDuplicate
 from memworker.memory.history import version_id, versions_of
 from memworker.memory.known import KnownKeys
 from memworker.memory.rows import NARROW, WIDE, Row, Vector
 from memworker.memory.scope import Scope
 from memworker.store import Change, Edit, Table, dedup_keys
 
-OnDuplicate = Literal["skip", "update", "allow"]
 Event = Literal["ADD", "UPDATE", "NONE"]
 OperationResult: TypeAlias = Any
 

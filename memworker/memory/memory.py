@@ -17,11 +17,10 @@ from memworker.memory.core import (
     adding,
     deleted,
     one_vector,
-    policy,
     query_vector,
 )
-from memworker.memory.drafts import Batch, Content, Message
-from memworker.memory.group import OnDuplicate, Sweep, Update
+from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
+from memworker.memory.group import Sweep, Update
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record
@@ -112,9 +111,9 @@ class Memory:
         Raises ScopeMissing without any id, UsageError for a blank text or metadata that
         JSON cannot say, TextTooLarge, TextFailed.
         """
-        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at, on_duplicate)
         batch = drafts.of_one(content, metadata, terms)
-        return self._add(batch, policy(on_duplicate), strict=True)
+        return self._add(batch, strict=True)
 
     def add_batch(
         self,
@@ -133,9 +132,9 @@ class Memory:
         stored gives ``{"error": …, "index": i}`` in its place; the others are stored.
         So there is a result for each, for a message that `add` leaves out too.
         """
-        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at)
+        terms = self._core.terms(Scope.of(user_id, agent_id, run_id), expires_at, on_duplicate)
         batch = drafts.of_many(contents, metadata, terms)
-        return self._add(batch, policy(on_duplicate), strict=False)
+        return self._add(batch, strict=False)
 
     def search(
         self,
@@ -183,7 +182,7 @@ class Memory:
         reads.checked_id(memory_id)
         draft = self._core.draft(content, metadata)
         with self._core.in_flight(1):
-            vector = one_vector(draft, self._embed([draft.text]))
+            vector = one_vector(self._embed([draft.text]))
             self._core.write(Update(memory_id, draft, vector)).result()
         return dict(UPDATED)
 
@@ -258,11 +257,11 @@ class Memory:
         self._core = core
         self._finalizer = weakref.finalize(self, Core.abandon, core)
 
-    def _add(self, batch: Batch, on_duplicate: OnDuplicate, *, strict: bool) -> Results:
+    def _add(self, batch: Batch, *, strict: bool) -> Results:
         if not batch.drafts:
             return added(batch, [])
         with self._core.in_flight(len(batch.drafts)):
-            batch, operation = adding(batch, self._embed(batch.texts), on_duplicate)
+            batch, operation = adding(batch, self._embed(batch.texts))
             if strict:
                 batch.raise_first()
             return added(batch, self._core.write(operation).result())

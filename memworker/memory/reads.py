@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -17,7 +17,6 @@ from memworker.memory.shapes import Record, record, results, scored
 from memworker.store import MAX_LIMIT, Snapshot, Table
 
 Mode = Literal["vector", "text", "hybrid"]
-MODES = ("vector", "text", "hybrid")
 # Up to here the newest are found by their times first and then read by id.
 _BY_ID = 1000
 _NEWEST = [("created_at", "descending"), ("id", "descending")]
@@ -29,8 +28,7 @@ def checked_search(
     """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
     if not isinstance(query, str) or not query.strip():
         raise UsageError(f"a query is some text, not {query!r:.80}")
-    if mode not in MODES:
-        raise UsageError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    values.checked_choice("mode", mode, get_args(Mode))
     if threshold is not None and values.number(threshold) is None:
         raise UsageError(f"threshold must be a finite number or None, not {threshold!r}")
     _checked_limit(limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests import PATIENCE_S
 from tests.memory.helpers import ALICE, all_texts, one
 
 SCOPE = Scope("alice")
-TERMS = Terms(SCOPE, None, 1 << 20)
+TERMS = Terms(SCOPE, None, "skip", 1 << 20)
 
 
 @contextmanager
@@ -55,7 +56,8 @@ def queued_by(writer, operations):
 def add(memory, *texts, on_duplicate="skip", metadata=None):
     core = memory._core
     embedded = core.pool.submit_rows(list(texts)).result()
-    _, operation = adding(of_many(list(texts), metadata, TERMS), embedded, on_duplicate)
+    terms = replace(TERMS, on_duplicate=on_duplicate)
+    _, operation = adding(of_many(list(texts), metadata, terms), embedded)
     return core.write(operation)
 
 
