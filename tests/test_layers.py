@@ -191,12 +191,10 @@ def test_every_module_of_the_pool_is_on_the_map():
     assert {p.stem for p in (PACKAGE / "pool").glob("*.py")} == set(POOL) | {"__init__"}
 
 
-def test_the_package_is_light_until_a_name_is_used():
-    code = (
-        "import sys, memworker; dir(memworker)\n"
-        "heavy = ('lancedb', 'pyarrow', 'numpy', 'onnx', 'tokenizers', 'multiprocess', 'typer')\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
+@pytest.mark.parametrize("code", ["import memworker; dir(memworker)", "import memworker.cli.app"])
+def test_the_package_and_its_command_line_are_light_until_something_is_used(code):
+    heavy = ("lancedb", "pyarrow", "numpy", "onnx", "tokenizers", "multiprocess", "uvicorn")
+    code = f"import sys\n{code}\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from typing import TYPE_CHECKING
 
 from memworker.cli.output import stderr_is_terminal
-from memworker.ingestion import RunningJob
-from memworker.pool import EmbeddingPool, machine, peak_flops
+
+if TYPE_CHECKING:
+    from memworker.ingestion import RunningJob
+    from memworker.pool import EmbeddingPool
 
 _REFRESH_S = 0.25
 
@@ -75,6 +78,8 @@ def _of_limit(pool: EmbeddingPool, tokens_per_s: float) -> str:
 
 @cache
 def _gemm_limit() -> float | None:
+    from memworker.pool import machine, peak_flops
+
     return peak_flops.recall(machine.usable_cores())
 
 
