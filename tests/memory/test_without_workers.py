@@ -315,3 +315,41 @@ def test_deleting_many_tells_of_each(memory):
     assert memory.history(ids[0]) == []
     with pytest.raises(UsageError, match="a list of ids"):
         memory.delete_batch(ids[1])
+
+
+def test_threads_that_are_first_to_ask_an_opened_one_share_a_pool(db):
+    fill(db, "echo")
+    children = len(psutil.Process().children(recursive=True))
+    with Memory.open(db, workers=1) as memory:
+        together = threading.Barrier(12)
+
+        def first(n):
+            together.wait(PATIENCE_S)
+            return memory.add(f"text {n}", **ALICE)
+
+        with ThreadPoolExecutor(12) as threads:
+            assert len(list(threads.map(first, range(12)))) == 12
+        assert len(psutil.Process().children(recursive=True)) == children + 1
+    assert len(psutil.Process().children(recursive=True)) == children
+
+
+def test_a_first_add_that_is_cancelled_leaves_the_start_to_the_others(db, marks, tmp_path):
+    begins, gate = tmp_path / "begins", tmp_path / "begins.go"
+    os.mkfifo(gate)
+
+    async def main():
+        model = Marking(str(marks), begun=str(begins))
+        async with AsyncMemory(db, model=model, workers=1) as memory:
+            gone = asyncio.create_task(memory.add("gone", **ALICE))
+            stays = asyncio.create_task(memory.add("stays", **ALICE))
+            while not begins.exists():
+                await asyncio.sleep(0.01)
+            gone.cancel()
+            # What needs no worker does not wait for the start.
+            assert await memory.count() == 0 and not stays.done()
+            with open(gate, "w"):
+                pass
+            assert one(await stays)["event"] == "ADD"
+            assert gone.cancelled() and await memory.count() == 1
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
