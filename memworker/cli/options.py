@@ -74,11 +74,13 @@ def size(n_bytes: int) -> str:
 
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:
     """Split repeated KEY=VALUE options."""
-    found = {}
+    found: dict[str, str] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not (key and equals and value):
             raise UsageError(f"{option} takes KEY=VALUE, not {item!r}")
+        if key in found:
+            raise UsageError(f"{option} names {key!r} twice: {found[key]!r} and {value!r}")
         found[key] = value
     return found
 

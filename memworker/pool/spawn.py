@@ -63,9 +63,25 @@ class _WorkerProcess(context.SpawnProcess):  # type: ignore[misc]
 
 
 class _Popen(popen_spawn_posix.Popen):  # type: ignore[misc]
-    """A spawn whose preparation data leaves the parent's main module out."""
+    """A spawn whose preparation data leaves the parent's main module out.
+
+    In a child that the parent forks it is none of that child's: multiprocess would else end it,
+    and wait for it, when that child ends.
+    """
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code; in another process than its parent, any."""
+        if os.getpid() != self._parent:
+            return 0
+        code: int | None = super().poll(flag)
+        return code
+
+    def _send_signal(self, sig: int) -> None:
+        if os.getpid() == self._parent:
+            super()._send_signal(sig)
 
     def _launch(self, process: Any) -> None:
+        self._parent = os.getpid()
         payload = self._payload(process)
         with ExitStack() as child_ends:
             ours: list[int] = []

@@ -76,7 +76,7 @@ class Appender:
         return Landed(int(self._handle.version), len(plan.write))
 
     def _add(self, rows: pa.Table, plan: Plan) -> Write:
-        chosen = _take(rows, plan.write)
+        chosen = widen(_take(rows, plan.write), self._handle.schema)
 
         def add() -> Landed:
             reach("before_add")

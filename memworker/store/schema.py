@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ SCOPES = ("user_id", "agent_id", "run_id")
 DISTANCES = ("cosine", "dot")
 
 Vectors = npt.NDArray[np.float32]
+Rows = TypeVar("Rows", bound=Any)
 
 _PREFIX = "memworker."
 _DURABLE = "durable"
@@ -156,6 +157,12 @@ def is_durable(schema: pa.Schema) -> bool:
     return (schema.field("vector").metadata or {}).get((_PREFIX + _DURABLE).encode()) == b"true"
 
 
+def is_ours(schema: pa.Schema) -> bool:
+    """Tell whether memworker made a table, by any sign of it, for some may be damaged."""
+    prefix = _PREFIX.encode()
+    return any(key.startswith(prefix) for field in schema for key in field.metadata or {})
+
+
 def read_field_metadata(schema: pa.Schema, table: str) -> tuple[VectorSpace, str]:
     """Return the vector space and the identity that a table was made with."""
     field = schema.field("vector") if "vector" in schema.names else pa.field("vector", pa.null())
@@ -248,13 +255,36 @@ def conform(batch: pa.Table | pa.RecordBatch, dim: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def readable(rows: Rows) -> Rows:
+    """Give rows for any reader of Arrow: the metadata as text, for not all know Arrow's JSON."""
+    place = rows.schema.get_field_index("metadata")
+    if place < 0 or rows.schema.field(place).type == pa.string():
+        return rows
+    field = pa.field("metadata", pa.string())
+    told: Rows = rows.set_column(place, field, rows.column(place).cast(pa.string()))
+    return told
+
+
 def widen(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Add the columns that a table has beyond ours, as nulls.
 
     A merge would otherwise keep what the replaced row had there: the vector of another text.
+    Raises StoreError where such a column takes no null, or one of ours is gone.
     """
+    if missing := [name for name in rows.column_names if name not in schema.names]:
+        raise StoreError(
+            f"the table has lost {', '.join(missing)}, which memworker writes; another program has"
+            " dropped or renamed that. Go back to a version that has it, or use another table"
+        )
     for field in schema:
         if field.name not in rows.column_names:
+            if rows.num_rows and not field.nullable:
+                raise StoreError(
+                    f"another program gave the table the column {field.name!r}, {field.type}, which"
+                    " takes no null, and memworker has no value for it. With LanceDB let it take"
+                    f" nulls, alter_columns({{'path': {field.name!r}, 'nullable': True}}), or drop"
+                    " it"
+                )
             rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
     return rows
 
@@ -297,6 +327,9 @@ def _conform_column(batch: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Ar
         raise UsageError(f"column {field.name!r} holds {column.null_count} nulls; fill them")
     if column.type == field.type:
         return column
+    if field.type == pa.json_():
+        parts = [_json_array(part, len(part)) for part in column.chunks]
+        return pa.chunked_array(parts, field.type)
     try:
         return column.cast(field.type)
     except pa.ArrowException as error:

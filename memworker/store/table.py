@@ -41,6 +41,7 @@ from memworker.store.schema import (
     VectorSpace,
     conform,
     new_field_metadata,
+    readable,
     refuse_bad_vectors,
     table_schema,
 )
@@ -273,12 +274,12 @@ class Table:
     ) -> pa.Table:
         """Return rows that meet a filter, in the order of their commits.
 
-        Superseded and expired rows too, unless `visible_only`.
+        Superseded and expired rows too, unless `visible_only`. The metadata are JSON text.
         """
         wanted: dict[str, Any] = {"columns": columns, "limit": limit, "offset": offset}
         rows = partial(read.rows, self._handle, where, visible_only=visible_only, **wanted)
         with lance_errors(f"reading table {self.name!r}"):
-            return self._readers.ask(rows)
+            return readable(self._readers.ask(rows))
 
     def count(self, where: Mapping[str, Any] | None = None, *, visible_only: bool = False) -> int:
         """Return how many rows meet a filter; hidden ones too, unless `visible_only`."""
@@ -296,7 +297,7 @@ class Table:
         TableLocked.
         """
         with self._readers.keep(), lance_errors(f"reading table {self.name!r}"):
-            yield from read.scan(self._handle, where, columns=columns)
+            yield from map(readable, read.scan(self._handle, where, columns=columns))
 
     def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
         """Read by as many steps as it takes from one version, the newest, and return the answer.

@@ -21,10 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memworker.errors import StoreError, TableNotFound
+from memworker.errors import MemworkerError, StoreError, TableNotFound
 from memworker.paths import PathGiven
 from memworker.store.damage import Damage, DamageKind
-from memworker.store.lance import database_path, table_name, table_names
+from memworker.store.lance import (
+    connect,
+    database_path,
+    open_table,
+    table_name,
+    table_names,
+)
 from memworker.store.leftovers import leftovers
 from memworker.store.look import Look, Observer
 from memworker.store.manifest import (
@@ -36,6 +42,7 @@ from memworker.store.manifest import (
     versions,
 )
 from memworker.store.readers import Readers
+from memworker.store.schema import is_ours, read_field_metadata
 
 _TRIES = 3
 
@@ -87,14 +94,16 @@ class Verified:
 def verify_table(db: PathGiven, name: str, *, observer: Observer | None = None) -> Verified:
     """Read every page and column of a table's newest version, and say what is damaged.
 
-    Changes nothing, and goes on beside readers and writers. Raises TableNotFound, and
-    StoreError when clean-ups remove the version again and again while it is read.
+    Changes nothing, and goes on beside readers and writers. Raises TableNotFound,
+    TableMismatch for a table that memworker did not make, and StoreError when clean-ups
+    remove the version again and again while it is read.
     """
     path, name = database_path(db), table_name(name)
     folder = path / f"{name}.lance"
     if not versions(folder):
         there = ", ".join(table_names(path)) or "none"
         raise TableNotFound(f"there is no table {name!r} in {path}; tables there: {there}")
+    _refuse_others(path, name)
     # Another program may clean up too, and knows nothing of who reads.
     for _ in range(_TRIES):
         with Readers(path, name).keep():
@@ -108,6 +117,16 @@ def verify_table(db: PathGiven, name: str, *, observer: Observer | None = None) 
         f"table {name!r} could not be verified: versions were cleaned away while they were read;"
         " run it again when fewer processes write"
     )
+
+
+def _refuse_others(db: Path, name: str) -> None:
+    """Raise TableMismatch for a table that another program made: that is no damage."""
+    try:
+        schema = open_table(connect(db, writable=False), db, name).schema
+    except MemworkerError:
+        return  # looked into, and told, below
+    if not is_ours(schema):
+        read_field_metadata(schema, name)
 
 
 def _verified(db: Path, name: str, version: int, noted: int, observer: Observer) -> Verified:

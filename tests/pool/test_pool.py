@@ -126,6 +126,25 @@ def test_bad_options_are_refused(options):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_that_ends_leaves_the_workers_alone_and_says_nothing():
+    """As a server that loads its application before it forks, such as gunicorn --preload."""
+    code = (
+        "import os, sys\n"
+        "from memworker import EmbeddingPool\n"
+        "pool = EmbeddingPool('echo', workers=1).start()\n"
+        "before = pool.worker_pids()\n"
+        "if (child := os.fork()) == 0:\n"
+        "    sys.exit(3)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3\n"
+        "pool.embed(['x'])\n"
+        "assert pool.worker_pids() == before, 'the child has ended a worker'\n"
+        "pool.close()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_forked_child_gets_pool_forked(echo):
     reader, writer = os.pipe()
     pid = os.fork()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memworker.errors import MissingField
+from memworker.errors import InputError, MissingField
 from memworker.ingestion.records import EXCERPT_CHARS, Chunk, Fields, Reject, path_of, row_batch
 
 # So many rows of the first files may lack a field before it is taken for a wrong name.
@@ -138,6 +138,25 @@ def _where(mask: pa.Array) -> list[int]:
 
 def _too_large(size: int, cap: int) -> str:
     return f"text of {size:,} bytes, over the cap of {cap:,} (max_text_bytes)"
+
+
+def distinct(path: str, names: Sequence[str], fields: Fields) -> list[str]:
+    """Name columns so that none hides another: of two that are called `n` one is `n_2`.
+
+    Raises InputError where a field is wanted of which there are two.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if name in found and name in fields.used:
+            raise InputError(
+                f"{path}: it has two columns {name!r}, and which one is meant is not known;"
+                " rename one"
+            )
+        number, given = 2, name
+        while name in found or (name != given and name in names):
+            name, number = f"{given}_{number}", number + 1
+        found[name] = None
+    return list(found)
 
 
 def no_text(name: str) -> str:

@@ -22,6 +22,7 @@ from memworker.ingestion.readers.checked import (
     ReadOptions,
     broken_rows,
     column_faults,
+    distinct,
     no_text,
 )
 from memworker.ingestion.readers.encodings import TornStream
@@ -194,6 +195,7 @@ def checked_batches(
 def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions) -> CheckedRows:
     fields = options.fields
     faults: dict[int, str] = {}
+    batch = batch.rename_columns(distinct(path, batch.schema.names, fields))
     column = _ColumnTaker(path, batch, faults)
     texts = column.texts(fields.text)
     ids = column.strings(fields.id)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memworker.ingestion.readers.checked import ReadOptions
+from memworker.ingestion.readers.checked import ReadOptions, distinct
 from memworker.ingestion.readers.jsonl import stream_faults
 from memworker.ingestion.readers.lines import LineBlock, line_blocks
 from memworker.ingestion.readers.objects import ObjectRows
@@ -34,10 +34,11 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
         bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
         yield _rows([], [bad], options)
         return
+    names = distinct(source.path, header.cells, options.fields)
     for rows in chain([first], blocks):
         # Also where there are no rows yet: the header may lack a field that must be there.
         for at in range(0, max(1, len(rows)), options.batch_rows):
-            yield _rows(header.cells, rows[at : at + options.batch_rows], options)
+            yield _rows(names, rows[at : at + options.batch_rows], options)
 
 
 class _Record(NamedTuple):
@@ -63,9 +64,7 @@ def _rows(header: list[str], batch: list[_Record], options: ReadOptions) -> Obje
 
 
 def _objects(header: list[str], batch: list[_Record], id_name: str) -> list[Any]:
-    # Reversed, so that of two columns of one name the first is taken.
-    names = header[::-1]
-    objects: list[Any] = [dict(zip(names, row.cells[::-1], strict=False)) for row in batch]
+    objects: list[Any] = [dict(zip(header, row.cells, strict=False)) for row in batch]
     if id_name in header:
         for each in objects:
             each[id_name] = each.get(id_name) or None
