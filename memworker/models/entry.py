@@ -50,7 +50,7 @@ def choose_entry(rows: Floats, linears: tuple[Linear, ...], offset: Floats, shar
     """
     import numpy as np
 
-    strength = np.power(np.power(rows + offset, 4, dtype=np.float64).mean(0), 0.25)
+    strength = np.power(np.square(np.square(rows + offset)).mean(0, dtype=np.float64), 0.25)
     weight = np.mean([np.square(part.weight).mean(1) for part in linears], axis=0)
     balance = share * np.log2(np.maximum(strength, 1e-3))
     balance -= (1 - share) / 2 * np.log2(np.maximum(weight, 1e-8))

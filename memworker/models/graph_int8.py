@@ -98,6 +98,8 @@ def _feed_forward(graph: GraphWriter, at: str, small: Int8Layer, attended: str) 
     active = graph.fused("Gelu", inner, name=f"{at}.gelu")
     codes = _codes(graph, f"{at}.active", small.active, active)
     outer = _product(graph, f"{at}.feed_out", small.feed_out, small.active, codes)
+    if not len(small.apart):
+        return outer
     width = len(small.feed_bias)
     begin = parts.ints(graph, width - len(small.apart))
     few = graph.op(

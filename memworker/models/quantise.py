@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memworker.errors import ModelCorrupt
 from memworker.models import forward
 from memworker.models.entry import Entry, choose_entry
 from memworker.models.rounding import Grid, Int8Weight, choose_grid, quantise
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # How much of an input channel's size moves into the weights, found on the shipped texts.
 _ATTENTION_SHARE, _FEED_SHARE = 0.8, 0.6
 # A few of GELU's channels are two to four times as large as all others: they stay apart.
-_APART = 8
+_MOST_APART = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,23 @@ class Int8Layer:
 
 
 def quantise_bert(bert: BertWeights, ids: list[list[int]]) -> Iterator[Int8Layer]:
-    """Quantise layer after layer, calibrated on the token ids of some texts."""
-    hidden, counts = forward.embed(bert, ids), [len(tokens) for tokens in ids]
+    """Quantise layer after layer, calibrated on the token ids of some texts.
+
+    Raises ModelCorrupt where the weights give what is no number.
+    """
+    import numpy as np
+
+    counts = [len(tokens) for tokens in ids]
+    with np.errstate(over="ignore", invalid="ignore"):
+        hidden = forward.embed(bert, ids)
     for layer in bert.layers:
-        seen = forward.run_layer(bert, layer, hidden, counts)
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = forward.run_layer(bert, layer, hidden, counts)
+        if not np.isfinite(seen.result).all():
+            raise ModelCorrupt(
+                "the weights give values that are not finite: there is no int8 of them."
+                " Fetch the model again."
+            )
         yield quantise_layer(layer, seen)
         hidden = seen.result
 
@@ -73,11 +87,11 @@ def quantise_layer(layer: BertLayer, seen: forward.LayerInputs) -> Int8Layer:
     tokens, all_three = _fit(together, attention.of_rows(seen.attention))
     context, attention_out = _fit(layer.attention_out.weight, seen.attention_out)
     feed = choose_entry(seen.feed_in, (layer.feed_in,), layer.feed_out.bias, _FEED_SHARE)
-    order = _largest_last(seen.feed_out)
+    order, split = _largest_last(seen.feed_out)
     feed_in = feed.of_linear(Linear(layer.feed_in.weight[:, order], layer.feed_in.bias[order]))
     attended, feed_in_weight = _fit(feed_in.weight, feed.of_rows(seen.feed_in))
     outer = layer.feed_out.weight[order]
-    active, feed_out = _fit(outer[:-_APART], seen.feed_out[:, order[:-_APART]])
+    active, feed_out = _fit(outer[:split], seen.feed_out[:, order[:split]])
     hidden = len(attention.offset)
     return Int8Layer(
         attention=attention,
@@ -94,8 +108,8 @@ def quantise_layer(layer: BertLayer, seen: forward.LayerInputs) -> Int8Layer:
         feed_in=feed_in_weight,
         feed_bias=feed_in.bias,
         active=active,
-        feed_out=Int8Weight(np.pad(feed_out.codes, ((0, _APART), (0, 0))), feed_out.scale),
-        apart=outer[-_APART:],
+        feed_out=_with_zeros(feed_out, len(outer)),
+        apart=outer[split:],
     )
 
 
@@ -111,12 +125,20 @@ def _columns(weight: Int8Weight, those: slice) -> Int8Weight:
     return Int8Weight(np.ascontiguousarray(weight.codes[:, those]), weight.scale[those])
 
 
-def _largest_last(rows: Floats) -> NDArray[np.int64]:
-    """Return the channels in their order, but the largest ones at the end."""
+def _with_zeros(weight: Int8Weight, rows: int) -> Int8Weight:
     import numpy as np
 
-    apart = np.sort(np.argsort(rows.max(0), kind="stable")[-_APART:])
-    order: NDArray[np.int64] = np.concatenate(
-        [np.setdiff1d(np.arange(rows.shape[1]), apart), apart]
-    )
-    return order
+    missing = rows - len(weight.codes)
+    return Int8Weight(np.pad(weight.codes, ((0, missing), (0, 0))), weight.scale)
+
+
+def _largest_last(rows: Floats) -> tuple[NDArray[np.int64], int]:
+    """Return the channels in their order, the largest ones at the end, and where those begin."""
+    import numpy as np
+
+    width = rows.shape[1]
+    split = width - min(_MOST_APART, width // 2)
+    apart = np.sort(np.argsort(rows.max(0), kind="stable")[split:])
+    others = np.setdiff1d(np.arange(width), apart)
+    order: NDArray[np.int64] = np.concatenate([others, apart])
+    return order, split

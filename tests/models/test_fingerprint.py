@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from memworker.errors import MemworkerError
-from memworker.models import ready_model
+from memworker.models import graph, graph_int8, ready_model
 from tests.models.conftest import open_session, run_padded
 from tests.models.tiny import WORDS, make_bert, write_modules
 
@@ -249,3 +249,17 @@ def test_a_static_model_follows_its_tokenizer(tmp_path, cache):
     assert second.fingerprint != first.fingerprint
     assert '"other"' in second.tokenizer.read_text()
     assert run_padded(open_session(second.graph), [[2, 7, 3]]).shape == (1, DIM)
+
+
+def test_an_older_versions_graph_is_not_taken(tmp_path, cache, monkeypatch):
+    """A graph that is laid out anew is built anew; only other vectors make other tables of it."""
+    folder = make_bert(tmp_path / "model")
+    models = {p: ready_model(folder, precision=p, cache_dir=cache) for p in ("fp32", "int8")}
+    monkeypatch.setattr(graph, "LAYOUT", "older")
+    older = ready_model(folder, cache_dir=cache)
+    assert older.graph != models["fp32"].graph
+    assert older.fingerprint == models["fp32"].fingerprint
+    monkeypatch.setattr(graph_int8, "RECIPE", "bert-int8-token-2")
+    older = ready_model(folder, precision="int8", cache_dir=cache)
+    assert older.graph != models["int8"].graph
+    assert older.fingerprint != models["int8"].fingerprint

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, UsageError
@@ -49,6 +50,12 @@ def test_a_text_never_depends_on_its_neighbours(int8, rows):
     backwards = run_padded(session, rows[:24][::-1])[::-1]
     np.testing.assert_allclose(together, alone, atol=1e-6)
     np.testing.assert_allclose(backwards, alone, atol=1e-6)
+    # Codes hide a small change until one of them flips: many neighbours, and any padding.
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        some = random.choice(24, random.integers(1, 9), replace=False)
+        beside = run_padded(session, [rows[row] for row in some], extra=int(random.integers(0, 40)))
+        np.testing.assert_allclose(beside, alone[some], atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
@@ -129,6 +136,29 @@ def test_any_pooling(tmp_path, cache, pooling, normalize):
     np.testing.assert_allclose(
         np.linalg.norm(small, axis=1), np.linalg.norm(exact, axis=1), rtol=0.05
     )
+
+
+@pytest.mark.parametrize("inner", [1, 2, 8, 9, 17])
+def test_any_width(tmp_path, cache, inner):
+    """However few channels there are to keep apart, and where codes have no partner."""
+    folder = make_bert(tmp_path / "model", sizes=Sizes(hidden=15, heads=5, inner=inner))
+    exact, small = (
+        run_padded(open_session(ready_model(folder, precision=p, cache_dir=cache).graph), [[2, 9]])
+        for p in ("fp32", "int8")
+    )
+    assert cosines(exact, small).min() > 0.999
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("name", ["embeddings.LayerNorm.weight", "encoder.layer.1.output.dense"])
+def test_weights_that_give_no_numbers(tmp_path, cache, name, number):
+    folder = make_bert(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    key = next(key for key in tensors if key.startswith(name))
+    tensors[key].flat[::3] = number
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelCorrupt, match="not finite.*again"):
+        ready_model(folder, precision="int8", cache_dir=cache)
 
 
 def test_the_fingerprint_tells_precisions_apart(minilm, int8):
