@@ -21,6 +21,7 @@ def embed(
     workers: options.Workers = None,
     memory: options.Memory = None,
     max_tokens: options.MaxTokens = None,
+    max_text_bytes: options.MaxTextBytes = None,
     limit: options.Limit = None,
     on_error: Annotated[str, typer.Option(help="Bad rows: reject or stop.")] = "reject",
     rejects: Annotated[
@@ -41,6 +42,7 @@ def embed(
             workers=workers,
             memory=memory,
             max_tokens=max_tokens,
+            max_text_bytes=options.size_of(max_text_bytes),
             text_field=text_field,
             id_field=id_field,
             limit=limit,

@@ -49,6 +49,9 @@ Memory = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
 ]
+MaxTextBytes = Annotated[
+    str | None, typer.Option(help="Reject texts that are longer, for example 4MB; default: 1 MiB.")
+]
 Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
 Overwrite = Annotated[
     bool,
@@ -70,6 +73,18 @@ def size(n_bytes: int) -> str:
             break
         scaled /= 1000
     return f"{scaled:.0f} {unit}" if unit == "B" else f"{scaled:.1f} {unit}"
+
+
+def size_of(amount: str | None) -> int | None:
+    """Read the amount of --max-text-bytes; None stays. Raises UsageError."""
+    from memworker.pool import parse_bytes
+
+    try:
+        return None if amount is None else parse_bytes(amount)
+    except UsageError:
+        raise UsageError(
+            f"--max-text-bytes must be an amount such as 4MB or 512KiB, not {amount!r}"
+        ) from None
 
 
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from memworker.ingestion.vectors_file import (
 )
 from memworker.ingestion.windows import Window
 from memworker.paths import PathGiven, used_path
-from memworker.pool import DEFAULT_MODEL, PoolOptions, borrowed_or_own
+from memworker.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, PoolOptions, borrowed_or_own
 from memworker.store import Output, dedup_keys
 
 _GAP_ROWS = 8192
@@ -40,6 +40,7 @@ def embed_to_file(
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
+    max_text_bytes: int | None = None,
     text_field: str = "text",
     id_field: str = "id",
     limit: int | None = None,
@@ -54,7 +55,8 @@ def embed_to_file(
     Row i is row i of the input; a rejected row is NaN (npy) or null (parquet),
     and is listed in the file `rejects` (default: OUT.rejects.jsonl). An empty
     text is embedded like any other. The file appears when it is complete. One that is
-    there is replaced if it is empty or was made by this function, or with `overwrite`.
+    there is replaced if it is empty or was made by this function, or with `overwrite`. A text
+    over `max_text_bytes` (default: 1 MiB) is a bad row.
 
     Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
     StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
@@ -70,13 +72,19 @@ def embed_to_file(
         rejects=rejects,
         allow_empty=True,
         observer=observer,
+        max_text_bytes=DEFAULT_MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
     )
     live, stop = RunningJob(Counts(), ReadProgress()), Stop()
     listed = options.reject_list(path.with_name(path.name + ".rejects.jsonl"), overwrite=overwrite)
     output.not_with(listed)
     source = open_input(inputs, options, live, [output, listed])
     began = time.perf_counter()
-    use = borrowed_or_own(None, PoolOptions(model, precision, workers, memory, max_tokens))
+    use = borrowed_or_own(
+        None,
+        PoolOptions(
+            model, precision, workers, memory, max_tokens, max_text_bytes=options.max_text_bytes
+        ),
+    )
     made_s = time.perf_counter() - began
     refused = source.reject_file(listed)
     loop = JobLoop(use, stop, live, startup_seconds=made_s)

@@ -24,6 +24,7 @@ from memworker.ingestion.stop import Stop
 from memworker.ingestion.windows import Sieve
 from memworker.paths import PathGiven
 from memworker.pool import (
+    DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL,
     EmbeddingPool,
     PoolOptions,
@@ -87,6 +88,7 @@ def ingest(
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
+    max_text_bytes: int | None = None,
     distance: str = "cosine",
     text_field: str = "text",
     id_field: str = "id",
@@ -111,7 +113,8 @@ def ingest(
 
     `pool` is a pool to embed with, in place of `model` and the options behind
     it; it stays open, and the figures of the report count all that it did meanwhile.
-    `memory` ("4GB") bounds what this process and its workers hold together.
+    `memory` ("4GB") bounds what this process and its workers hold together. A text over
+    `max_text_bytes` (default: 1 MiB, or what `pool` takes) is a bad row.
     One ingest at a time works on a table: another one waits for `wait_s`
     seconds. `durable` forces every commit to the disk, from now on and whoever makes it
     (see `Table.set_durable`). `stop.set()` ends the
@@ -122,6 +125,9 @@ def ingest(
     TableLocked, TableMismatch, StoreUnwritable before any row is written;
     RowRejected with ``on_error="stop"``.
     """
+    if pool is not None:
+        most = pool.max_text_bytes
+        max_text_bytes = most if max_text_bytes is None else min(max_text_bytes, most)
     options = JobOptions(
         Fields(text_field, id_field, tuple((scope or {}).items())),
         limit=limit,
@@ -130,6 +136,7 @@ def ingest(
         rejects=rejects,
         stop=stop,
         observer=observer,
+        max_text_bytes=DEFAULT_MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
     )
     policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
     name = table_name(table)
@@ -139,7 +146,15 @@ def ingest(
     source = open_input(records_or_paths, options, live, [listed])
     ensure_writable(target.db, target.table)
     began = time.perf_counter()
-    pools = PoolOptions(model, precision, workers, memory, max_tokens, storing=True)
+    pools = PoolOptions(
+        model,
+        precision,
+        workers,
+        memory,
+        max_tokens,
+        storing=True,
+        max_text_bytes=options.max_text_bytes,
+    )
     use = borrowed_or_own(pool, pools)
     space = VectorSpace.of(use.pool.identity, distance)
     target.existing(space)

@@ -31,6 +31,7 @@ from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
 from memworker.paths import PathGiven, is_path, named, shown_name
+from memworker.pool import DEFAULT_MAX_TEXT_BYTES
 from memworker.store import Output
 
 _NO_ROWS = "the input holds no rows; nothing was written"
@@ -53,6 +54,7 @@ class JobOptions:
     allow_empty: bool = False
     stop: Stop | None = None
     observer: Callable[[RunningJob], None] | None = None
+    max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES
 
     def __post_init__(self) -> None:
         values.checked_choice("on_error", self.on_error, ("reject", "stop"))
@@ -127,7 +129,13 @@ def open_input(
         raise NoRows(_NO_ROWS)
     fields, limit, empty = options.fields, options.limit, options.allow_empty
     if not is_path(first) or containers.is_column(given):
-        records = read_records(chain([first], items), fields, limit=limit, allow_empty=empty)
+        records = read_records(
+            chain([first], items),
+            fields,
+            limit=limit,
+            max_text_bytes=options.max_text_bytes,
+            allow_empty=empty,
+        )
         return Input(_not_empty(records), (RECORDS_PATH,))
     paths = [first, *items]
     try:
@@ -138,7 +146,7 @@ def open_input(
         output.not_among(source.path for source in there.sources)
     chunks = read_sources(
         there.sources,
-        read_options(fields, allow_empty=empty),
+        read_options(fields, max_text_bytes=options.max_text_bytes, allow_empty=empty),
         limit=limit,
         progress=live.progress,
     )

@@ -189,9 +189,18 @@ def holder_of(path: Path) -> Process | None:
         return None
     lock = FileLock(path)
     try:
-        lock.acquire(patient=False)
+        try:
+            lock.acquire(patient=False)
+        except OSError:
+            # A folder that may not be written: a shared lock is refused as well where it is held.
+            if not path.exists():
+                return None
+            lock = FileLock(path, shared=True)
+            lock.acquire(patient=False)
     except Busy as busy:
         return busy.holder or Process(0)
+    except OSError:
+        return None
     lock.release()
     return None
 

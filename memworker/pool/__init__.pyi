@@ -17,6 +17,7 @@ from .opening import (
 from .outside import Outside as Outside, System as System
 from .plan import Costs as Costs, estimate_tokens as estimate_tokens
 from .pool import (
+    DEFAULT_MAX_TEXT_BYTES as DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL as DEFAULT_MODEL,
     EmbeddingPool as EmbeddingPool,
     TextKind as TextKind,

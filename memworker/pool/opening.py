@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from memworker.errors import PoolClosed
-from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
+from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class PoolOptions:
     memory: int | str | None = None
     max_tokens: int | None = None
     storing: bool = False
+    max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES
 
     def make(self) -> EmbeddingPool:
         """Make the pool; its workers start later. Raises what `EmbeddingPool` raises."""

@@ -110,6 +110,7 @@ def test_27_read_only_table_directory(tmp_path, small_disk):
             # A model that is not there: the directory is looked at before.
             run_ingest([tmp_path / "in.jsonl"], db=disk / "db", table="t", model="no-such-model")
         assert stored(disk / "db") == oracle
+        assert [run.outcome for run in list_runs(disk / "db")] == ["finished"]
 
 
 def test_27_only_the_tables_own_folder_is_read_only(tmp_path, db):

@@ -60,9 +60,7 @@ def test_a_piece_of_utf16_in_a_text_is_not_stored_with_nuls(tmp_path):
         path.write_bytes(begin + "appended by another shell\n".encode("utf-16-le"))
         texts, rejects = texts_and_rejects(path)
         assert len(texts) >= 36 and "\0" not in "".join(texts)
-        assert "NUL bytes" in rejects[-1].reason and "appended" in rejects[-1].excerpt.replace(
-            "\0", ""
-        )
+        assert "NUL bytes" in rejects[-1].reason
 
 
 def test_a_text_that_is_cut_off_within_a_character_is_said(tmp_path):

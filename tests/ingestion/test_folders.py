@@ -271,3 +271,30 @@ def test_names_that_are_not_utf8_are_shown_everywhere(here):
     assert len(json.loads(jobs.stdout)["jobs"]) == 2
     missing = subprocess.run([*command[:2], odd + "x", *command[3:]], capture_output=True)
     assert rb"no such file: in/\xe9.jsonlx" in missing.stderr
+
+
+def test_the_cap_on_texts_can_be_set(here):
+    Path("big.jsonl").write_text(json.dumps({"text": "x" * 2_000_000}) + "\n" + LINE % ("s", "s"))
+    assert ingest("big.jsonl", **ECHO).rejected == 1
+    assert "--max-text-bytes" in Path("db/.memworker/t/rejects.jsonl").read_text()
+    assert ingest("big.jsonl", max_text_bytes=3_000_000, **ECHO).written == 1
+    records = [{"text": "x" * 2_000_001}]
+    assert ingest(records, max_text_bytes=3_000_000, **ECHO).written == 1
+
+
+def test_many_small_files_share_a_chunk_and_a_commit(here):
+    Path("many").mkdir()
+    for i in range(500):
+        line = LINE % (i, i) if i % 100 else "bad\n"
+        Path(f"many/{i:03}.jsonl").write_text(line)
+    chunks = list(read(["many"]))
+    assert [chunk.read for chunk in chunks] == [500]
+    assert [r.path for r in chunks[0].rejects] == [f"many/{i}00.jsonl" for i in range(5)]
+    assert [r.ordinal for r in chunks[0].rejects] == [0, 100, 200, 300, 400]
+    report = ingest("many", **ECHO)
+    assert (report.written, report.rejected) == (495, 5)
+    Path("many/001.jsonl").write_text('{"id": "1", "text": "another"}\n')
+    report = ingest("many", **ECHO)
+    assert (report.conflicts, report.duplicates) == (1, 494)
+    listed = [json.loads(line) for line in Path(report.rejects).read_text().splitlines()]
+    assert "many/001.jsonl" in {row["path"] for row in listed if "bad" not in row["excerpt"]}

@@ -137,7 +137,7 @@ def _where(mask: pa.Array) -> list[int]:
 
 
 def _too_large(size: int, cap: int) -> str:
-    return f"text of {size:,} bytes, over the cap of {cap:,} (max_text_bytes)"
+    return f"text of {size:,} bytes, over the cap of {cap:,} (--max-text-bytes, max_text_bytes=)"
 
 
 def distinct(path: str, names: Sequence[str], fields: Fields) -> list[str]:

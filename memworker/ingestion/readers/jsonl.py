@@ -17,7 +17,7 @@ from memworker.ingestion.readers.encodings import interleaved
 from memworker.ingestion.readers.lines import LineBlock, lines_of
 from memworker.ingestion.readers.objects import ObjectRows, type_name
 from memworker.ingestion.readers.paths import Source
-from memworker.ingestion.readers.shapes import Shape, Value, shape_of, values_of
+from memworker.ingestion.readers.shapes import Shape, Value, over_the_cap, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.records import EXCERPT_CHARS
 
@@ -114,7 +114,7 @@ def _several(line: bytes, options: ReadOptions) -> list[bytes]:
 def stream_faults(block: LineBlock, options: ReadOptions) -> dict[int, str]:
     """Tell what is wrong with lines before anything is made of them."""
     cap = options.max_line_bytes
-    faults = {i: f"line over the cap of {cap:,} bytes (max_line_bytes)" for i in block.too_long}
+    faults = {i: over_the_cap("line", cap) for i in block.too_long}
     for i in block.with_nuls:
         if interleaved(block.lines[i]):
             faults[i] = "NUL bytes between its letters: a piece of UTF-16, or no text"

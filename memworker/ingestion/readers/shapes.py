@@ -42,6 +42,13 @@ class Value:
     fault: str = ""
 
 
+def over_the_cap(what: str, cap: int) -> str:
+    """Say that a piece of the input is not even held, and what allows it."""
+    return (
+        f"{what} over the cap of {cap:,} bytes, which grows with --max-text-bytes (max_text_bytes=)"
+    )
+
+
 def shape_of(blocks: Iterator[bytes], cap: int) -> tuple[Shape, Iterator[bytes]]:
     """Tell how values stand in a text, by its first one; give the blocks anew.
 
@@ -166,7 +173,7 @@ class _Cutter:
             self._scan()
             begun = self.gap if self.start is None else self.start
             if len(self.buffer) - begun > self.cap:
-                self._give_up(f"line over the cap of {self.cap:,} bytes (max_line_bytes)")
+                self._give_up(over_the_cap("line", self.cap))
         self._drop()
         return self._taken()
 
