@@ -9,6 +9,7 @@ from .ingestion import (
 )
 from .memory import AsyncMemory as AsyncMemory, Memory as Memory
 from .models import (
+    DEFAULT_MODEL as DEFAULT_MODEL,
     list_models as list_models,
     pull_model as pull_model,
     verify_model as verify_model,

@@ -219,12 +219,25 @@ def test_what_was_cleared_away_stays_away():
     assert int(counts["modules that open a pool later by themselves"]) <= 3
 
 
+def test_defaults_stand_in_one_place():
+    written = [path for path in MODULES if '= "all-MiniLM-L6-v2"\n' in path.read_text()]
+    assert written == [PACKAGE / "models" / "spec.py"]
+
+
 def test_public_names_are_pinned():
     import memworker
 
     assert set(memworker.__all__) == {
         *("AsyncEmbeddingPool", "AsyncMemory", "Memory"),
-        *("EmbeddingPool", "IngestReport", "Table", "__version__", "errors", "ingest"),
+        *(
+            "DEFAULT_MODEL",
+            "EmbeddingPool",
+            "IngestReport",
+            "Table",
+            "__version__",
+            "errors",
+            "ingest",
+        ),
         *("VectorSpace", "records", "table_names", "parse_where", "verify_table", "repair_table"),
         *("Stop", "embed_to_file", "list_runs", "reembed", "tune", "compare_precision"),
         *("list_models", "pull_model", "verify_model"),

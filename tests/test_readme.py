@@ -63,7 +63,14 @@ def test_what_the_command_line_does_python_does_by_the_names_of_the_readme(tmp_p
     names = set(
         re.findall(r"`(\w+)[`.]", "".join(row.split("|")[2] for row in section.splitlines()))
     )
-    beside = {"EmbeddingPool", "AsyncEmbeddingPool", "IngestReport", "VectorSpace", "errors"}
+    beside = {
+        "EmbeddingPool",
+        "AsyncEmbeddingPool",
+        "IngestReport",
+        "VectorSpace",
+        "errors",
+        "DEFAULT_MODEL",
+    }
     assert names | beside == set(memworker.__all__) - {"__version__", "records", "table_names"}
     documented = {word for verb in re.findall(r"`([a-z ]+)`", section) for word in verb.split()}
     verbs = set(typer.main.get_command(app).commands)

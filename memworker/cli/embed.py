@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli import options, progress
 
 
@@ -16,7 +17,7 @@ def embed(
     text_field: options.TextField = "text",
     id_field: options.IdField = "id",
     format: options.Format = None,
-    model: options.Model = "all-MiniLM-L6-v2",
+    model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
     memory: options.Memory = None,

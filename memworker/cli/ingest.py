@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli import options, progress, signals
 
 
@@ -18,7 +19,7 @@ def ingest(
     id_field: options.IdField = "id",
     scope: options.ScopeOption = None,
     format: options.Format = None,
-    model: options.Model = "all-MiniLM-L6-v2",
+    model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
     memory: options.Memory = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli.output import json_line, printable
 from memworker.errors import ScopeMissing, TableNotFound
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from memworker.memory import Scope
 
 DEFAULT_TABLE = "memories"
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 Db = Annotated[str, typer.Argument(help="The LanceDB directory.", show_default=False)]
 TableName = Annotated[str, typer.Option("--table", help="The table's name.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli import options
 from memworker.cli.output import json_line
 
@@ -71,7 +72,7 @@ def verify(
     """Hash every file of a model, or of all fetched ones, afresh; or measure a precision."""
     if quality:
         texts = options.texts_of(quality, text_field, limit=limit)
-        _report_quality(name or "all-MiniLM-L6-v2", precision, texts, as_json)
+        _report_quality(name or DEFAULT_MODEL, precision, texts, as_json)
         return
     from memworker.errors import ModelCorrupt
     from memworker.models import list_models, verify_model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli import options
 from memworker.errors import UsageError
 from memworker.paths import used_path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.")] = 8000,
-    model: options.Model = "all-MiniLM-L6-v2",
+    model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
     memory: options.Memory = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memworker import DEFAULT_MODEL
 from memworker.cli import options
 from memworker.cli.output import json_line
 
@@ -18,7 +19,7 @@ _MOST_TEXTS = 4096
 
 def tune(
     inputs: options.Inputs,
-    model: options.Model = "all-MiniLM-L6-v2",
+    model: options.Model = DEFAULT_MODEL,
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32 or int8; repeatable. Default: both.")
     ] = None,

@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, register
 
-from memworker import EmbeddingPool
-from memworker.integrations.pools import DEFAULT_MODEL, PoolSource, TextKind
+from memworker import DEFAULT_MODEL, EmbeddingPool
+from memworker.integrations.pools import PoolSource, TextKind
 
 __all__ = ["MemworkerFunction", "close_pools", "use_pool"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memworker import EmbeddingPool
-from memworker.integrations.pools import DEFAULT_MODEL, PoolSource, framework
+from memworker import DEFAULT_MODEL, EmbeddingPool
+from memworker.integrations.pools import PoolSource, framework
 
 with framework("llama-index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding

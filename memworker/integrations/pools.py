@@ -11,9 +11,6 @@ from typing import Any, Literal, NoReturn, TypedDict
 from memworker import AsyncEmbeddingPool, EmbeddingPool
 from memworker.errors import PoolClosed, UsageError
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-"""`EmbeddingPool`'s own default, for frameworks that write a model's name down."""
-
 TextKind = Literal["passage", "query"]
 Embeddings = list[list[float]]
 

@@ -9,6 +9,7 @@ from .ready import (
     verify_model as verify_model,
 )
 from .spec import (
+    DEFAULT_MODEL as DEFAULT_MODEL,
     Pooling as Pooling,
     Precision as Precision,
     ReadyModel as ReadyModel,

@@ -19,8 +19,6 @@ from memworker.models.spec import (
 )
 from memworker.paths import PathGiven, used_path
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-
 
 def find(name: PathGiven, cache: ModelCache) -> ModelEntry:
     """Return the entry of that name, or of the directory that lies there.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
 
 class Precision(StrEnum):
     """How the linear layers are computed."""

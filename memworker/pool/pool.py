@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, UsageError, again
+from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
 from memworker.pool import plan
 from memworker.pool.arena import Form
 from memworker.pool.engine import Model, resolve
@@ -31,7 +32,6 @@ from memworker.pool.supervisor import WatchLimits
 TextKind = Literal["passage", "query"]
 W = TypeVar("W")
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
 DEFAULT_STALL_TIMEOUT_S = 30.0
 DEFAULT_MEMORY_GROWTH_BYTES = 512 << 20

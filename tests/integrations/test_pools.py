@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
-import inspect
 import pickle
 import re
 import subprocess
@@ -16,9 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from memworker import EmbeddingPool
 from memworker.errors import PoolClosed, UsageError
-from memworker.integrations.pools import DEFAULT_MODEL, PoolSource
+from memworker.integrations.pools import PoolSource
 
 ECHO = {"model": "echo", "workers": 1}
 
@@ -84,10 +82,6 @@ def test_many_coroutines_share_one_own_pool():
     assert [vectors[0][1] for vectors in found] == list(range(50))
     assert len(source.get().worker_pids()) == 1
     source.close()
-
-
-def test_the_default_model_is_that_of_the_pool():
-    assert inspect.signature(EmbeddingPool).parameters["model"].default == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize(
