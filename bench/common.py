@@ -20,7 +20,18 @@ from memworker.errors import MemworkerError, UsageError
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 LIBRARIES = ("memworker", "onnxruntime", "fastembed", "lancedb", "numpy", "tokenizers")
-OPTIONAL_LIBRARIES = ("sentence-transformers", "torch", "mem0ai", "qdrant-client")
+OPTIONAL_LIBRARIES = (
+    *(
+        "sentence-transformers",
+        "torch",
+        "openvino",
+        "optimum-intel",
+        "nncf",
+        "model2vec",
+        "wordllama",
+    ),
+    *("mem0ai", "qdrant-client"),
+)
 
 Result = dict[str, Any]
 

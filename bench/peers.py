@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench import static_peers
+from bench.openvino_peer import HINTS, openvino_expert
 from bench.processes import Absent, Opener, Outcome, Run, Workload, serve
+from bench.transformers_peers import sentence_transformer, sentence_transformers
 
 FASTEMBED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 FASTEMBED_BATCH = 256
@@ -52,7 +55,14 @@ class Peer:
 
     def missing(self) -> str:
         """Name the first package it needs that is not installed."""
-        return next((name for name in self.needs if find_spec(name) is None), "")
+        return next((name for name in self.needs if not _installed(name)), "")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
 
 
 @contextmanager
@@ -149,15 +159,6 @@ def shared_session(load: Workload) -> Iterator[Run]:
 
 
 @contextmanager
-def sentence_transformers(load: Workload) -> Iterator[Run]:
-    """Open sentence-transformers on PyTorch, its default batch of 32."""
-    model = _sentence_transformer(load)
-    yield lambda texts: Outcome(
-        model.encode(texts, batch_size=TORCH_BATCH, normalize_embeddings=True)
-    )
-
-
-@contextmanager
 def lancedb_registry(load: Workload) -> Iterator[Run]:
     """Open LanceDB's embedding registry; a run is a `table.add` into a new table."""
     import lancedb
@@ -165,7 +166,7 @@ def lancedb_registry(load: Workload) -> Iterator[Run]:
     from lancedb.pydantic import LanceModel, Vector
 
     with TemporaryDirectory() as folder:
-        _sentence_transformer(load).save(f"{folder}/model")
+        sentence_transformer(load).save(f"{folder}/model")
         function = get_registry().get("sentence-transformers").create(name=f"{folder}/model")
 
         class Row(LanceModel):  # type: ignore[misc]
@@ -211,6 +212,8 @@ def independent_session(load: Workload) -> Iterator[Run]:
     yield run
 
 
+_TORCH = ("torch", "sentence_transformers")
+
 PEERS: dict[str, Peer] = {
     "fastembed-parallel": Peer(
         fastembed_parallel, "fastembed parallel=N, batch 256", FASTEMBED_BATCH, slow=True
@@ -223,19 +226,46 @@ PEERS: dict[str, Peer] = {
     "one-session": Peer(one_session, "one session on N threads, one text a call"),
     "shared-session": Peer(shared_session, "one session, 1 thread, shared by N"),
     "sentence-transformers": Peer(
-        sentence_transformers,
-        "sentence-transformers, batch 32",
-        TORCH_BATCH,
-        sorts=True,
-        needs=("sentence_transformers",),
+        partial(sentence_transformers, backend="torch"),
+        "sentence-transformers, torch",
+        needs=_TORCH,
     ),
+    "sentence-transformers-onnx": Peer(
+        partial(sentence_transformers, backend="onnx"),
+        "sentence-transformers, onnx O3",
+        needs=(*_TORCH, "optimum.onnxruntime"),
+    ),
+    "sentence-transformers-openvino": Peer(
+        partial(sentence_transformers, backend="openvino"),
+        "sentence-transformers, openvino as it comes",
+        needs=(*_TORCH, "optimum.intel", "openvino"),
+    ),
+    "sentence-transformers-openvino-int8": Peer(
+        partial(sentence_transformers, backend="openvino", precision="int8"),
+        "sentence-transformers, openvino int8",
+        needs=(*_TORCH, "optimum.intel", "openvino", "nncf"),
+    ),
+    **{
+        f"openvino-expert-{precision}": Peer(
+            partial(openvino_expert, precision=precision),
+            f"OpenVINO by an expert, {precision}",
+            needs=(*_TORCH, "optimum.intel", "openvino", "nncf"),
+        )
+        for precision in HINTS
+    },
     "lancedb-registry": Peer(
         lancedb_registry,
         "LanceDB embedding registry, table.add",
         TORCH_BATCH,
         sorts=True,
-        needs=("sentence_transformers",),
+        needs=_TORCH,
     ),
+}
+
+# A mean of token vectors: nothing is computed for what is padded.
+STATIC_PEERS: dict[str, Peer] = {
+    "wordllama": Peer(static_peers.wordllama, "wordllama itself", needs=("wordllama",)),
+    "model2vec": Peer(static_peers.model2vec, "model2vec's StaticModel", needs=("model2vec",)),
 }
 
 _OURS: dict[str, Opener] = {"memworker": memworker_pool, "independent": independent_session}
@@ -293,21 +323,11 @@ def run_padded(session: Any, ids: list[list[int]]) -> npt.NDArray[np.float32]:
     return session.run([session.get_outputs()[0].name], feeds)[0]  # type: ignore[no-any-return]
 
 
-def _sentence_transformer(load: Workload) -> Any:
-    import torch  # type: ignore[import-not-found]
-    from sentence_transformers import SentenceTransformer, models  # type: ignore[import-not-found]
-
-    torch.set_num_threads(load.threads)
-    body = models.Transformer(load.model_dir, max_seq_length=load.max_tokens)
-    pooling = models.Pooling(body.get_word_embedding_dimension(), pooling_mode="mean")
-    return SentenceTransformer(modules=[body, pooling, models.Normalize()], device="cpu")
-
-
 def _longest_first(texts: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.argsort([-len(text) for text in texts], kind="stable")
 
 
 if __name__ == "__main__":
     name, path = sys.argv[1:]
-    peer = PEERS.get(name)
-    serve(peer.open if peer else _OURS[name], Workload.load(Path(path)))
+    peer = {**PEERS, **STATIC_PEERS}.get(name)
+    serve(peer.open if peer else _OURS[name], Path(path))

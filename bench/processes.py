@@ -28,7 +28,8 @@ import numpy.typing as npt
 from bench.common import ROOT
 from memworker import interpreters
 
-START_TIMEOUT_S = 300.0
+# Exporting, quantising and trying batches is among it.
+START_TIMEOUT_S = 900.0
 WARM_UP_TEXTS = 32
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -56,12 +57,16 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run gave: float32[n, dim], and start-up inside the call, to be taken off."""
+    """What one run gave: float32[n, dim], and start-up inside the call, to be taken off.
+
+    `setting` says what the contestant chose for itself.
+    """
 
     vectors: npt.NDArray[np.float32]
     apart_s: float = 0.0
     real_tokens: int = 0
     padded_tokens: int = 0
+    setting: str = ""
 
 
 Run = Callable[[list[str]], Outcome]
@@ -84,6 +89,7 @@ class Contestant:
         turn_timeout_s: float = 1800.0,
     ) -> None:
         self.name = name
+        self._workload = workload
         self._turn_timeout_s = turn_timeout_s
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -97,9 +103,15 @@ class Contestant:
             start_new_session=True,
         )
 
-    def wait_ready(self) -> npt.NDArray[np.float32]:
-        """Wait until it is warm; gives the vectors of the warm-up. Raises Absent."""
-        return np.array(self.first_answer(START_TIMEOUT_S)["vectors"], np.float32)
+    def wait_ready(self) -> None:
+        """Wait until it is warm. Raises Absent."""
+        self.first_answer(START_TIMEOUT_S)
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """The vectors of its first turn, float32[n, dim]."""
+        vectors: npt.NDArray[np.float32] = np.load(self._workload.with_suffix(".npy"))
+        return vectors
 
     def first_answer(self, timeout_s: float) -> dict[str, Any]:
         """Wait for what it says once it is ready. Raises Absent."""
@@ -160,15 +172,18 @@ class Contestant:
         return lines[-1] if lines else "it said nothing"
 
 
-def serve(open_peer: Opener, workload: Workload) -> None:
-    """Be the child: open, warm up, then a turn for every line on stdin."""
-    answers = open_answers()
+def serve(open_peer: Opener, path: Path) -> None:
+    """Be the child: open, warm up, then a turn for every line on stdin.
+
+    The vectors of the first turn are saved beside the workload.
+    """
+    answers, workload = open_answers(), Workload.load(path)
     try:
         with open_peer(workload) as run:
-            warm = run(workload.texts[:WARM_UP_TEXTS]).vectors
-            print(json.dumps({"vectors": warm.tolist()}), file=answers)
+            run(workload.texts[:WARM_UP_TEXTS])
+            print(json.dumps({"ready": True}), file=answers)
             for _ in sys.stdin:
-                print(json.dumps(_measure(run, workload.texts)), file=answers)
+                print(json.dumps(_measure(run, workload.texts, path)), file=answers)
     except Absent as absence:
         print(json.dumps({"absent": str(absence)}), file=answers)
 
@@ -180,14 +195,17 @@ def open_answers() -> TextIO:
     return answers
 
 
-def _measure(run: Run, texts: list[str]) -> dict[str, float]:
+def _measure(run: Run, texts: list[str], path: Path) -> dict[str, Any]:
     started = time.perf_counter()
     outcome = run(texts)
     seconds = time.perf_counter() - started - outcome.apart_s
     if len(outcome.vectors) != len(texts):
         raise RuntimeError(f"{len(outcome.vectors)} vectors for {len(texts)} texts")
+    if not (saved := path.with_suffix(".npy")).exists():
+        np.save(saved, outcome.vectors)
     return {
         "seconds": seconds,
         "real_tokens": outcome.real_tokens,
         "padded_tokens": outcome.padded_tokens,
+        "setting": outcome.setting,
     }

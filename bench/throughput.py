@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.coordination import IndependentSessions
-from bench.peers import PEERS
+from bench.peers import PEERS, STATIC_PEERS
 from bench.processes import Absent, Contestant, Workload
 from bench.reference import export_reference
 from bench.texts import read_texts, token_counts
@@ -33,7 +33,7 @@ from memworker.errors import UsageError
 from memworker.models import ready_model
 from memworker.pool import machine
 
-MODEL = "all-MiniLM-L6-v2"
+MODEL, STATIC_MODEL = "all-MiniLM-L6-v2", "wordllama-256"
 DEFAULT_PEER = "fastembed-parallel"
 
 Counts = npt.NDArray[np.int64]
@@ -41,9 +41,11 @@ Counts = npt.NDArray[np.int64]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
-    unknown = sorted(set(options.peers) - PEERS.keys())
-    if unknown:
-        raise UsageError(f"no such peer: {', '.join(unknown)}. There are: {', '.join(PEERS)}.")
+    peers_there = STATIC_PEERS if options.static else PEERS
+    options.peers = list(peers_there) if options.peers is None else options.peers
+    if unknown := sorted(set(options.peers) - peers_there.keys()):
+        there = ", ".join(peers_there)
+        raise UsageError(f"no such peer: {', '.join(unknown)}. There are: {there}.")
     texts = read_texts(options.texts, options.limit)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         load, counts = _workload(texts, options, Path(folder))
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rivals = _open_independent(ours, load, counts, stack) if options.coordination else {}
         for number in range(options.repeats):
             _round(ours, peers, rivals, backwards=number % 2 == 1)
-    common.publish("throughput", _result(ours, peers, rivals, load, counts, options), options, show)
+        result = _result(ours, peers, rivals, load, counts, options)
+    common.publish("throughput", result, options, show)
 
 
 @dataclass(slots=True)
@@ -68,13 +71,12 @@ class Entry:
     padded_tokens: int = 0
     contestant: Contestant | None = None
     skipped: str = ""
-    vectors: npt.NDArray[np.float32] | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
 
     def open(self, name: str, workload: Path, stack: ExitStack) -> Entry:
         try:
             self.contestant = stack.enter_context(Contestant(name, workload))
-            self.vectors = self.contestant.wait_ready()
+            self.contestant.wait_ready()
         except Absent as absence:
             self.contestant, self.skipped = None, str(absence)
         return self
@@ -118,11 +120,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = common.parser("throughput", __doc__)
     parser.add_argument("texts", nargs="?", type=Path, help="jsonl(.gz); default: shipped sample")
     parser.add_argument("--limit", type=common.positive, default=1024)
-    parser.add_argument("--max-tokens", type=common.positive, default=256)
+    parser.add_argument("--static", action="store_true", help=f"{STATIC_MODEL} and its peers")
+    parser.add_argument("--max-tokens", type=common.positive, help="default: 256, static: its own")
     parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=3)
-    parser.add_argument("--precisions", type=common.names, default=["fp32", "int8"])
-    parser.add_argument("--peers", type=common.names, default=list(PEERS))
+    parser.add_argument("--precisions", type=common.names, help="default: fp32, int8 if there is")
+    parser.add_argument("--peers", type=common.names, help="default: all")
     parser.add_argument(
         "--peer-limit",
         type=common.positive,
@@ -134,20 +137,32 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="also run N independent sessions: the limit for N workers",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.static:
+        options.precisions, options.coordination = options.precisions or ["fp32"], False
+    else:
+        options.precisions = options.precisions or ["fp32", "int8"]
+        options.max_tokens = options.max_tokens or 256
+    return options
 
 
 def _workload(
     texts: list[str], options: argparse.Namespace, folder: Path
 ) -> tuple[Workload, Counts]:
     """Write the model as the peers want it, from the weights that the pool uses."""
-    model = ready_model(MODEL, max_tokens=options.max_tokens)
+    name = STATIC_MODEL if options.static else MODEL
+    model = ready_model(name, max_tokens=options.max_tokens)
     directory = folder / "model"
-    export_reference(model, directory)
-    # sentence-transformers reads the weights themselves.
-    weights = model.tokenizer.parent / "model.safetensors"
+    if options.static:
+        directory.mkdir()
+        (directory / "tokenizer.json").symlink_to(model.tokenizer)
+        weights = model.graph.parents[2] / "files" / name / "model.safetensors"
+    else:
+        export_reference(model, directory)
+        # sentence-transformers reads the weights themselves.
+        weights = model.tokenizer.parent / "model.safetensors"
     (directory / "model.safetensors").symlink_to(weights.resolve())
-    load = Workload(texts, MODEL, "fp32", str(directory), model.max_tokens, options.workers)
+    load = Workload(texts, name, "fp32", str(directory), model.max_tokens, options.workers)
     return load, token_counts(texts, model)
 
 
@@ -161,7 +176,7 @@ def _open_pool(precision: str, load: Workload, folder: Path, stack: ExitStack) -
 def _open_peer(
     name: str, load: Workload, counts: Counts, options: argparse.Namespace, stack: ExitStack
 ) -> Entry:
-    peer = PEERS[name]
+    peer = {**PEERS, **STATIC_PEERS}[name]
     rows = _sample(len(load.texts), options.peer_limit if peer.slow else None)
     texts = [load.texts[row] for row in rows]
     padded = peer.padded_tokens(texts, counts[rows])
@@ -211,8 +226,6 @@ def _result(
     entries = [*ours, *peers]
     for entry in ours:
         entry.real_tokens = int(counts.sum())
-        if entry.turns:
-            entry.padded_tokens = entry.turns[-1]["padded_tokens"]
     return {
         "texts": len(load.texts),
         "source": options.texts.name if options.texts else "shipped sample",
@@ -235,14 +248,18 @@ def _row(entry: Entry, reference: Entry, texts_per_token: float) -> common.Resul
     if entry.skipped or not entry.turns:
         return {"name": entry.name, "what": entry.what, "skipped": entry.skipped or "no turn"}
     rate = entry.tokens_per_second
+    cosines = _cosines(entry, reference)
+    padded = entry.turns[-1]["padded_tokens"] or entry.padded_tokens
     return {
         "name": entry.name,
         "what": entry.what,
         "texts": entry.texts,
         "texts_per_second": rate * texts_per_token,
         "tokens_per_second": rate,
-        "padding_ratio": 1 - entry.real_tokens / entry.padded_tokens,
-        "min_cosine": _min_cosine(entry, reference),
+        "padding_ratio": 1 - entry.real_tokens / padded,
+        "setting": entry.turns[-1]["setting"],
+        "mean_cosine": cosines and cosines[0],
+        "min_cosine": cosines and cosines[1],
         "spread": common.spread([turn["seconds"] for turn in entry.turns]),
         "seconds": [turn["seconds"] for turn in entry.turns],
     }
@@ -272,14 +289,14 @@ def _coordination(name: str, ours: list[Entry], rival: Rival) -> common.Result:
     }
 
 
-def _min_cosine(entry: Entry, reference: Entry) -> float | None:
-    """Compare the warm-up's vectors with the reference's; None where the texts differ."""
-    if entry.vectors is None or reference.vectors is None:
+def _cosines(entry: Entry, reference: Entry) -> tuple[float, float] | None:
+    """Compare vectors with the reference's, mean and least; None where the texts differ."""
+    if entry.contestant is None or reference.contestant is None or entry.texts != reference.texts:
         return None
-    if entry.texts != reference.texts:
-        return None
-    norms = np.linalg.norm(entry.vectors, axis=1) * np.linalg.norm(reference.vectors, axis=1)
-    return float(((entry.vectors * reference.vectors).sum(axis=1) / norms).min())
+    ours, theirs = entry.contestant.vectors, reference.contestant.vectors
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines = (ours * theirs).sum(axis=1) / norms
+    return float(cosines.mean()), float(cosines.min())
 
 
 def show(result: common.Result) -> None:
@@ -288,7 +305,16 @@ def show(result: common.Result) -> None:
     common.print_table(
         f"{result['texts']:,} texts ({result['source']}), at most {result['max_tokens']} tokens,"
         f" {result['threads']} threads, medians of {result['repeats']}",
-        ["", "texts/s", "tokens/s", "padding", "spread", "min cosine", *(f"{n} ÷" for n in ours)],
+        [
+            "",
+            "texts/s",
+            "tokens/s",
+            "padding",
+            "spread",
+            "cosine: mean",
+            "min",
+            *(f"{n} ÷" for n in ours),
+        ],
         [_cells(row, result) for row in result["rows"]],
     )
     for row in result["rows"]:
@@ -312,15 +338,16 @@ def show(result: common.Result) -> None:
 def _cells(row: common.Result, result: common.Result) -> list[str]:
     if row.get("skipped"):
         return [row["what"], "skipped"]
-    cosine = row["min_cosine"]
+    cosines = (row["mean_cosine"], row["min_cosine"])
+    setting = row["setting"] and f" ({row['setting']})"
     over = [ratios["over"].get(row["name"]) for ratios in result["ratios"].values()]
     return [
-        row["what"],
+        f"{row['what']}{setting}",
         f"{row['texts_per_second']:,.1f}",
         f"{row['tokens_per_second']:,.0f}",
         f"{row['padding_ratio']:.1%}",
         f"{row['spread']:.0%}",
-        "" if cosine is None else f"{cosine:.5f}",
+        *("" if cosine is None else f"{cosine:.5f}" for cosine in cosines),
         *("" if ratio is None else f"{ratio:.2f}" for ratio in over),
     ]
 

@@ -1,7 +1,10 @@
+import importlib.util
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from bench import common, throughput
+from bench import common, peers, throughput
 from bench.coordination import deal, pack
 from bench.peers import PEERS
 
@@ -63,3 +66,25 @@ def test_a_small_race(measure):
     assert rows["fastembed-one"]["padding_ratio"] == 0
     assert result["ratios"]["memworker-fp32"]["best_peer"] in rows
     assert result["coordination"]["memworker-fp32"]["ratio"] > 0
+
+
+def test_a_small_race_of_static_models(measure):
+    result = measure(
+        throughput.main,
+        *("--static", "--limit", "64", "--repeats", "1", "--workers", "2"),
+        *("--peers", "wordllama,model2vec"),
+    )
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["memworker-fp32"]["texts_per_second"] > 0
+    for row in result["rows"]:
+        assert row.get("skipped") or row["min_cosine"] > 0.999
+
+
+def test_what_is_missing_is_named(measure, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        peers, "find_spec", lambda name: None if name == "openvino" else there(name)
+    )
+    peer = replace(PEERS["openvino-expert-bf16"], needs=("numpy", "openvino", "no.such.package"))
+    assert peer.missing() == "openvino"
+    assert replace(peer, needs=("numpy", "no.such.package")).missing() == "no.such.package"
