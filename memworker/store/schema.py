@@ -47,13 +47,6 @@ class MadeWith(Protocol):
     def fingerprint(self) -> str: ...
 
 
-# What else can differ where a model's name and options are the same.
-_SAME_NAME = (
-    " (the model's files are others now, or this version of memworker computes the model in another"
-    " way: its vectors are near the table's, but not the same)"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
     """What makes vectors comparable: the model as it was run, and how they are compared."""
@@ -91,7 +84,13 @@ class VectorSpace:
             return
         said = "; ".join(f"{key} {ours[key]!r}, not {theirs[key]!r}" for key in differing)
         if differing == ["fingerprint"]:
-            said += _SAME_NAME
+            raise TableMismatch(
+                f"table {table!r} holds vectors of {self.model!r} in {self.precision} that were"
+                f" computed in another way: it has {said}. Its model's files are others now, or"
+                " another version of memworker computes this precision otherwise: the vectors are"
+                " near each other, but not the same. Use another table, or give this one the new"
+                " vectors: memworker table reembed"
+            )
         raise TableMismatch(
             f"table {table!r} was made with {self.model!r} ({self.dim} dimensions, "
             f"{self.distance}) and cannot take vectors of {wanted.model!r} ({wanted.dim}, "
