@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from memworker.errors import MemworkerError, UsageError
+from memworker.store import Output
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -79,6 +80,28 @@ def run(
     return 0
 
 
+# As `json.dumps` begins what every bench keeps.
+RESULT_BEGINS = '{\n "bench": '
+
+
+def checked_output(path: Path, option: str, begins: str, inputs: Iterable[Path] = ()) -> Output:
+    """Look at a file that is to be written: one that is there must begin as ours do.
+
+    Raises UsageError where it does not, or where it is an input as well.
+    """
+    output = Output.checked(
+        path, option, lambda there: there.read_bytes().startswith(begins.encode())
+    )
+    output.not_among(map(str, inputs))
+    return output
+
+
+def write_output(path: Path, option: str, content: str, *, begins: str) -> None:
+    """Write a file whole or not at all, and only over one of ours. Raises UsageError."""
+    with checked_output(path, option, begins).written() as file:
+        file.write(content.encode())
+
+
 def publish(
     name: str,
     result: Result,
@@ -94,7 +117,7 @@ def publish(
     full = {"bench": name, "machine": machine_facts(), **result}
     options.save.mkdir(parents=True, exist_ok=True)
     path = options.save / f"{'-'.join(filter(None, (name, variant)))}.json"
-    path.write_text(json.dumps(full, indent=1))
+    write_output(path, "--save", json.dumps(full, indent=1), begins=RESULT_BEGINS)
     if options.json:
         print(json.dumps(full))
     else:

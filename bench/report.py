@@ -19,11 +19,17 @@ from bench.__main__ import BENCHES
 from bench.charts import Bar, Curve
 from memworker.errors import InputNotFound, UsageError
 
+_PAGE_BEGINS = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>memworker, measured</title>'
+)
+_CHART_BEGINS = "<svg"
+
 Cells: TypeAlias = Sequence[Sequence[Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
+    _check_outputs(options)
     if options.run:
         _run_all(options)
     results = read_results(options.json or _saved(options.save))
@@ -33,12 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             " `python -m bench throughput`, or add --run."
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(page(results), encoding="utf-8")
+    common.write_output(options.out, "--out", page(results), begins=_PAGE_BEGINS)
     print(f"{options.out}: {', '.join(result['bench'] for result in results)}")
     for result in results:
         if options.chart and result["bench"] == "throughput":
-            options.chart.write_text(throughput_chart(result), encoding="utf-8")
+            chart = throughput_chart(result)
+            common.write_output(options.chart, "--chart", chart, begins=_CHART_BEGINS)
             print(options.chart)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse, before anything is run, what may not be written. Raises UsageError."""
+    read = options.json or ()
+    common.checked_output(options.out, "--out", _PAGE_BEGINS, read)
+    if options.chart:
+        common.checked_output(options.chart, "--chart", _CHART_BEGINS, read)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,7 +106,7 @@ def page(results: Sequence[common.Result]) -> str:
     """Write the page: nothing in it points outside."""
     sections = [_section(result) for result in results]
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>memworker, measured</title>'
+        f"{_PAGE_BEGINS}"
         '<meta name="viewport" content="width=device-width">'
         f"<style>{_STYLE}</style><main><h1>memworker, measured</h1>{''.join(sections)}"
         "</main></html>"

@@ -111,13 +111,14 @@ class Record:
     def save(self) -> None:
         """Write the file that was asked for, whole or not at all."""
         if path := self.options.json:
-            part = path.with_name(path.name + ".part")
-            part.write_text(json.dumps(self.result(), indent=1))
-            part.replace(path)
+            content = json.dumps(self.result(), indent=1)
+            common.write_output(path, "--json", content, begins=common.RESULT_BEGINS)
 
 
 def soak(options: argparse.Namespace) -> common.Result:
     """Run for so many minutes; an interrupt ends it early, with what there is."""
+    if options.json:
+        common.checked_output(options.json, "--json", common.RESULT_BEGINS)
     record = Record(options)
     with TemporaryDirectory(prefix="memworker-soak-") as named, ExitStack() as stack:
         # Where what a program leaves in the place for temporary files would be seen.

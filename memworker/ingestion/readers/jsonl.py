@@ -22,6 +22,8 @@ from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.records import EXCERPT_CHARS
 
 _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
+# Said once a file, where not even the first line looks like JSON.
+_NOT_JSON = "; it is read as JSON, and if it is something else, say so: --format csv, tsv or txt"
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -67,6 +69,8 @@ def _lines(block: LineBlock, options: ReadOptions) -> Iterator[ObjectRows]:
     faults = {row: faults[i] for row, i in enumerate(kept) if i in faults} if faults else faults
     known = frozenset(faults)
     objects = _decoded(raw, faults)
+    if block.first == 1 and 0 in faults.keys() - known and faults[0].startswith("malformed"):
+        faults[0] += _NOT_JSON * (raw[0].lstrip()[:1] not in b"{[")
     if len(faults) > len(known):
         several = _several_of(raw, faults.keys() - known, options)
         lines, raw, objects, faults = _parted(lines, raw, objects, faults, several)

@@ -50,6 +50,11 @@ class Source:
     left_out: LeftOut | None = field(default=None, compare=False, repr=False)
     progress: ReadProgress | None = field(default=None, compare=False)
 
+    @property
+    def told(self) -> str:
+        """What the source is called in messages."""
+        return "standard input" if self.path == STDIN else self.path
+
     def count(self, read_bytes: int) -> None:
         """Note that so many more bytes were read."""
         if self.progress is not None:

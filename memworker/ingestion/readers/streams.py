@@ -72,12 +72,12 @@ def text_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     for magic, name, format in _COLUMNAR:
         if head.startswith(magic):
             raise InputError(
-                f"{source.path} is {name}, and is read as {source.format}; say --format {format}"
+                f"{source.told} is {name}, and is read as {source.format}; say --format {format}"
             )
     for magic, name, advice in _STRANGERS:
         if head.startswith(magic):
-            raise InputError(f"{source.path} is {name}, which is not read; {advice}")
-    yield from utf8_blocks(source.path, chain([head] if head else [], blocks))
+            raise InputError(f"{source.told} is {name}, which is not read; {advice}")
+    yield from utf8_blocks(source.told, chain([head] if head else [], blocks))
 
 
 def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
@@ -137,7 +137,7 @@ def spooled(source: Source) -> Iterator[IO[bytes]]:
 
 def _unspooled(source: Source, error: OSError) -> str:
     return (
-        f"{source.path} has to be read from a temporary file, which could not be written:"
+        f"{source.told} has to be read from a temporary file, which could not be written:"
         f" {told(error)}; TMPDIR can name a folder for it"
     )
 
@@ -163,7 +163,7 @@ def _opened(source: Source) -> Iterator[IO[bytes]]:
 def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
     # read1 on stdin: what a slow producer has written goes on at once.
     read = getattr(file, "read1", file.read)
-    waiting = _Waiting(source.path, file) if source.stream else None
+    waiting = _Waiting(source, file) if source.stream else None
     try:
         while True:
             while waiting is not None and not waiting.is_ready():
@@ -176,14 +176,15 @@ def _raw_blocks(source: Source, file: IO[bytes], size: int) -> Iterator[bytes]:
             source.count(len(block))
             yield block
     except OSError as error:
-        raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{source.told} cannot be read: {error.strerror}") from error
 
 
 class _Waiting:
     """Waits for data in a pipe, and says once that nothing has come."""
 
-    def __init__(self, path: str, file: IO[bytes]) -> None:
-        self._path, self._waited_s = path, 0.0
+    def __init__(self, source: Source, file: IO[bytes]) -> None:
+        self._name = source.told if source.path == STDIN else f"the pipe {source.told}"
+        self._waited_s = 0.0
         self._poll: select.poll | None = select.poll()
         try:
             self._poll.register(file, select.POLLIN)
@@ -199,8 +200,7 @@ class _Waiting:
         if ready:
             self._waited_s = float("-inf")
         elif before < _SILENT_S <= self._waited_s:
-            who = "standard input" if self._path == STDIN else f"the pipe {self._path}"
-            _log.warning("memworker: waiting for %s: nothing has come yet", who)
+            _log.warning("memworker: waiting for %s: nothing has come yet", self._name)
         return bool(ready)
 
 
