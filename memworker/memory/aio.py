@@ -17,19 +17,14 @@ from memworker.memory.core import (
     EVERYTHING,
     Core,
     Options,
-    added,
-    adding,
-    deleted,
     forked_error,
-    one_vector,
-    query_vector,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
-from memworker.memory.group import Sweep, Update
+from memworker.memory.group import Sweep, Update, adding, one_vector
 from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
-from memworker.memory.shapes import Record
+from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven, place
 from memworker.pool import DEFAULT_MODEL, AsyncEmbeddingPool, Background, EmbeddingPool
 
@@ -135,7 +130,7 @@ class AsyncMemory:
         vector = None
         if mode != "text":
             await self._able()
-            vector = query_vector(await self._pool(core).embed_rows([query], kind="query"))
+            vector = reads.query_vector(await self._pool(core).embed_rows([query], kind="query"))
             # It may have been closed meanwhile, and the readers with it.
             core.guard()
         return await self._read(

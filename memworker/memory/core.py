@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from memworker.errors import (
-    MemoryNotFound,
     PoolClosed,
     PoolForked,
-    TextFailed,
     UnknownModel,
     UsageError,
 )
 from memworker.memory.drafts import (
-    Batch,
     Draft,
     OnDuplicate,
     Terms,
@@ -31,25 +28,19 @@ from memworker.memory.drafts import (
     policy,
 )
 from memworker.memory.group import (
-    Add,
     Alone,
     Delete,
     EraseOne,
-    Event,
     Operation,
-    keys_of,
 )
 from memworker.memory.reads import checked_id
-from memworker.memory.rows import Row, Vector
 from memworker.memory.scope import Scope
-from memworker.memory.shapes import Record, record, results
 from memworker.memory.upkeep import BackgroundUpkeep
 from memworker.memory.writer import CLOSED, GroupWriter
 from memworker.paths import PathGiven
 from memworker.pool import (
     DEFAULT_MODEL,
     Admission,
-    Embedded,
     EmbeddingPool,
     LatePool,
     PoolOptions,
@@ -245,67 +236,12 @@ class Core:
             self._idle.notify_all()
 
 
-def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
-    """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
-    failed = embedded.unstorable()
-    good = [row for row in range(len(batch.drafts)) if row not in failed]
-    drafts = [batch.drafts[row] for row in good]
-    vectors = [embedded.vectors[row] for row in good]
-    flaws = {batch.places[row]: _failed(why, batch.places[row]) for row, why in failed.items()}
-    places = [batch.places[row] for row in good]
-    left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
-    keys = keys_of(drafts, batch.scope)
-    return left, Add(batch.scope, drafts, vectors, keys, batch.on_duplicate)
-
-
-def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list[Record]]:
-    """Return what became of each item, in the order of the input."""
-    told: dict[int, Record] = {
-        place: {"error": str(flaw), "index": place} for place, flaw in batch.flaws.items()
-    }
-    for place, (event, row) in zip(batch.places, outcomes, strict=True):
-        told[place] = record(row) | {"event": event}
-    return results([told[place] for place in sorted(told)])
-
-
-def deleted(outcomes: Iterable[tuple[str, BaseException | None]]) -> dict[str, list[Record]]:
-    """Return what became of each id, in their order. Raises what is no flaw of an id's own."""
-    told: list[Record] = []
-    for index, (memory_id, error) in enumerate(outcomes):
-        if error is None:
-            told.append({"id": memory_id, "event": "DELETE"})
-        elif isinstance(error, MemoryNotFound | UsageError):
-            told.append({"error": str(error), "index": index})
-        else:
-            raise error
-    return results(told)
-
-
 def forked_error(owner: int) -> PoolForked:
     """Say that this process is a child of the owner's."""
     return PoolForked(
         f"this Memory belongs to process {owner}; after os.fork() make a new one in process"
         f" {os.getpid()}"
     )
-
-
-def query_vector(embedded: Embedded) -> Vector:
-    """Return float32[dim] of an embedded query. Raises TextFailed."""
-    embedded.raise_first()
-    vector: Vector = embedded.vectors[0]
-    return vector
-
-
-def one_vector(embedded: Embedded) -> Vector:
-    """Return float32[dim] of one embedded memory. Raises TextFailed."""
-    for reason in embedded.unstorable().values():
-        raise _failed(reason, 0)
-    vector: Vector = embedded.vectors[0]
-    return vector
-
-
-def _failed(reason: str, place: int) -> TextFailed:
-    return TextFailed(f"the text could not be embedded: {reason}", place)
 
 
 def _pool_use(options: Options) -> PoolUse:

@@ -17,13 +17,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 import uuid_utils
 
-from memworker.errors import MemoryNotFound, MemworkerError
+from memworker.errors import MemoryNotFound, MemworkerError, TextFailed
 from memworker.memory import rows as row_batches
-from memworker.memory.drafts import Draft, OnDuplicate
+from memworker.memory.drafts import Batch, Draft, OnDuplicate
 from memworker.memory.history import version_id, versions_of
 from memworker.memory.known import KnownKeys
 from memworker.memory.rows import NARROW, WIDE, Row, Vector
 from memworker.memory.scope import Scope
+from memworker.pool import Embedded
 from memworker.store import Change, Edit, Table, dedup_keys
 
 Event = Literal["ADD", "UPDATE", "NONE"]
@@ -247,6 +248,27 @@ def commit_alone(
     return outcome
 
 
+def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
+    """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
+    failed = embedded.unstorable()
+    good = [row for row in range(len(batch.drafts)) if row not in failed]
+    drafts = [batch.drafts[row] for row in good]
+    vectors = [embedded.vectors[row] for row in good]
+    flaws = {batch.places[row]: _failed(why, batch.places[row]) for row, why in failed.items()}
+    places = [batch.places[row] for row in good]
+    left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
+    keys = keys_of(drafts, batch.scope)
+    return left, Add(batch.scope, drafts, vectors, keys, batch.on_duplicate)
+
+
+def one_vector(embedded: Embedded) -> Vector:
+    """Return float32[dim] of one embedded memory. Raises TextFailed."""
+    for reason in embedded.unstorable().values():
+        raise _failed(reason, 0)
+    vector: Vector = embedded.vectors[0]
+    return vector
+
+
 def keys_of(drafts: Sequence[Draft], scope: Scope) -> list[str]:
     """Return what tells memories apart: a hash of scope and text."""
     texts = pa.array([draft.text for draft in drafts], pa.string())
@@ -267,6 +289,10 @@ def _outcome(deed: Callable[[], OperationResult]) -> OperationResult | Memworker
         return deed()
     except MemoryNotFound as error:
         return error
+
+
+def _failed(reason: str, place: int) -> TextFailed:
+    return TextFailed(f"the text could not be embedded: {reason}", place)
 
 
 def _found(change: Change, known: KnownKeys, operations: Sequence[Operation]) -> list[Row]:

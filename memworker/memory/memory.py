@@ -13,17 +13,12 @@ from memworker.memory.core import (
     EVERYTHING,
     Core,
     Options,
-    added,
-    adding,
-    deleted,
-    one_vector,
-    query_vector,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
-from memworker.memory.group import Sweep, Update
+from memworker.memory.group import Sweep, Update, adding, one_vector
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
-from memworker.memory.shapes import Record
+from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven
 from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, TextKind
 
@@ -154,7 +149,7 @@ class Memory:
         """
         self._core.guard()
         where = reads.checked_search(query, filters, limit, threshold, mode)
-        vector = None if mode == "text" else query_vector(self._embed([query], "query"))
+        vector = None if mode == "text" else reads.query_vector(self._embed([query], "query"))
         return reads.search(self._core.table, vector, query, where, limit, threshold, mode)
 
     def get(self, memory_id: str) -> Record | None:

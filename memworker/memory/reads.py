@@ -14,6 +14,7 @@ from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
 from memworker.memory.scope import scoped
 from memworker.memory.shapes import Record, record, results, scored
+from memworker.pool import Embedded
 from memworker.store import MAX_LIMIT, Snapshot, Table
 
 Mode = Literal["vector", "text", "hybrid"]
@@ -94,6 +95,13 @@ def search(
         assert vector is not None
         hits = table.search(vector, limit=limit, where=filters)
     return results([scored(hit) for hit in hits if threshold is None or hit.score >= threshold])
+
+
+def query_vector(embedded: Embedded) -> Vector:
+    """Return float32[dim] of an embedded query. Raises TextFailed."""
+    embedded.raise_first()
+    vector: Vector = embedded.vectors[0]
+    return vector
 
 
 def checked_id(memory_id: Any) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from memworker.errors import MemoryNotFound, UsageError
 from memworker.memory.rows import Row
 from memworker.memory.scope import Scope
 from memworker.store import Hit
+
+if TYPE_CHECKING:
+    from memworker.memory.drafts import Batch
+    from memworker.memory.group import Event
 
 Record = dict[str, Any]
 
@@ -39,6 +44,29 @@ def scored(hit: Hit) -> Record:
 def results(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Wrap records as every list is returned."""
     return {"results": list(records)}
+
+
+def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list[Record]]:
+    """Return what became of each item, in the order of the input."""
+    told: dict[int, Record] = {
+        place: {"error": str(flaw), "index": place} for place, flaw in batch.flaws.items()
+    }
+    for place, (event, row) in zip(batch.places, outcomes, strict=True):
+        told[place] = record(row) | {"event": event}
+    return results([told[place] for place in sorted(told)])
+
+
+def deleted(outcomes: Iterable[tuple[str, BaseException | None]]) -> dict[str, list[Record]]:
+    """Return what became of each id, in their order. Raises what is no flaw of an id's own."""
+    told: list[Record] = []
+    for index, (memory_id, error) in enumerate(outcomes):
+        if error is None:
+            told.append({"id": memory_id, "event": "DELETE"})
+        elif isinstance(error, MemoryNotFound | UsageError):
+            told.append({"error": str(error), "index": index})
+        else:
+            raise error
+    return results(told)
 
 
 def said_by(metadata: Mapping[str, Any]) -> Record:

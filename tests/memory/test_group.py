@@ -11,9 +11,8 @@ import pytest
 
 from memworker import Memory
 from memworker.errors import MemoryNotFound, StoreError
-from memworker.memory.core import adding
 from memworker.memory.drafts import Terms, of_many
-from memworker.memory.group import Delete, EraseOne, Sweep, Update
+from memworker.memory.group import Delete, EraseOne, Sweep, Update, adding
 from memworker.memory.scope import Scope
 from tests import PATIENCE_S
 from tests.memory.helpers import ALICE, all_texts, one
