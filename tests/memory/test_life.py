@@ -259,7 +259,7 @@ def test_a_failure_of_upkeep_is_logged_and_reaches_nobody(db, echo, monkeypatch,
             failed.set()
             raise StoreError("on purpose")
 
-        monkeypatch.setattr(memory._core.table, "tending_due", failing)
+        monkeypatch.setattr(memory._core.table.maintenance, "due", failing)
         for number in range(upkeep.COMMITS_BETWEEN):
             memory.add(f"text {number}", **ALICE)
         assert failed.wait(PATIENCE_S)
