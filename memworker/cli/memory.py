@@ -120,6 +120,7 @@ def search(
         print_json({"query": query, "table": table, **found})
     else:
         _show(found["results"], "score", "no memories found")
+    _say_note(found)
 
 
 @app.command("list")
@@ -143,6 +144,7 @@ def list_(
         print_json({"table": table, **found})
     else:
         _show(found["results"], "created_at", "no memories")
+    _say_note(found)
 
 
 @app.command()
@@ -220,6 +222,12 @@ def history(
 # After the others, as `--help` lists them in this order.
 app.command("export")(memory_files.export)
 app.command("import")(memory_files.import_)
+
+
+def _say_note(found: dict[str, Any]) -> None:
+    """Say on stderr what there is to say about an answer without results."""
+    if "note" in found:
+        say(found["note"])
 
 
 def _show(records: list[dict[str, Any]], first: str, none: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,11 +43,15 @@ def search(
     started = time.perf_counter()
     hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
     seconds = time.perf_counter() - started
+    note = "" if hits else opened.note_on(conditions)
     if as_json:
         found = [_plain(hit) for hit in hits]
-        print(json_line({"query": query, "table": table, "seconds": seconds, "hits": found}))
+        told = {"query": query, "table": table, "seconds": seconds, "hits": found}
+        print(json_line(told | ({"note": note} if note else {})))
     else:
         _show(hits)
+    if note:
+        print(f"memworker: {printable(note)}", file=sys.stderr)
 
 
 def _plain(hit: Hit) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from memworker.cli import options, table_care
 from memworker.cli.options import Db, Json, TableName, print_result, size
+from memworker.cli.output import printable
 
 if TYPE_CHECKING:
     from memworker.ingestion import ReembedReport
@@ -42,8 +43,14 @@ def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) 
     """Count a table's rows."""
     from memworker.store import Table, parse_where
 
-    rows = Table.open(db, table).count(parse_where(where or []))
-    print_result(str(rows), {"table": table, "rows": rows}, as_json=as_json)
+    opened, conditions = Table.open(db, table), parse_where(where or [])
+    rows = opened.count(conditions)
+    # Whatever the count is: `!=` of a field that no row has counts them all.
+    note = opened.note_on(conditions)
+    told = {"table": table, "rows": rows} | ({"note": note} if note else {})
+    print_result(str(rows), told, as_json=as_json)
+    if note:
+        print(f"memworker: {printable(note)}", file=sys.stderr)
 
 
 @app.command()

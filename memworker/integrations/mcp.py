@@ -82,9 +82,10 @@ class StoredMemory(TypedDict):
 
 
 class StoredMemories(TypedDict):
-    """Memories, best or newest first."""
+    """Memories, best or newest first; `note` says why there may be none."""
 
     results: list[StoredMemory]
+    note: NotRequired[str]
 
 
 class DeletedMemories(TypedDict):
@@ -174,7 +175,7 @@ class MemoryServer(MCPServer[None]):
         found = await memory.search(
             query, filters=where, limit=limit, threshold=threshold, mode=mode
         )
-        return {"results": [_stored(record) for record in found["results"]]}
+        return _found(found)
 
     async def list_memories(
         self,
@@ -188,7 +189,7 @@ class MemoryServer(MCPServer[None]):
         where = self._where(user_id, agent_id, run_id, filters)
         memory = await self._opening.memory()
         found = await memory.get_all(filters=where, limit=limit)
-        return {"results": [_stored(record) for record in found["results"]]}
+        return _found(found)
 
     async def delete_memories(
         self,
@@ -336,6 +337,13 @@ def _told(record: Mapping[str, Any]) -> AddedMemory:
     if "error" in record:
         return {"event": "ERROR", "error": record["error"]}
     return {name: record[name] for name in ("event", "id", "memory")}  # type: ignore[return-value]
+
+
+def _found(answer: Mapping[str, Any]) -> StoredMemories:
+    found: StoredMemories = {"results": [_stored(record) for record in answer["results"]]}
+    if "note" in answer:
+        found["note"] = answer["note"]
+    return found
 
 
 def _stored(record: Mapping[str, Any]) -> StoredMemory:

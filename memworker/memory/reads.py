@@ -42,9 +42,7 @@ def get(table: Table, memory_id: str) -> Record | None:
     return record(found[0]) if found else None
 
 
-def get_all(
-    table: Table, filters: Mapping[str, Any] | None, limit: int | None
-) -> dict[str, list[Record]]:
+def get_all(table: Table, filters: Mapping[str, Any] | None, limit: int | None) -> dict[str, Any]:
     """Return memories that meet the filters, newest first, as they stood at one moment."""
     where = scoped(filters)
     if limit is not None:
@@ -55,7 +53,8 @@ def get_all(
         found = (
             table.rows(where, columns=NARROW, visible_only=True).sort_by(_NEWEST).slice(0, limit)
         )
-    return results([record(row) for row in rows.read(found)])
+    records = [record(row) for row in rows.read(found)]
+    return results(records, "" if records else table.note_on(where))
 
 
 def _newest(where: Mapping[str, Any], limit: int, at: Snapshot) -> pa.Table:
@@ -85,7 +84,7 @@ def search(
     limit: int,
     threshold: float | None,
     mode: Mode,
-) -> dict[str, list[Record]]:
+) -> dict[str, Any]:
     """Return the memories that answer a query best; `vector` is None in mode text."""
     if mode == "text":
         hits = table.search_text(query, limit=limit, where=filters)
@@ -94,7 +93,8 @@ def search(
     else:
         assert vector is not None
         hits = table.search(vector, limit=limit, where=filters)
-    return results([scored(hit) for hit in hits if threshold is None or hit.score >= threshold])
+    kept = [scored(hit) for hit in hits if threshold is None or hit.score >= threshold]
+    return results(kept, "" if hits else table.note_on(filters))
 
 
 def query_vector(embedded: Embedded) -> Vector:

@@ -41,9 +41,9 @@ def scored(hit: Hit) -> Record:
     return found | {"score": hit.score}
 
 
-def results(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Wrap records as every list is returned."""
-    return {"results": list(records)}
+def results(records: Sequence[Record], note: str = "") -> dict[str, Any]:
+    """Wrap records as every list is returned, with what there is to say about it."""
+    return {"results": list(records)} | ({"note": note} if note else {})
 
 
 def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list[Record]]:

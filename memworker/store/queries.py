@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from memworker.store import fuse, search, text as words
+from memworker.store.fieldnotes import FieldNotes
 from memworker.store.filters import visible
 from memworker.store.handle import Handle
 from memworker.store.lance import lance_errors
@@ -25,6 +26,13 @@ class Queries:
     def __init__(self, table: OpenTable, versions: Handle, readers: Readers) -> None:
         self._table, self._versions, self._readers = table, versions, readers
         self._may_hide = False
+        self.notes = FieldNotes(table.name)
+
+    def note_on(self, where: Mapping[str, Any] | None) -> str:
+        """Say which fields of a filter no row has."""
+        if not self.notes.concern(where):
+            return ""
+        return self.at_one_version(lambda at: self.notes.note(at.table, where))
 
     def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
         """Read by as many steps as it takes from one version, the newest, and return the answer.
@@ -97,10 +105,14 @@ class Queries:
         """Search one version, leaving expired and superseded rows out unless they are wanted."""
 
         def read(at: Snapshot) -> T:
-            if not visible_only or not self._may_hide_at(at):
-                return ask(at, options)
-            # By one time, however many looks the answer takes.
-            return ask(at, replace(options, where=visible(options.where)))
+            asked = options
+            if visible_only and self._may_hide_at(at):
+                # By one time, however many looks the answer takes.
+                asked = replace(options, where=visible(options.where))
+            found = ask(at, asked)
+            if not found:
+                self.notes.warn(at.table, options.where)
+            return found
 
         return self.at_one_version(read)
 

@@ -281,6 +281,13 @@ class Table:
         with lance_errors(f"reading table {self.name!r}"):
             return readable(self._readers.ask(rows))
 
+    def note_on(self, where: Mapping[str, Any] | None) -> str:
+        """Say which metadata fields of a filter no row has, with the nearest names, or "".
+
+        For answers that hold nothing: looking costs a scan of the rows in the filter's scope.
+        """
+        return self._queries.note_on(where)
+
     def count(self, where: Mapping[str, Any] | None = None, *, visible_only: bool = False) -> int:
         """Return how many rows meet a filter; hidden ones too, unless `visible_only`."""
         with lance_errors(f"counting the rows of table {self.name!r}"):
