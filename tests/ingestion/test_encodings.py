@@ -70,7 +70,17 @@ def test_a_text_that_is_cut_off_within_a_character_is_said(tmp_path):
     assert texts == ["one", "two"] and "not valid UTF-16" in reject.reason
 
 
+def test_zeros_behind_a_text_cost_their_line(tmp_path):
+    for form in ("txt", "jsonl", "csv"):
+        path = tmp_path / f"in.{form}"
+        path.write_bytes(FORMS[form].encode() + bytes(5000))
+        texts, (reject,) = texts_and_rejects(path)
+        assert texts == TEXTS and "NUL" in reject.reason
+
+
 STRANGE = {
+    gzip.compress(gzip.compress(b"x" * 90)): "compressed twice",
+    b"a.jsonl".ljust(257, b"\0") + b"ustar" + bytes(250): "tar archive",
     b"BZh91AY&SY" + b"\1" * 40: "bzip2",
     b"PK\3\4" + b"\0\1" * 40: "zip",
     b"%PDF-1.7\n%\xe2\xe3": "PDF",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memworker import ingest
+from memworker import Table, ingest
 from memworker.errors import InputError, InputNotFound, MissingField, UsageError
 from memworker.ingestion.readers import found, read
 
@@ -84,6 +84,7 @@ def test_links_to_folders_are_followed_once(here):
     os.symlink(".", "in/sub/self")
     assert names("in") == ["in/a.jsonl", "in/linked/c.jsonl", "in/sub/b.jsonl"]
     assert "read already, through another link (in/sub/back" in told("in")
+    assert names("in/**") == names("in/**/*.jsonl") == names("in")
 
 
 def test_what_could_not_be_read_costs_a_row_and_the_exit_code(here):
@@ -118,6 +119,9 @@ def test_folders_and_files_without_permission_are_named(here):
     assert "('in/a.jsonl', 'the file may not be read by this user')" in done.stdout, done.stderr
     assert "('in/sub', 'the folder cannot be read: Permission denied')" in done.stdout
     assert done.stdout.strip().endswith(" 1")
+    again = DROP.replace('["in"]', '["in/**/*.jsonl"]')
+    globbed = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert globbed.stdout == done.stdout, globbed.stderr
 
 
 def test_pipes_and_sockets_in_a_folder_are_left_alone(here):
@@ -143,6 +147,11 @@ def test_our_own_state_is_no_input(here):
     again = ingest("in", db="in/db", table="t", model="echo", workers=1)
     assert (table.read, again.read) == (2, 2)
     assert "1 tables of a database (in/db/t.lance)" in again.notes[0]
+    Table.open("in/db", "t").delete({"id": "a"})
+    assert list(Path("in/db/t.lance/_deletions").iterdir())
+    with pytest.raises(InputNotFound, match="tables of a database"):
+        names("in/**/*.arrow")
+    assert len(names("in/**")) == len(names("in/*")) == 3
     with pytest.raises(InputNotFound, match="tables of a database"):
         names("in/db/t.lance")
 

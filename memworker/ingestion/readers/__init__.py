@@ -6,6 +6,7 @@ Blank lines are no rows: they are skipped and not counted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -40,6 +41,8 @@ __all__ = [
 
 MIB = 1 << 20
 
+_log = logging.getLogger(__name__)
+
 _READERS: dict[str, Callable[[Source, ReadOptions], Iterator[ObjectRows | CheckedRows]]] = {
     "jsonl": jsonl.read_rows,
     "json": jsonl.read_rows,
@@ -73,7 +76,10 @@ def read(
     rows come, if none of them has a field that `fields` requires.
     """
     options = read_options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
-    return read_sources(expand(inputs, format), options, limit=limit, progress=progress)
+    there = found(inputs, format)
+    if told := there.left_out.told():
+        _log.warning("memworker: %s", told)
+    return read_sources(there.sources, options, limit=limit, progress=progress)
 
 
 def read_sources(

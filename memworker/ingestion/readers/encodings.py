@@ -27,6 +27,7 @@ _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _SPACES = "\t\n\v\f\r"
 # UTF-16 of English is half NULs; of 8-bit text that holds some by accident, a few in a hundred.
 _FEW_NULS = 0.2
+_ZEROS = 16
 
 
 class TornStream(Exception):
@@ -73,7 +74,9 @@ def _encoding(path: str, head: bytes) -> tuple[str, int]:
     nuls = sample.count(0)
     if not nuls:
         return "utf-8", 0
-    if nuls <= _FEW_NULS * len(sample) and _of_bytes(sample.replace(b"\0", b"")):
+    # A file that was cut off by a power loss may end in zeros: they cost their line.
+    body = sample.rstrip(b"\0") if sample.endswith(bytes(_ZEROS)) else sample
+    if body.count(0) <= _FEW_NULS * len(body) and _of_bytes(body.replace(b"\0", b"")):
         return "utf-8", 0
     for name in _WIDE:
         if _certain(sample, name):
@@ -86,6 +89,8 @@ def _encoding(path: str, head: bytes) -> tuple[str, int]:
 
 def _of_bytes(sample: bytes) -> bool:
     """Tell whether this is text of single bytes or UTF-8, but for a bad one here and there."""
+    if not sample:
+        return False
     controls = sum(b < 32 and chr(b) not in _SPACES for b in sample)
     if controls > 0.02 * len(sample):
         return False

@@ -7,12 +7,14 @@ folders are followed, each folder once. What could not be read costs a row of it
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from memworker.paths import shown_name
@@ -20,6 +22,7 @@ from memworker.paths import shown_name
 _NAMES_TOLD = 10
 _TEMPORARY = frozenset(("_temporary", "__MACOSX", "lost+found"))
 _TEMPORARY_ENDS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp")
+_NOTES = "notes that another program keeps beside its data"
 _LOGS = frozenset(("_delta_log",))
 
 
@@ -58,6 +61,8 @@ class Folders:
         self._outputs = {os.path.realpath(path) for path in outputs}
         self._output_names = {os.path.basename(path) for path in self._outputs}
         self._seen: set[tuple[int, int]] = set()
+        # Which of the files of folders a pattern means; all where it is None.
+        self._chosen: Callable[[str], bool] | None = None
 
     def under(self, folder: str) -> list[tuple[str, str]]:
         """List the files under a folder, each with what keeps it from being read, or ""."""
@@ -67,15 +72,32 @@ class Folders:
             return []
         return self._walk(folder)
 
-    def files_of(self, names: Sequence[str], *, recursive: bool) -> list[tuple[str, str]]:
-        """Choose from the matches of a glob; where it is `recursive`, files match themselves."""
+    def matching(self, pattern: str) -> list[tuple[str, str]]:
+        """List the files that a glob matches; with ``**`` those of a folder match themselves."""
+        if "**" in pattern:
+            return self._recursive(pattern)
         found = []
-        for name in names:
-            if not os.path.isdir(name):
-                found += self._file(name, os.path.basename(name))
-            elif not recursive:
+        for name in sorted(glob.glob(pattern)):
+            if os.path.isdir(name):
                 found += self.under(name)
+            else:
+                found += self._file(name, os.path.basename(name))
         return found
+
+    def _recursive(self, pattern: str) -> list[tuple[str, str]]:
+        """Walk what ``**`` stands for: glob would follow links round and round."""
+        parts = pattern.split("/")
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        base = "/".join(parts[:fixed])
+        start = base or ("/" if pattern.startswith("/") else ".")
+        before = len(start.rstrip("/")) + 1
+        self._seen.clear()
+        self._chosen = lambda path: _matches(path[before:].split("/"), parts[fixed:])
+        try:
+            found = self._walk(start) if os.path.isdir(start) and not _is_table(start) else []
+        finally:
+            self._chosen = None
+        return found if start != "." else [(path.removeprefix("./"), why) for path, why in found]
 
     def _walk(self, folder: str) -> list[tuple[str, str]]:
         try:
@@ -104,17 +126,15 @@ class Folders:
     def _passed_over(self, entry: os.DirEntry[str], notes: frozenset[str]) -> str:
         if entry.name.startswith("."):
             return "hidden"
-        if entry.name in _TEMPORARY or entry.name.endswith(_TEMPORARY_ENDS):
+        if entry.name.endswith(_TEMPORARY_ENDS):
             return "temporary"
         if entry.name in notes:
-            return "notes that another program keeps beside its data"
-        if entry.name in _LOGS:
-            return "logs of a table"
-        if _is_table(entry.path):
-            return "tables of a database"
-        return ""
+            return _NOTES
+        return _folder_of_others(entry.path, entry.name)
 
     def _file(self, path: str, name: str) -> list[tuple[str, str]]:
+        if self._chosen is not None and not self._chosen(path):
+            return []
         if not self._wanted(name):
             self._left_out.add("whose suffix names no format", path)
             return []
@@ -132,6 +152,24 @@ class Folders:
         if not os.access(path, os.R_OK):
             return [(path, "the file may not be read by this user")]
         return [(path, "")]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether the parts of a path are those of a pattern; ``**`` stands for any number."""
+    if not pattern or not parts:
+        return not parts and all(part in ("**", "") for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _folder_of_others(path: str, name: str) -> str:
+    """Say what a folder is whose files are no inputs, or ""."""
+    if name in _TEMPORARY:
+        return "temporary"
+    if name in _LOGS:
+        return "logs of a table"
+    return "tables of a database" if _is_table(path) else ""
 
 
 def _is_table(folder: str) -> bool:

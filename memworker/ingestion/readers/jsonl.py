@@ -22,6 +22,7 @@ from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.records import EXCERPT_CHARS
 
 _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
+_LIST_OF_TEXTS = "; of a list of texts make objects: jq -c '.[] | {text: .}'"
 # Said once a file, where not even the first line looks like JSON.
 _NOT_JSON = "; it is read as JSON, and if it is something else, say so: --format csv, tsv or txt"
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -54,6 +55,8 @@ def _of_values(values: list[Value]) -> ObjectRows:
     faults = {i: value.fault for i, value in enumerate(values) if value.fault}
     raw = [value.raw for value in values]
     objects = _decoded(raw, faults)
+    if values[0].number == 1 and raw[0][:1] == b'"' and 0 in faults:
+        faults[0] += _LIST_OF_TEXTS
     lines = np.array([value.number for value in values], dtype=np.int64)
     return ObjectRows(lines, objects, lambda i: excerpt(raw[i]), faults)
 

@@ -154,8 +154,7 @@ class _Looking:
         return self._format is not None or _by_suffix(name)[0] is not None
 
     def _matches(self, pattern: str) -> list[Source]:
-        matches = sorted(glob.glob(pattern, recursive=True))
-        chosen = self._folders.files_of(matches, recursive="**" in pattern)
+        chosen = self._folders.matching(pattern)
         return self._named(chosen) or self._nothing_in(f"pattern {pattern}")
 
     def _named(self, names: list[tuple[str, str]]) -> list[Source]:

@@ -36,6 +36,8 @@ _HEAD_BYTES = 16
 PACKED = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst"}
 # What people give by mistake: how it begins, what it is, what to do with it.
 _STRANGERS = (
+    (b"\x1f\x8b", "compressed twice", "unpack it once: gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed twice", "unpack it once: unzstd"),
     (b"BZh", "bzip2 data", "unpack it: bunzip2"),
     (b"\xfd7zXZ\0", "xz data", "unpack it: unxz"),
     (b"\x04\x22\x4d\x18", "lz4 data", "unpack it: unlz4"),
@@ -51,6 +53,9 @@ _STRANGERS = (
     (b"\x89PNG", "an image", "it holds no texts"),
     (b"\xff\xd8\xff", "an image", "it holds no texts"),
 )
+# What parallel compressors write before the frames of data.
+_SKIPPABLE = b"\x2a\x4d\x18"
+_TAR, _TAR_AT = b"ustar", 257
 _COLUMNAR = (
     (b"PAR1", "Parquet", "parquet"),
     (b"ARROW1", "an Arrow file", "arrow"),
@@ -77,6 +82,8 @@ def text_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     for magic, name, advice in _STRANGERS:
         if head.startswith(magic):
             raise InputError(f"{source.told} is {name}, which is not read; {advice}")
+    if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
+        raise InputError(f"{source.told} is a tar archive, which is not read; unpack it: tar xf")
     yield from utf8_blocks(source.told, chain([head] if head else [], blocks))
 
 
@@ -89,6 +96,8 @@ def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     with _opened(source) as file:
         head, blocks = begun(_raw_blocks(source, file, size), 4)
         packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), "")
+        if head[1:4] == _SKIPPABLE:
+            packed = "zst"
         blocks = chain([head] if head else [], blocks)
         if packed == "gz":
             blocks = _gunzip(blocks, size)
