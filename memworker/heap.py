@@ -47,7 +47,7 @@ def given_back(every_s: float = EVERY_S) -> Iterator[None]:
 
 
 def private_bytes(pid: int | str = "self") -> int | None:
-    """Return the memory that a process shares with no other and that nobody can take from it.
+    """Return the memory that is private to a process and that the kernel cannot reclaim.
 
     Pages of files that it alone has mapped are not counted, for the system takes those back
     where memory is short. None where nothing tells.

@@ -1,4 +1,4 @@
-"""The one place where a path that somebody gave becomes the path that is used.
+"""Turn a path that a user gave into the path that is used; done here alone.
 
 Every door passes its paths through here once, before anything is looked up or made: so one
 spelling cannot name two places, and a later change of the working folder moves nothing.

@@ -38,7 +38,7 @@ def ingest(
         bool,
         typer.Option(
             "--durable",
-            help="Force each commit to the disk (fsync), from now on and whoever makes it.",
+            help="Force each commit to the disk (fsync), from now on, by any program.",
         ),
     ] = False,
     wait: Annotated[

@@ -59,7 +59,7 @@ def _item(where: str, line: bytes, metadata: dict[str, Any] | None, jsonl: bool)
         return Item(where, flaw=str(flaw))
     if not isinstance(content, dict):
         return Item(where, content, metadata)
-    # Instructions to a model are nobody's memory, and `Memory` gives no result for them.
+    # Instructions to a model are no memory, and `Memory` gives no result for them.
     return None if content.get("role") == "system" else _of_object(where, content, metadata)
 
 

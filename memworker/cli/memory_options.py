@@ -38,7 +38,7 @@ Precision = Annotated[
 Durable = Annotated[
     bool,
     typer.Option(
-        "--durable", help="Force each commit to the disk (fsync), from now on and whoever makes it."
+        "--durable", help="Force each commit to the disk (fsync), from now on, by any program."
     ),
 ]
 

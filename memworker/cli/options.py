@@ -136,7 +136,7 @@ def _print_out(text: str) -> None:
 
 
 def output_closed(when: str) -> NoReturn:
-    """Say that nobody reads standard output any more, and leave with 1."""
+    """Say that the reader of standard output is gone, and leave with 1."""
     print(f"memworker: standard output was closed {when}", file=sys.stderr)
     # What is still in the buffer would fail again at the interpreter's end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

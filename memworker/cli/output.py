@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def stderr_is_terminal() -> bool:
-    """Tell whether somebody looks at stderr, which may be closed, or None where there is none."""
+    """Tell whether stderr is a terminal; it may be closed, or None."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def panics_unseen() -> Iterator[None]:
-    """Let nobody but ourselves write to the standard error meanwhile, by `sys.stderr`.
+    """Let native code write nothing to the standard error meanwhile; we still can, by `sys.stderr`.
 
     At a damaged page, or a folder that cannot be made, LanceDB's Rust panics, and tells the
     terminal; what comes of it is raised, and we say it ourselves. Not for what starts workers:

@@ -71,7 +71,7 @@ def serve(
             model, workers=workers, precision=precision, memory=memory, max_tokens=max_tokens
         )
 
-    # A directory's path is nobody's business but the user's who named it.
+    # A directory's path is shown to no client.
     names = () if used_path(model, "a model").is_dir() else (model,)
     number = server.run(told, make_pool, on_ready=_say_ready, names=names)
     # The interpreter's own end would wait for a model that is still being fetched.

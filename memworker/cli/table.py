@@ -62,7 +62,7 @@ def durable(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Force each commit to the disk before it is acknowledged, from now on and whoever makes it.
+    """Force each commit to the disk before it is acknowledged, from now on, by any program.
 
     What the table holds is forced first. The same as --durable of `ingest` and `memory add`.
     """

@@ -64,7 +64,7 @@ class Target:
 
     @property
     def reject_list(self) -> Output:
-        """Where rejected rows are listed, if nobody says where: in a folder of our own."""
+        """Where rejected rows are listed by default: in a folder of our own."""
         return Output(self.db / ".memworker" / self.table / "rejects.jsonl", "--rejects", True)
 
     def existing(self, space: VectorSpace) -> Table | None:
@@ -116,7 +116,7 @@ def ingest(
     `memory` ("4GB") bounds what this process and its workers hold together. A text over
     `max_text_bytes` (default: 1 MiB, or what `pool` takes) is a bad row.
     One ingest at a time works on a table: another one waits for `wait_s`
-    seconds. `durable` forces every commit to the disk, from now on and whoever makes it
+    seconds. `durable` forces every commit to the disk, from now on, by any program
     (see `Table.set_durable`). `stop.set()` ends the
     job early: what is in flight is committed and the report says
     ``interrupted``. A KeyboardInterrupt commits what is embedded and is raised.

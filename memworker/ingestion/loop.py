@@ -38,7 +38,7 @@ P = TypeVar("P", bound=WindowPart)
 
 @dataclass(slots=True)
 class RunningJob:
-    """A running job, for whoever shows its progress; `pool` is there once it has started."""
+    """A running job as a progress display reads it; `pool` is set once it has started."""
 
     counts: Counts
     progress: ReadProgress

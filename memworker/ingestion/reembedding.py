@@ -183,7 +183,7 @@ class _Job:
         began = time.perf_counter()
         with table.locked():
             for _ in range(_ATTEMPTS):
-                # Rows of others that came since; nobody adds more now.
+                # Rows that others added since; the lock keeps out more.
                 self._fill(table)
                 if self.loop.stop.cut_short:
                     return None

@@ -50,7 +50,7 @@ class Refusals:
 
 
 class RejectFile:
-    """Written as rows are refused; made at the first one, so that no news leave no file.
+    """Written as rows are refused; created at the first one: no rejected rows, no file.
 
     What earlier runs have listed of other inputs stays: `is_read` tells of a path in the
     list whether this run reads it.

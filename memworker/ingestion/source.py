@@ -62,7 +62,7 @@ class JobOptions:
     def reject_list(self, default: Output | Path, *, overwrite: bool | None = None) -> Output:
         """Look at the file that lists refused rows: the one named, or `default`.
 
-        Raises UsageError where it is somebody else's.
+        Raises UsageError where another program made it.
         """
         given = default if self.rejects is None else self.rejects
         if isinstance(given, Output):

@@ -329,7 +329,7 @@ def _times(payloads: Sequence[Payload], name: str) -> pa.Array:
 
 
 def _moment(value: Any) -> datetime | None:
-    """Read one of Mem0's times; whoever wrote another there finds it in the metadata alone."""
+    """Read one of Mem0's times; anything else there is kept in the metadata alone."""
     try:
         moment = datetime.fromisoformat(str(value))
     except ValueError:

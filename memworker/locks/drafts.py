@@ -19,7 +19,7 @@ _SUFFIX = ".tmp"
 def draft_of(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
     """Give a new file beside `path` to write; it takes its name at the end, or goes.
 
-    It is locked meanwhile, and what nobody has locked was left by a killed process. On a
+    It is locked meanwhile, and what is not locked was left by a killed process. On a
     file system without flock that cannot be known, and stays. Raises OSError.
     """
     _remove_leftovers(path)

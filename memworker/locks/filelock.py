@@ -33,7 +33,7 @@ class Busy(Exception):
 
 
 class Lost(Exception):
-    """The lock was held and is not any more: somebody else may have it."""
+    """The lock was held and is not any more: another may hold it."""
 
 
 class FileLock:
@@ -66,9 +66,9 @@ class FileLock:
         """Raise Lost unless the lock is still held: its file removed, or it was taken over."""
         if self._lease is not None:
             if not self._lease.confirm():
-                raise Lost(f"{self.path} was taken over by somebody else, or removed")
+                raise Lost(f"{self.path} was taken over by another process, or removed")
         elif not self._is_at_its_path():
-            raise Lost(f"{self.path} was removed by somebody")
+            raise Lost(f"{self.path} was removed")
 
     def release(self) -> None:
         """Free the lock, if it is held and not kept."""
@@ -146,7 +146,7 @@ class FileLock:
         self._lease = lease
 
     def _note_holder(self) -> None:
-        # For a message only: where the disk is full, whoever writes next should say so.
+        # For a message only: where the disk is full, the next write should say so.
         note = f"{os.getpid()} {host()}\n".encode()
         with contextlib.suppress(OSError):
             # Mostly it is the one who held it last.
@@ -184,7 +184,7 @@ def held() -> weakref.WeakSet[FileLock]:
 
 
 def holder_of(path: Path) -> Process | None:
-    """Return who holds a lock now, with pid 0 where that is not known; None when nobody does."""
+    """Return who holds a lock now, with pid 0 where that is not known, or None."""
     if not path.parent.is_dir():
         return None
     lock = FileLock(path)

@@ -50,7 +50,7 @@ def kind_in(folder: Path) -> LockKind:
 
 
 def try_lock(fd: int, kind: LockKind, *, shared: bool) -> bool:
-    """Lock an open file, or tell that somebody else has it locked. Raises Unsupported, OSError."""
+    """Lock an open file, or tell that another process has. Raises Unsupported, OSError."""
     try:
         _lock(fd, kind, shared)
         return True

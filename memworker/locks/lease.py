@@ -7,7 +7,7 @@
     commit.lock.shared-…    one file each for those who share
 
 Whoever wants it creates the file of the next number, which succeeds for one alone; so
-nobody can take away a lease that somebody else took in between. It is there to be taken
+no process can take away a lease that another took in between. It is there to be taken
 when its holder has freed it, is gone from this machine (pid, start time, boot), or, on
 another machine, has not counted on for `lease_s` of the waiter's own monotonic clock. No two
 clocks are compared. A holder that was stopped for longer finds the next number beside its own:
@@ -34,7 +34,7 @@ _PAGE_BYTES = 4096
 
 
 class Attempt(Enum):
-    """What came of an attempt. UNSURE: somebody is in the way who may be dead."""
+    """What came of an attempt. UNSURE: the holder may be dead."""
 
     GOT = auto()
     BUSY = auto()

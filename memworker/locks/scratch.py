@@ -1,9 +1,9 @@
-"""Folders of a process's own for files that nobody else needs: removed by it, or after its death.
+"""Folders of a process's own for files that no other needs: removed by it, or after its death.
 
 ::
 
     HOME/17f3….lock     held for as long as the folder is used
-    HOME/17f3…/         removed by whoever gets the lock, which is when its process is gone
+    HOME/17f3…/         removed by the next process to get the lock: its own is gone then
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ class AsyncMemory:
         try:
             core = await self._opening.wait()
         except Exception:
-            core = None  # it never opened, which whoever asked for something was told
+            core = None  # it never opened; callers got that error
         if core is not None:
             await asyncio.to_thread(core.close)
         self._readers.shutdown(wait=False)

@@ -114,7 +114,7 @@ class Core:
 
     @property
     def has_pool(self) -> bool:
-        """Whether the pool is there, so that nobody has to wait for its model."""
+        """Whether the pool is there; if so, no caller waits for its model."""
         return isinstance(self._use, PoolUse) or self._use.made
 
     def guard(self) -> None:
@@ -218,7 +218,7 @@ class Core:
             self._end(drain=True)
 
     def abandon(self) -> None:
-        """End without waiting for more than the commit under way: nobody waits for the rest."""
+        """End, waiting for the commit under way alone: no caller waits for the rest."""
         if os.getpid() != self._pid or self._ended:
             return
         self._closed = True

@@ -203,7 +203,7 @@ def _draft(item: Any, metadata: Any, terms: Terms, place: int) -> Draft | None:
     if not isinstance(role, str) or "content" not in item:
         raise UsageError(f"a message has a role and a content, got {values.shown(dict(item))}")
     if role == "system":
-        # Instructions to the model are nobody's memory; Mem0 leaves them out too.
+        # Instructions to the model are no memory; Mem0 leaves them out too.
         return None
     content = _said(item["content"])
     if content is None:

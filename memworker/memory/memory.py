@@ -36,7 +36,7 @@ class Memory:
     EmbeddingPool, which is left open at the end; without one, Memory makes its own
     with `model`, `precision`, `max_tokens` and `workers`, whose workers start with the
     first text to be embedded: list, get, delete and the like need none. `durable` makes
-    the table durable, for good: each commit, whoever makes it, is forced to the disk
+    the table durable, for good: each commit, by any program, is forced to the disk
     before it is acknowledged. Any number of threads may
     share a Memory: what they add meanwhile is embedded and committed together, and
     each returns after its commit. Several processes may each have a Memory of one

@@ -69,7 +69,7 @@ def _bound(condition: Any) -> bool:
     if _is_id(condition.get("eq")):
         return True
     values = condition.get("in")
-    # An empty text among the values would match rows of nobody.
+    # An empty text among the values would match rows without a user.
     listed = isinstance(values, list | tuple | set | frozenset) and bool(values)
     return listed and all(map(_is_id, values))  # type: ignore[arg-type]
 

@@ -63,7 +63,7 @@ class BackgroundUpkeep:
                 if self._table.maintenance.due():
                     self._table.maintenance.tend()
             except Exception as error:
-                # Upkeep is nobody's call. What failed rests, so that the next is something else.
+                # No caller waits for this. A step that failed rests, and another is tried.
                 _log.warning("upkeep of table %r failed: %s", self._table.name, error)
             more = self._more()
             if time.monotonic() - given_back_at >= _GIVE_BACK_S:

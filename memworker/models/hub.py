@@ -39,7 +39,7 @@ def unreachable() -> str:
 @functools.cache
 def _probe(endpoint: str) -> str:
     answer = [f"{endpoint} did not answer within {_PROBE_TIMEOUT_S:.0f} s"]
-    # Name resolution obeys no timeout, so the probe runs beside us and may be left behind.
+    # Name resolution has no timeout, so the probe runs beside us and may be left behind.
     probe = threading.Thread(target=lambda: answer.append(_ask(endpoint)), daemon=True)
     probe.start()
     probe.join(_PROBE_TIMEOUT_S)

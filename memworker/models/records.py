@@ -37,7 +37,7 @@ class HashBook:
     unchanged size and mtime stand for an unchanged file; `recheck` does not.
     Files that are not the cache's own are `changing`: they may be exchanged for
     others of the same size and mtime, as images and archives set them, and so
-    the ctime, which nobody can set, counts too.
+    the ctime, which no program can set, counts too.
     """
 
     def __init__(self, path: Path, *, base: Path, changing: bool = False) -> None:

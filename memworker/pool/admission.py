@@ -2,7 +2,7 @@
 
 ::
 
-    enter(cost) ──room, and nobody waits──► admitted ──leave(cost)──► room for the next
+    enter(cost) ──room, and none waits──►  admitted ──leave(cost)──► room for the next
          └────────── else ──► in line, first come first served ──┘
 
 The bound is in estimated tokens, so that a thousand short texts and ten long ones
@@ -79,7 +79,7 @@ class Admission:
             self.leave(ticket.cost)
 
     def close(self, error: PoolError) -> None:
-        """Refuse everybody in line, and whoever comes, with `error`."""
+        """Refuse every caller in line, and every later one, with `error`."""
         with self._mutex:
             self._closed = error
             refused, self._line = self._line, deque()

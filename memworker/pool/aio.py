@@ -94,7 +94,7 @@ class AsyncEmbeddingPool:
             try:
                 pool = await self._opening.wait()
             except Exception:
-                return  # it never opened, which whoever asked for vectors was told
+                return  # it never opened; callers got that error
             await asyncio.to_thread(pool.close)
 
     async def __aenter__(self) -> Self:

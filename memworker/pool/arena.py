@@ -185,7 +185,7 @@ def _anonymous_file() -> int:
         try:
             return os.memfd_create("memworker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
-            # Some sandboxes forbid the call; anything else (too many files) is the caller's news.
+            # Some sandboxes forbid the call; all else (too many files) is the caller's.
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                 raise
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -203,7 +203,7 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def _seal(fd: int) -> None:
-    """Let nobody change the size: one byte less, and our next look at it would be a SIGBUS."""
+    """Seal the size: if a worker made it smaller, our next read would end in a SIGBUS."""
     if not hasattr(fcntl, "F_ADD_SEALS"):
         return
     try:

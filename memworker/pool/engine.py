@@ -53,7 +53,7 @@ class Engine(Protocol):
     """An encoder as the parent sees it: what it gives, takes and costs, and how it is loaded.
 
     `costs` says how texts are cut for it, with the session run that suits it best where
-    nobody asked for another; `footprint` what memory its workers take. Where `tunable`,
+    the caller asked for no other; `footprint` what memory its workers take. Where `tunable`,
     the size of a session run makes a difference. `loader` gives what a worker calls: it is
     pickled by value, and gets the costs that were settled on.
     """

@@ -152,7 +152,7 @@ class WorkerHandle:
         try:
             self._send(messages.Shutdown())
         except Nonsense:
-            pass  # it does not listen; whoever asked has a limit to its patience
+            pass  # it reads nothing; the caller's wait has a timeout
 
     def answered(self, done: messages.Done) -> tuple[Given, Result]:
         """Give the shard that a message is about and what came of it; raises Nonsense."""

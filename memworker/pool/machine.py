@@ -29,7 +29,7 @@ def memory_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """Give the memory that nobody uses now, within the cgroups' limits.
+    """Give the memory that is not in use now, within the cgroups' limits.
 
     What holds pages of files counts as free, for the system takes them back.
     """

@@ -45,7 +45,7 @@ class PoolUse:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """Which pool somebody is to have: those arguments of `EmbeddingPool` that its users pass on."""
+    """Arguments of `EmbeddingPool` that its users pass on."""
 
     model: Any = DEFAULT_MODEL
     precision: str = "fp32"
@@ -90,7 +90,7 @@ class LatePool:
             if self._pool is None:
                 self._pool = self._make()
             if self._closed:
-                # By somebody who looked for a pool before there was one.
+                # `close` came before there was a pool.
                 self._pool.close()
             return self._pool
 
@@ -100,7 +100,7 @@ class LatePool:
         return self._pool is not None
 
     def close(self) -> None:
-        """End the pool; one that is being made, which nobody waits for here, when it is there."""
+        """End the pool; one that is being made ends when it is there, and is not waited for."""
         # In this order: who makes one looks for them in the other one.
         self._closed = True
         if self._pool is not None:

@@ -168,7 +168,7 @@ class _PipeEnd:
         return os.read(self.fileno(), most)
 
     def write(self, data: bytes) -> None:
-        # What fits in part only is as good as what does not: nobody is reading.
+        # What fits in part only counts as not fitting: the pipe is not being read.
         if os.write(self.fileno(), data) < len(data):
             raise BlockingIOError
 

@@ -115,7 +115,7 @@ class EmbeddingPool:
 
     @property
     def started(self) -> bool:
-        """Whether the workers have been started, so that nobody has to wait for that."""
+        """Whether the workers have been started; if so, no caller waits for their start."""
         return self._scheduler is not None
 
     def embed(self, texts: Sequence[str], *, kind: TextKind = "passage") -> Floats:
@@ -301,7 +301,7 @@ class EmbeddingPool:
         scheduler = Scheduler(self.plan, self._watch_limits)
         self._finalizer = weakref.finalize(self, _close_here, scheduler, self._pid)
         if self._closed:
-            # By somebody who looked for a finalizer before there was one: the start finds out.
+            # `close` came before there was a finalizer: the start finds out.
             self._finalizer()
         try:
             scheduler.start()

@@ -76,7 +76,7 @@ def unstorable(vectors: Floats, failures: Mapping[int, str]) -> dict[int, str]:
 
 
 class VectorsFuture(Future[T]):
-    """A future that is completed or cancelled by whoever comes first, from any thread."""
+    """A future that is completed or cancelled once, by the first thread to do so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Request:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for the result any more."""
+        """Whether the result is no longer awaited."""
         return self.future.done()
 
     def cut(
@@ -156,7 +156,7 @@ class Request:
         self._rows_left -= len(rows)
 
     def finish(self) -> None:
-        """Complete the future, if every row is there and nobody has yet."""
+        """Complete the future, if every row is there and it is not complete yet."""
         if not self._rows_left and self.future.claim():
             self.future.set_result(self._results())
 
@@ -280,7 +280,7 @@ def gather(
     """Give the queue's first shard, with small ones that go well with it, and what is left.
 
     Those are, of the next few hundred, the ones whose texts are nearest in length:
-    padded to the longest they waste least, and nobody waits longer than the first
+    padded to the longest they waste least, and no caller waits longer than the first
     does. Together they stay within the slot, and within `tokens` of estimated work.
     What is left of those looked at is in the queue's order, which stays as it is.
     """

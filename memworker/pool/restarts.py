@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from memworker.errors import PoolUnavailable, WorkerStartFailed
 
 LASTS_S = 10.0
-# One or two are an accident, as when somebody kills processes.
+# One or two are an accident, as when a user kills processes.
 _NO_ACCIDENT = 3
 _AT_ONCE = 2
 _FIRST_S = 0.05
@@ -64,7 +64,7 @@ class Restarts:
 
     @property
     def quiet(self) -> bool:
-        """Whether all is well: nobody fails, and nobody is to be started."""
+        """Whether no worker fails and none is to be started."""
         return not self._set_aside and all(
             not place.failed and place.due is None for place in self._places
         )
@@ -132,7 +132,7 @@ class Restarts:
     # ── what to tell ──
 
     def outage(self, now: float, *, working: int, at_work: bool) -> PoolUnavailable | None:
-        """Say why whoever waits, waits in vain; None as long as they do not."""
+        """Say why waiting for workers is in vain; None while it is not."""
         if self._set_aside >= _SET_ASIDE_IN_A_ROW and not at_work:
             return self._nothing_but_crashes()
         since = self._hopeless_from()
@@ -147,7 +147,7 @@ class Restarts:
         )
 
     def _hopeless_from(self) -> float | None:
-        """Give the time from which nobody need wait for any place; None while one is good."""
+        """Give the time from which waiting for any worker is in vain; None while one is good."""
         if not all(place.failed for place in self._places):
             return None
         if sum(place.failed for place in self._places) < _NO_ACCIDENT:

@@ -166,7 +166,7 @@ class Scheduler:
         try:
             ticket.turn.result(wait_s)
         except BaseException as error:
-            # Whatever it is, a signal handler's own too: nobody would take the turn.
+            # Any exception, a signal handler's too: else the turn would never be taken.
             entry.admission.give_up(ticket)
             if isinstance(error, TimeoutError) and wait_s is not None:
                 raise self._busy(entry) from None
@@ -336,7 +336,7 @@ class Scheduler:
         assert self._alarm is not None
         self._alarm.clear()
         # After the clearing, or one that rang in between would be cleared and yet be counted on;
-        # before the inbox is looked at, where whoever rang none has put its request already.
+        # before the inbox is looked at, where a caller that rang no bell has put its request.
         self._woken = False
 
     def _shard_done(self, shard: Shard, result: Result) -> None:

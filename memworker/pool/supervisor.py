@@ -196,7 +196,7 @@ class Supervisor:
             self._dismiss(taker, nonsense)
 
     def poll(self) -> None:
-        """Wait for news, a deadline or the time of a restart, and act on it."""
+        """Wait for a message, a deadline or the time of a restart, and act on it."""
         patience, began = self._patience(), self._outside.monotonic()
         woken = self._watch.wait(patience)
         if patience is not None and self._outside.monotonic() - began > patience + _OVERSLEPT_S:
@@ -225,7 +225,7 @@ class Supervisor:
             return None
         return handle.deadline(self._watch_limits.stall_s, self._pace.tokens_per_s)
 
-    # ── news from workers ──
+    # ── messages from workers ──
 
     def _read(self, handle: WorkerHandle) -> None:
         if handle.gone:
@@ -337,7 +337,7 @@ class Supervisor:
         return sum(handle.state in able for handle in self.workers)
 
     def outage(self) -> PoolUnavailable | None:
-        """Say why whoever waits, waits in vain; None as long as they do not."""
+        """Say why waiting for workers is in vain; None while it is not."""
         if self._restarts.quiet:
             return None
         return self._restarts.outage(
@@ -374,7 +374,7 @@ class Supervisor:
         self._watch.remove(handle)
         if not handle.end():
             # It cannot die yet, as in the midst of a disk's failing: what it may still write to
-            # is nobody else's from now on.
+            # belongs to no other from now on.
             self._undead.append(handle)
             del self._regions[handle.number]
 

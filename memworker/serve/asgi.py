@@ -17,7 +17,7 @@ JSON = b"application/json"
 
 
 class ClientGone(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection; no answer can be sent."""
 
 
 async def read_body(scope: AsgiScope, receive: Receive, most: int) -> bytes:

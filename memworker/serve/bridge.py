@@ -32,12 +32,12 @@ class Bridge:
         self._ended.append((awaited, future))
         if not self._called:
             self._called = True
-            # A loop that is closed already has nobody who waits.
+            # A loop that is closed already has no waiting request.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_over)
 
     def _hand_over(self) -> None:
-        # Before the queue is read: whoever adds later calls again.
+        # Before the queue is read: an item added later schedules another call.
         self._called = False
         while self._ended:
             awaited, future = self._ended.popleft()

@@ -34,7 +34,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """A worker process; `cpu` is the share of a core it had since somebody looked last."""
+    """A worker process; `cpu` is the share of a core it had since the page was last asked for."""
 
     pid: int
     alive: bool

@@ -20,7 +20,7 @@ from memworker.errors import (
 from memworker.serve.bodies import EmbedErrorReply, ErrorFacts, ErrorReply
 
 Headers = list[tuple[bytes, bytes]]
-# Where a request's scope keeps the code of its refusal, for whoever counts them.
+# Where a request's scope keeps the code of its refusal, for the metrics.
 CODE = "memworker.code"
 
 _TYPES = {
@@ -40,7 +40,7 @@ _EMBED_TYPES = {400: "Validation", 413: "Validation", 429: "Overloaded", 503: "U
 
 
 class Refusal(Exception):
-    """A request that is answered with an error. The message is for whoever sent it alone."""
+    """A request that is answered with an error. Its message goes to that client alone."""
 
     def __init__(
         self,

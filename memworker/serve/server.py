@@ -208,7 +208,7 @@ class Server(uvicorn.Server):
         self._stop()
 
     def _on_failure(self, error: PoolError) -> None:
-        """End, for whoever started this to start it again: a pool does not come back."""
+        """Exit, so that a service manager starts the server again: a pool cannot be reopened."""
         self._failure = error
         self._stop()
 

@@ -184,7 +184,7 @@ def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def checked_batches(
     batches: Iterable[pa.RecordBatch], options: ReadOptions, first: int = 1
 ) -> Iterator[CheckedRows]:
-    """Yield the rows of Arrow batches that somebody has in memory."""
+    """Yield the rows of Arrow batches in memory."""
     for batch in batches:
         options.require_fields(RECORDS_PATH, batch.schema.names, batch.num_rows)
         for part in _bounded(batch):

@@ -9,7 +9,7 @@ import msgspec
 
 from memworker.ingestion.records import Reject
 
-# In the order in which they are written; a file of somebody else's does not begin so.
+# In the order in which they are written; other programs' files do not begin so.
 _REJECT_BEGINS = b'{"path":'
 _LINE_BYTES = 1 << 20
 # The only line of a list, torn by a kill.

@@ -28,7 +28,7 @@ from memworker.ingestion.readers.paths import STDIN, Source
 
 READ_BYTES = 1 << 20
 _IDLE_S = 1.0
-# A pipe that nobody writes to is not given up, but it is said.
+# A pipe without a writer is waited for, and that is said.
 _SILENT_S = 5.0
 # One block of 2 KiB can at worst unpack to 64 MiB of zstd run-length blocks.
 _ZSTD_PIECE = 2 << 10
@@ -159,7 +159,7 @@ def _opened(source: Source) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        # A named pipe opens at once also while nobody has it open to write.
+        # A named pipe then opens at once, even without a writer.
         fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK * source.stream)
     except OSError as error:
         raise InputError(f"{source.path} cannot be opened: {error.strerror}") from error
