@@ -87,7 +87,7 @@ def import_(
     durable: Durable = False,
     as_json: options.Json = False,
 ) -> None:
-    """Read memories that export wrote; ids that are there already are left as they are.
+    """Read memories that export, or Mem0, wrote; ids that are there already are left as they are.
 
     Running the same command again goes on where it was interrupted.
     """
@@ -103,7 +103,7 @@ def import_(
         if len(flaws) < _FLAWS_IN_JSON:
             flaws.append(asdict(flaw))
 
-    read = read_lines(file, MAX_LINE_BYTES)
+    read = read_lines(file, MAX_LINE_BYTES, of_json=True)
     lines = (Flaw(number, fault) if fault else line for number, line, fault in read)
     made = making(db, table, model, precision, max_tokens, workers)
     with closing(EmbeddingPool(**made)) as pool:

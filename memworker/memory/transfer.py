@@ -35,6 +35,8 @@ CHUNK_ROWS = 2048
 # An index a column, and what follows from that.
 _STEPS_OF_UPKEEP = 12
 _TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
+# What Mem0 tells besides of a memory follows from its text, or from a search.
+_KNOWN = {"id", "memory", "metadata", *SCOPE_IDS, *_TIMES, "hash", "score", "event"}
 _DIFFERING = (IdStatus.CONFLICT, IdStatus.ELSEWHERE)
 
 _log = logging.getLogger(__name__)
@@ -138,11 +140,27 @@ class _Import:
                 continue
             if not line.strip():
                 continue
+            for value in self._objects(number, line):
+                self._done.read += 1
+                try:
+                    yield Line(number, _row(value, self._pool.max_text_bytes, now))
+                except MemworkerError as error:
+                    self._refuse(number, str(error))
+
+    def _objects(self, number: int, line: str | bytes) -> list[dict[str, Any]]:
+        """Give a line's memories: one, or those of an answer of Mem0's, {"results": […]}."""
+        try:
+            value = object_of(line)
+            found = value.get("results")
+            if "memory" in value or not isinstance(found, list):
+                return [value]
+            if not all(isinstance(each, dict) for each in found):
+                raise UsageError("its field 'results' holds something else than objects")
+            return found
+        except MemworkerError as error:
             self._done.read += 1
-            try:
-                yield Line(number, _row(line, self._pool.max_text_bytes, now))
-            except MemworkerError as error:
-                self._refuse(number, str(error))
+            self._refuse(number, str(error))
+            return []
 
     def _unknown(self, chunk: list[Line]) -> list[Line]:
         """Key the rows, and leave out those that need no vector as their ids are there."""
@@ -217,8 +235,7 @@ def _object(row: Row) -> dict[str, Any]:
     }
 
 
-def _row(line: str | bytes, max_text_bytes: int, now: datetime) -> Row:
-    value = object_of(line)
+def _row(value: dict[str, Any], max_text_bytes: int, now: datetime) -> Row:
     if "memory" not in value:
         raise UsageError("it has no field 'memory', which holds the text")
     ids = {name: None if value.get(name) == "" else value.get(name) for name in SCOPE_IDS}
@@ -228,7 +245,7 @@ def _row(line: str | bytes, max_text_bytes: int, now: datetime) -> Row:
         key="",
         text=checked_text(value["memory"], max_text_bytes),
         vector=None,
-        metadata_json=metadata_json(value.get("metadata")),
+        metadata_json=metadata_json(_metadata(value)),
         # What was ingested need not be anybody's.
         scope=Scope.of(**ids) if any(v is not None for v in ids.values()) else Scope(),
         created_at=created,
@@ -236,6 +253,15 @@ def _row(line: str | bytes, max_text_bytes: int, now: datetime) -> Row:
         expires_at=moment(value.get("expires_at")),
         superseded_at=moment(value.get("superseded_at"), "superseded_at"),
     )
+
+
+def _metadata(value: dict[str, Any]) -> Any:
+    """Give the metadata, with the fields for which a memory has no place, as Mem0 has some."""
+    metadata = value.get("metadata")
+    more = {k: v for k, v in value.items() if k not in _KNOWN and v is not None}
+    if not more or not (metadata is None or isinstance(metadata, dict)):
+        return metadata
+    return more | (metadata or {})
 
 
 def _keys(memories: list[Row]) -> pa.Array:

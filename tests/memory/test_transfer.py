@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from memworker import Memory, Table, VectorSpace, json_lines
+from memworker.ingestion import read_lines
 from memworker.memory import transfer
 from memworker.memory.rows import NARROW
 from tests.memory.helpers import ALICE, one, texts
@@ -191,3 +192,44 @@ def test_an_export_is_of_one_version(memory, db, monkeypatch):
     memory.delete_all(**ALICE, erase=True)
     rest = [json.loads(line) for line in lines]
     assert [line["memory"] for line in [first, *rest]] == [f"text {i}" for i in range(20)]
+
+
+MEM0 = {
+    "results": [
+        {
+            "id": "m1",
+            "memory": "likes tea",
+            "hash": "0cc175b9c0f1b6a831c399e269772661",
+            "metadata": {"topic": "drinks"},
+            "score": 0.5,
+            "created_at": "2025-01-01T00:00:00.000000-07:00",
+            "updated_at": None,
+            "user_id": "alice",
+            "role": "user",
+            "categories": ["food"],
+        },
+        {"id": "m2", "memory": "likes milk", "metadata": None, "user_id": "alice"},
+    ],
+    "relations": [],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("around", ["answer", "array"])
+def test_what_mem0_answers_is_imported(echo, db, tmp_path, indent, around):
+    path = tmp_path / "mem0.json"
+    given = MEM0 if around == "answer" else MEM0["results"]
+    path.write_text(json.dumps(given, indent=indent))
+    lines = [line.decode() for _, line, fault in read_lines(path, 2**20, of_json=True) if not fault]
+    done, flaws = import_into(db, echo, lines)
+    assert (done.read, done.written, flaws) == (2, 2, [])
+    one_, two = stored(db)
+    assert (one_["id"], one_["text"], one_["user_id"]) == ("m1", "likes tea", "alice")
+    kept = {"categories": ["food"], "role": "user", "topic": "drinks"}
+    assert json.loads(one_["metadata"]) == kept and two["metadata"] is None
+    assert one_["created_at"].isoformat() == "2025-01-01T07:00:00+00:00"
+
+
+def test_results_that_are_none_are_told(echo, db):
+    done, (flaw,) = import_into(db, echo, ['{"results": [1]}'])
+    assert (done.read, done.refused) == (1, 1) and "something else than objects" in flaw.reason

@@ -17,10 +17,12 @@ from memworker.errors import InputError, MissingField, UsageError
 from memworker.ingestion.readers import columnar, delimited, jsonl, objects, plain
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken_rows
 from memworker.ingestion.readers.joined import joined
-from memworker.ingestion.readers.lines import line_blocks
+from memworker.ingestion.readers.lines import line_blocks, lines_of
 from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
 from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
+from memworker.ingestion.readers.shapes import Shape, shape_of, values_of
+from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.records import Chunk, Fields, ReadProgress, Reject
 from memworker.paths import PathGiven, shown_name
 from memworker.values import shown, whole
@@ -118,21 +120,39 @@ def _parts(
             yield name, broken_rows(shown_name(str(error)))
 
 
-def read_lines(given: PathGiven, max_line_bytes: int) -> Iterator[tuple[int, bytes, str]]:
+def read_lines(
+    given: PathGiven, max_line_bytes: int, *, of_json: bool = False
+) -> Iterator[tuple[int, bytes, str]]:
     """Read one text file, or "-", line by line, unpacked and decoded as `read` does it.
 
     Yields the number of each from 1, the line in UTF-8, and why it could not be read, or "".
+    With `of_json` a text whose objects stand in an array, or over several lines, is read
+    object by object.
     Raises InputNotFound and UsageError at once, InputError when the first line comes.
     """
     sources = expand([given], "txt")
     if len(sources) != 1 or sources[0].fault:
         why = sources[0].fault if len(sources) == 1 else f"it names {len(sources)} files"
         raise UsageError(f"{given!r} is not one file that can be read: {why}")
-    return _text_lines(sources[0], read_options(None, max_line_bytes=max_line_bytes))
+    return _text_lines(
+        sources[0], read_options(None, max_line_bytes=max_line_bytes), of_json=of_json
+    )
 
 
-def _text_lines(source: Source, options: ReadOptions) -> Iterator[tuple[int, bytes, str]]:
-    for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
+def _text_lines(
+    source: Source, options: ReadOptions, *, of_json: bool
+) -> Iterator[tuple[int, bytes, str]]:
+    cap = options.max_line_bytes
+    if of_json:
+        shape, blocks = shape_of(text_blocks(source), cap)
+        if shape is Shape.VALUES:
+            for values in values_of(blocks, cap):
+                yield from ((value.number, value.raw, value.fault) for value in values)
+            return
+        of_lines = lines_of(blocks, options.batch_rows, cap)
+    else:
+        of_lines = line_blocks(source, options.batch_rows, cap)
+    for block in of_lines:
         faults = jsonl.stream_faults(block, options)
         for i, line in enumerate(block.lines):
             yield block.first + i, line, faults.get(i, "")
