@@ -202,6 +202,18 @@ def test_no_file_within_a_table_nor_where_none_can_be(here):
         rejects_of_ingest(["in"], "in/a.jsonl/list.jsonl")
     with pytest.raises(UsageError, match=r"give \./-"):
         rejects_of_ingest(["in"], "-")
+    with pytest.raises(UsageError, match="folder's name"):
+        rejects_of_ingest(["in"], "new/")
+    with pytest.raises(UsageError, match="what memworker keeps of a table"):
+        rejects_of_ingest(["in"], "db/.memworker/t/new.jsonl")
+
+
+def test_a_list_with_a_line_of_somebody_elses_is_not_ours(here):
+    rejects_of_ingest(["in"], "list.jsonl")
+    with open("list.jsonl", "a") as file:
+        file.write("mended by hand\n")
+    with pytest.raises(UsageError, match="did not make it"):
+        rejects_of_ingest(["in"], "list.jsonl")
 
 
 def test_a_run_lists_its_own_inputs_and_keeps_what_is_listed_of_others(here):
@@ -240,3 +252,6 @@ def test_an_export_of_memories_replaces_exports_alone(here):
         assert done.returncode == 2 and "memworker: --output" in done.stderr
     assert Path("in/a.jsonl").read_text() == BAD
     assert memworker(*export, "in/a.jsonl", "--overwrite").returncode == 0
+    with open("m.jsonl", "a") as file:
+        file.write('{"id": "mine", "memory": "by hand", "metadata": null}\n')
+    assert memworker(*export, "m.jsonl").returncode == 2

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,25 @@ def exported(table: Table, where: Mapping[str, Any] | None = None) -> Iterator[s
 
 
 def is_export(path: Path) -> bool:
-    """Tell whether a file begins as `exported` begins one, to the last letter of its first line."""
+    """Tell whether a file is as `exported` makes one, to the last letter of every line."""
     try:
         with path.open("rb") as file:
-            line = file.readline(MAX_LINE_BYTES).decode().removesuffix("\n")
-        value = json.loads(line)
-    except (OSError, ValueError, RecursionError):
+            return all(map(_is_exported, iter(partial(file.readline, MAX_LINE_BYTES), b"")))
+    except OSError:
+        return False
+
+
+def _is_exported(line: bytes) -> bool:
+    try:
+        text = line.decode()
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return False
     if not isinstance(value, dict) or not {"created_at", "updated_at"} <= value.keys():
         return False
     begins = list(value)[:3] == ["id", "memory", "metadata"]
     known = {"id", "memory", "metadata", *SCOPE_IDS, *_TIMES}
-    return begins and value.keys() <= known and json.dumps(value, ensure_ascii=False) == line
+    return begins and value.keys() <= known and f"{json.dumps(value, ensure_ascii=False)}\n" == text
 
 
 def import_lines(

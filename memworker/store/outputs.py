@@ -57,6 +57,8 @@ class Output:
         named = used_path(given, option)
         if os.fspath(given) in (_STDIN, _STDIN.encode()):
             raise UsageError(f"{option} names a file; for one called -, give ./-")
+        if os.fsdecode(given).endswith("/"):
+            raise UsageError(f"{option} {os.fsdecode(given)} is a folder's name; name a file in it")
         facts = _facts(named)
         path = place(named)
         if facts is None:
@@ -126,6 +128,10 @@ def _check_folder(path: Path, option: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreUnwritable(
             f"{option} {path}: no file may be made in {folder}; change its mode, or name another"
+        )
+    if ".memworker" in path.parts and path.name != "rejects.jsonl":
+        raise UsageError(
+            f"{option} {path} is among what memworker keeps of a table; name a file elsewhere"
         )
     table = next((each for each in path.parents if each.name.endswith(".lance")), None)
     if table is not None and (table / "_versions").is_dir():

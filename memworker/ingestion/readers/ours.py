@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 
 import msgspec
 
@@ -12,7 +13,7 @@ from memworker.ingestion.records import Reject
 # In the order in which they are written; other programs' files do not begin so.
 _REJECT_BEGINS = b'{"path":'
 _LINE_BYTES = 1 << 20
-# The only line of a list, torn by a kill.
+# A line that was torn by a kill.
 _TORN = re.compile(rb'\{"path":"(?:[^"\\]|\\.)*","line":\d+,"ordinal":\d+,"reason":"')
 _decode = msgspec.json.Decoder(Reject).decode
 
@@ -22,10 +23,14 @@ class Ours(Exception):
 
 
 def is_reject_list(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a file is a list of rejected rows, as our runs leave it."""
+    """Tell whether a file is a list of rejected rows, as our runs leave it, in every line."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return begins_reject_list(file.read(_LINE_BYTES))
+        with open(path, "rb") as file:
+            lines = iter(partial(file.readline, _LINE_BYTES), b"")
+            return all(
+                is_reject(line[:-1]) if line.endswith(b"\n") else bool(_TORN.match(line))
+                for line in lines
+            )
     except OSError:
         return False
 
