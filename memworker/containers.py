@@ -32,6 +32,21 @@ def texts_in(given: Any) -> list[Any] | pa.Array | pa.ChunkedArray:
     """
     if type(given) is list or isinstance(given, _ARROW_COLUMN):
         return given
+    _must_be_texts(given)
+    return _listed(given) if is_column(given) else list(given)
+
+
+def stream_of(given: Any) -> Iterator[Any]:
+    """Yield the texts that `texts_in` returns, without gathering them. Raises NotTexts at once."""
+    if type(given) is list or isinstance(given, Iterator):
+        return iter(given)
+    if isinstance(given, _ARROW_COLUMN):
+        return (text.as_py() for text in given)
+    _must_be_texts(given)
+    return iter(_listed(given) if is_column(given) else given)
+
+
+def _must_be_texts(given: Any) -> None:
     if isinstance(given, str | bytes):
         raise NotTexts("texts must be a list of str; for one text pass [text]")
     if isinstance(given, Mapping):
@@ -40,13 +55,10 @@ def texts_in(given: Any) -> list[Any] | pa.Array | pa.ChunkedArray:
         _refuse(given, "pass one of its columns, such as texts['text']")
     if isinstance(given, set | frozenset):
         _refuse(given, "which has no order; pass sorted(texts)")
-    if is_column(given):
-        return _listed(given)
     if isinstance(given, AsyncIterable):
         _refuse(given, "gather it first: [text async for text in texts]")
-    if not isinstance(given, Iterable):
+    if not isinstance(given, Iterable) and not is_column(given):
         _refuse(given, "for one text pass [text]")
-    return list(given)
 
 
 def rows_in(given: Any) -> Iterator[Any]:

@@ -124,6 +124,12 @@ def test_texts_are_memories_in_their_order(echo, tmp_path, given):
     assert [each["memory"] for each in done] == TEXTS
 
 
+@pytest.mark.parametrize("given", ARE_TEXTS.values(), ids=ARE_TEXTS)
+def test_a_stream_of_texts_is_cut_into_batches(echo, given):
+    batches = list(echo.embed_batches(made(given), batch_size=np.int64(2)))
+    assert [batch for batch, _ in batches] == [TEXTS[:2], TEXTS[2:]]
+
+
 NO_TEXTS = {
     "str": ("one", r"\[text\]"),
     "bytes": (b"one", r"\[text\]"),
@@ -153,6 +159,8 @@ def test_every_door_for_texts_refuses_it(echo, tmp_path, given):
         echo.embed(given)
     with pytest.raises(TypeError, match="texts must be"):
         echo.submit(given)
+    with pytest.raises(TypeError, match="texts must be"):
+        list(echo.embed_batches(given))
     with Memory(tmp_path / "db", pool=echo) as memory:
         with pytest.raises(errors.UsageError, match=r"add_batch\(\) takes a list"):
             memory.add_batch(given, user_id="u")

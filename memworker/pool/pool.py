@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker.containers import stream_of
 from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, UsageError, again
 from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
 from memworker.pool import plan
@@ -28,6 +29,7 @@ from memworker.pool.rows import text_rows, token_rows
 from memworker.pool.scheduler import CLOSED, QueueEntry, Scheduler
 from memworker.pool.sizing import SizingOptions, pool_plan
 from memworker.pool.supervisor import WatchLimits
+from memworker.values import shown, whole
 
 TextKind = Literal["passage", "query"]
 W = TypeVar("W")
@@ -336,10 +338,11 @@ class EmbeddingPool:
 
 def batches_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Cut a stream of texts into lists of `size`; UsageError where that is none."""
-    if size < 1:
-        raise UsageError(f"batch_size must be at least 1, not {size}")
-    source = iter(texts)
-    return iter(lambda: list(islice(source, size)), [])
+    count = whole(size)
+    if count is None or count < 1:
+        raise UsageError(f"batch_size must be a whole number of at least 1, not {shown(size)}")
+    source = stream_of(texts)
+    return iter(lambda: list(islice(source, count)), [])
 
 
 def _landed(flying: deque[tuple[W, Future[Embedded]]]) -> tuple[W, Embedded]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker.errors import UsageError
 from memworker.store.filters import key_in, to_sql, visible
 from memworker.store.keys import string_array
 from memworker.store.schema import table_schema
+from memworker.values import shown, whole
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
@@ -21,6 +23,8 @@ BATCH_ROWS = 8192
 # Planning `id IN (…)` costs about 40 µs an id; from here on a scan of the column is cheaper.
 IN_LIST_MAX = 256
 
+# LanceDB takes no more than 64 bits; nobody wants more than this.
+_MOST = 1_000_000_000
 ROW_COLUMNS = tuple(table_schema(1).names)
 
 
@@ -37,8 +41,17 @@ def rows(
     query = table.search().select(list(columns or ROW_COLUMNS))
     where = visible(where) if visible_only else where
     query = query.where(to_sql(where)) if where else query
-    query = query.limit(limit) if limit is not None else query
-    return query.offset(offset).to_arrow()
+    most = None if limit is None else _count("limit", limit)
+    # To LanceDB a limit of 0 is none.
+    query = query if most is None else query.limit(max(1, most))
+    return query.offset(_count("offset", offset)).to_arrow().slice(0, most)
+
+
+def _count(name: str, value: Any) -> int:
+    found = whole(value)
+    if found is None or not 0 <= found <= _MOST:
+        raise UsageError(f"{name} must be a whole number from 0 to {_MOST:,}, not {shown(value)}")
+    return found
 
 
 def scan(

@@ -454,3 +454,14 @@ def test_info_while_folders_of_indices_come_and_go(table):
     finally:
         done.set()
         thread.join()
+
+
+def test_limits_and_offsets_of_any_whole_type_and_no_other(table):
+    table.append(batch([(str(i), f"text {i}") for i in range(5)]))
+    assert table.rows(limit=np.int64(2), offset=np.uint8(1))["id"].to_pylist() == ["1", "2"]
+    assert table.rows(limit=0).num_rows == 0
+    for bad in (-1, True, 1.5, "1", 10**30):
+        with pytest.raises(UsageError, match="limit must be a whole number"):
+            table.rows(limit=bad)
+        with pytest.raises(UsageError, match="offset must be a whole number"):
+            table.rows(offset=bad)
