@@ -27,11 +27,21 @@ def value_of(line: str | bytes) -> Any:
     """Read the JSON of a line. Raises UsageError, saying what is wrong with it."""
     text = text_of(line)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_doubles)
     except RecursionError:
         raise UsageError("it is nested too deeply") from None
     except ValueError as error:
         raise UsageError(f"it is not valid JSON: {error}") from None
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields. Raises ValueError where two have one name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the field {double!r} twice; which one is meant is not known")
+    return found
 
 
 def object_of(line: str | bytes) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from memworker.cli.app import app
-from memworker.errors import InputError
+from memworker.errors import InputError, UsageError
 from memworker.ingestion.readers import Fields, read, read_records
+from memworker.json_lines import object_of
 
 UUIDS = [UUID(int=1), UUID(int=2)]
 TIMES = pa.array([1577836800123456789, None], pa.timestamp("ns"))
@@ -205,3 +206,22 @@ def test_a_scope_that_is_given_twice_is_refused():
     ]
     done = CliRunner().invoke(app, args)
     assert "names 'user_id' twice" in str(done.exception) + done.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "a", "n": 1, "n": 2}',
+        '{"text":"a","n":1,"n":2}',
+        '{"text": "a", "m": [{"n" : 1, "n" : 2}]}',
+        '{"n": 1, "text": "a: \\"b\\": c", "n": 1}',
+    ],
+)
+def test_a_field_that_is_there_twice_in_json_costs_its_row(tmp_path, line):
+    path = tmp_path / "in.jsonl"
+    path.write_text(line + '\n{"text": "b: \\"c\\":", "m": {"x": [{"y": 1}, {"y": 2}]}}\n')
+    _, metadata, (reason,) = read_all(path)
+    assert metadata == [{"m": {"x": [{"y": 1}, {"y": 2}]}}]
+    assert "the field 'n' twice" in reason
+    with pytest.raises(UsageError, match="the field 'n' twice"):
+        object_of(line)

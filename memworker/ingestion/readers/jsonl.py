@@ -20,6 +20,7 @@ from memworker.ingestion.readers.paths import Source
 from memworker.ingestion.readers.shapes import Shape, Value, over_the_cap, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.records import EXCERPT_CHARS
+from memworker.json_lines import without_doubles
 
 _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
 _LIST_OF_TEXTS = "; of a list of texts make objects: jq -c '.[] | {text: .}'"
@@ -133,15 +134,42 @@ def stream_faults(block: LineBlock, options: ReadOptions) -> dict[int, str]:
 def _decoded(raw: list[bytes], faults: dict[int, str]) -> list[Any]:
     if not faults:
         try:
-            return [_DECODE(line) for line in raw]
+            return [_decoded_whole(line) for line in raw]
         except _ERRORS:
             pass  # once more, line by line
     return [{} if i in faults else _decode_one(line, i, faults) for i, line in enumerate(raw)]
 
 
+def _decoded_whole(line: bytes) -> dict[str, Any]:
+    """Decode an object; raises _Doubled where it has two fields of one name."""
+    found = _DECODE(line)
+    # As many as there are fields, but for texts that look like one, and doubles.
+    if line.count(b'":') + line.count(b'" :') > _fields(found):
+        try:
+            json.loads(line, object_pairs_hook=without_doubles)
+        except (ValueError, RecursionError) as error:
+            raise _Doubled(str(error)) from None
+    return found
+
+
+def _fields(value: Any) -> int:
+    inner = value.values() if type(value) is dict else value
+    count = len(value) if type(value) is dict else 0
+    for each in inner:
+        if type(each) is dict or type(each) is list:
+            count += _fields(each)
+    return count
+
+
+class _Doubled(msgspec.MsgspecError):
+    """An object has two fields of one name, of which the decoder keeps the last."""
+
+
 def _decode_one(line: bytes, i: int, faults: dict[int, str]) -> dict[str, Any]:
     try:
-        return _DECODE(line)
+        return _decoded_whole(line)
+    except _Doubled as error:
+        faults[i] = str(error)
     except UnicodeDecodeError:
         faults[i] = "invalid UTF-8"
     except _ERRORS as error:
