@@ -14,7 +14,7 @@ from memworker.pool.budget import Budget, parse_bytes
 from memworker.pool.engine import Engine, resolve
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
 
-BATCH_TOKENS = (128, 256, 384, 512, 1024)
+BATCH_TOKENS = (128, 320, 512, 1024)
 _ROUNDS = 2
 _START_SHARE = 0.3
 _WINDOW_TEXTS = 128
