@@ -88,9 +88,11 @@ def history(
     """Open the journal and write the run's beginning, and its end if it fails."""
     identity = table.identity if table else None
     with Journal(folder, identity, durable=durable) as kept:
-        inputs = fingerprints(command.sources)
         job = job_key(command.names, command.options, command.model)
-        notes = _what_came_before(kept.before, job, inputs)
+        runs = [r for r in kept.before if isinstance(r, Started) and r.job == job]
+        # What has the size and time that it had is not opened again: there may be many.
+        inputs = fingerprints(command.sources, runs[-1].inputs if runs else ())
+        notes = _what_came_before(kept.before, runs, inputs)
         run = uuid.uuid4().hex[:12]
         told = History(kept, run, command, inputs, counts, identity, notes)
         kept.append(
@@ -121,9 +123,8 @@ def _outcome(error: BaseException) -> str:
 
 
 def _what_came_before(
-    before: tuple[Record, ...], job: str, inputs: tuple[InputFile, ...]
+    before: tuple[Record, ...], runs: list[Started], inputs: tuple[InputFile, ...]
 ) -> list[str]:
-    runs = [record for record in before if isinstance(record, Started) and record.job == job]
     if not runs:
         return []
     last = runs[-1]
