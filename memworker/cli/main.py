@@ -8,6 +8,7 @@ The verbs, and with them most libraries, are imported where their failing can be
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -34,6 +35,8 @@ def run() -> NoReturn:
     os.environ.setdefault("LANCEDB_LOG", "error")
     # Arrow's own heap keeps what was freed: an ingest's parent held 30 to 40 MB more with it.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    # The verbs say themselves what is to say of an answer without results.
+    logging.getLogger("memworker.store.fieldnotes").disabled = True
     try:
         _run_app()
     except errors.MemworkerError as error:
