@@ -98,7 +98,8 @@ def _row(model: str, options: argparse.Namespace) -> common.Result:
             command,
             stdout=subprocess.PIPE,
             text=True,
-            env=interpreters.environment(),
+            # As the command line has it (cli/main.py).
+            env=interpreters.environment(ARROW_DEFAULT_MEMORY_POOL="system"),
             preexec_fn=group.join if inside and group is not None else None,
         )
         told = f"{options.memory}, peak {_peak(group)}" if inside else "none"

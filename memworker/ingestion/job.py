@@ -186,7 +186,11 @@ def _ingest(
             options.observer(live)
 
         def open_table() -> Table:
-            return known or Table.open_or_create(target.db, target.table, space, durable=durable)
+            name, db = target.table, target.db
+            opened = known or Table.open_or_create(db, name, space, durable=durable)
+            # Each commit adds a fragment, which every later version names.
+            opened.keep_little()
+            return opened
 
         committing = partial(Committer, open_table, sieve, told)
         table = _embedded(source.coming(live, stop), sieve, loop, committing)

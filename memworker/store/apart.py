@@ -252,7 +252,8 @@ def main() -> None:
 
 def _done(db: str, name: str, kind: str, options: dict[str, Any]) -> list[list[str]] | str | None:
     try:
-        connection = connect(Path(db), writable=False, cache_bytes=_CACHE_BYTES)
+        caches = {"index_cache_bytes": _CACHE_BYTES, "metadata_cache_bytes": _CACHE_BYTES}
+        connection = connect(Path(db), writable=False, **caches)
         handle = open_table(connection, Path(db), name)
         with lock.hold(lock.state_dir(Path(db), name), "apart", shared=True):
             reach("apart_before")

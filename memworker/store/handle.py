@@ -57,6 +57,11 @@ class Handle:
             if self._snapshot is snapshot:
                 self._snapshot = None
 
+    def renew_as(self, open_again: OpenAgain) -> None:
+        """Renew it, now and from now on, in another way."""
+        self._open_again = open_again
+        self.renew()
+
     def renew(self) -> None:
         """Open the table anew; where that fails, the handle there is goes on."""
         try:

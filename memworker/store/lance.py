@@ -33,9 +33,11 @@ _PANIC = "RustPanic"
 # LanceDB keeps what it has read of every version and of every index, replaced ones too, until its
 # caches are full: by default 1 GiB and 6 GiB of them, to which a process that writes for hours
 # grows. The index of a million rows of 384 dimensions takes some 400 MB; what tells where a
-# version's columns lie, some kilobytes a fragment.
+# version's columns lie, some 16 kB a fragment. Who only writes needs none of it again: what
+# fills the cache then are manifests, which grow with the fragments and are read once.
 INDEX_CACHE_BYTES = 512 * 2**20
 METADATA_CACHE_BYTES = 32 * 2**20
+WRITERS_METADATA_CACHE_BYTES = 4 * 2**20
 # A table whose versions come and go is found at the second or third look.
 _OPENINGS = 5
 # The second is said where a version is opened by its number, without its cause.
@@ -64,7 +66,13 @@ def database_path(db: PathGiven) -> Path:
     return place(db, "a database directory")
 
 
-def connect(db: Path, *, writable: bool, cache_bytes: int = INDEX_CACHE_BYTES) -> LanceDBConnection:
+def connect(
+    db: Path,
+    *,
+    writable: bool,
+    index_cache_bytes: int = INDEX_CACHE_BYTES,
+    metadata_cache_bytes: int | None = None,
+) -> LanceDBConnection:
     """Connect to a directory. Tables opened through it see every commit of any process."""
     if writable:
         ensure_writable(db)
@@ -78,7 +86,7 @@ def connect(db: Path, *, writable: bool, cache_bytes: int = INDEX_CACHE_BYTES) -
         import lancedb
 
     with lance_errors(f"opening the database {db}"):
-        caches = lancedb.Session(cache_bytes, min(cache_bytes, METADATA_CACHE_BYTES))
+        caches = lancedb.Session(index_cache_bytes, metadata_cache_bytes or METADATA_CACHE_BYTES)
         return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
 
 

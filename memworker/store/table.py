@@ -24,6 +24,7 @@ from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
 from memworker.store.known import Statuses
 from memworker.store.lance import (
+    WRITERS_METADATA_CACHE_BYTES,
     connect,
     database_path,
     lance_errors,
@@ -351,6 +352,10 @@ class Table:
         """
         return self._writes.validator.force()
 
+    def keep_little(self) -> None:
+        """Let LanceDB keep little of the versions that it has read: for who writes for long."""
+        self._versions.renew_as(partial(_opened, self.db, self.name, WRITERS_METADATA_CACHE_BYTES))
+
     def info(self) -> TableInfo:
         """Return what the table is and holds."""
         return self.at_one_version(lambda at: describe(at.table, self.db, self.name))
@@ -380,6 +385,8 @@ def _policy(on_conflict: str) -> OnConflict:
         ) from None
 
 
-def _opened(db: Path, name: str) -> tuple[LanceDBConnection, LanceTable]:
-    connection = connect(db, writable=False)
+def _opened(
+    db: Path, name: str, metadata_cache_bytes: int | None = None
+) -> tuple[LanceDBConnection, LanceTable]:
+    connection = connect(db, writable=False, metadata_cache_bytes=metadata_cache_bytes)
     return connection, open_table(connection, db, name)

@@ -320,3 +320,12 @@ def test_an_update_run_again_changes_nothing(tmp_path):
         report = run(path, tmp_path=tmp_path, on_conflict="update")
         assert texts_of(tmp_path) == {"a": "two", "b": "b"}
         assert total(report) == report.read == 3
+
+
+def test_a_job_keeps_little_of_the_versions_it_makes(tmp_path, monkeypatch):
+    """Each commit adds a fragment that all later versions name, and LanceDB keeps what it read."""
+    asked = []
+    monkeypatch.setattr(Table, "keep_little", lambda table: asked.append(table.name))
+    for rows in (["one"], ["two"]):
+        ingest([{"text": text} for text in rows], db=tmp_path, table="t", model="echo", workers=1)
+    assert asked == ["t", "t"]

@@ -435,6 +435,22 @@ def test_what_is_kept_in_memory_of_versions_is_bounded(tmp_path, monkeypatch):
     assert 0 < sum(each.size_bytes for each in made) < 1 << 17
 
 
+def test_who_writes_for_long_keeps_less(table, monkeypatch):
+    made, session = [], lancedb.Session
+    monkeypatch.setattr(lancedb, "Session", lambda *sizes: made.append(session(*sizes)) or made[-1])
+    monkeypatch.setattr("memworker.store.table.WRITERS_METADATA_CACHE_BYTES", 1 << 14)
+    table.append(numbered(0, 3))
+    table.keep_little()
+    for start in range(3, 60, 3):
+        table.append(numbered(start, start + 3))
+    # Also when it was opened anew since.
+    table._versions.renew()
+    for start in range(60, 120, 3):
+        assert table.append(numbered(start, start + 3)).written == 3
+    assert len(made) == 2 and all(0 < each.size_bytes < 1 << 16 for each in made)
+    assert table.append(numbered(0, 120)).duplicates == 120
+
+
 def test_info_while_folders_of_indices_come_and_go(table):
     done = threading.Event()
 
