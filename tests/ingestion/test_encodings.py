@@ -70,6 +70,13 @@ def test_a_text_that_is_cut_off_within_a_character_is_said(tmp_path):
     assert texts == ["one", "two"] and "not valid UTF-16" in reject.reason
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_lines_may_end_in_carriage_returns_alone(tmp_path, form):
+    path = tmp_path / f"in.{form}"
+    path.write_bytes(FORMS[form].replace("\r", "").replace("\n", "\r").encode())
+    assert texts_and_rejects(path) == (TEXTS, [])
+
+
 def test_zeros_behind_a_text_cost_their_line(tmp_path):
     for form in ("txt", "jsonl", "csv"):
         path = tmp_path / f"in.{form}"

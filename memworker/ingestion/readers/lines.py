@@ -33,7 +33,16 @@ def line_blocks(source: Source, max_rows: int, max_line_bytes: int) -> Iterator[
 
     Raises InputError where the source is no text that can be read.
     """
-    return lines_of(text_blocks(source), max_rows, max_line_bytes)
+    return lines_of(_with_newlines(text_blocks(source)), max_rows, max_line_bytes)
+
+
+def _with_newlines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Give the lines of a text that knows carriage returns alone the ends that others have."""
+    old_mac = None
+    for block in blocks:
+        if old_mac is None and block:
+            old_mac = b"\n" not in block and block.count(b"\r") > 1
+        yield block.replace(b"\r", b"\n") if old_mac else block
 
 
 def lines_of(blocks: Iterator[bytes], max_rows: int, max_line_bytes: int) -> Iterator[LineBlock]:
