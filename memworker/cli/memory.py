@@ -25,7 +25,7 @@ from memworker.cli.memory_options import (
     say,
     scope_of,
 )
-from memworker.cli.output import printable
+from memworker.cli.output import print_grid, printable
 from memworker.errors import MemoryNotFound, UsageError
 
 app = typer.Typer(help="Add, find, list and delete memories of agents.", no_args_is_help=True)
@@ -231,19 +231,13 @@ def _say_note(found: dict[str, Any]) -> None:
 
 
 def _show(records: list[dict[str, Any]], first: str, none: str) -> None:
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name in (first, "id", "memory"):
-        grid.add_column(name, no_wrap=name != "memory")
-    for record in records:
-        value = record[first]
-        shown = f"{value:.3f}" if isinstance(value, float) else value[:19]
-        grid.add_row(*(Text(shown), Text(printable(record["id"])), Text(_shortened(record))))
-    Console().print(grid if records else none)
+    if not records:
+        print(none)
+        return
+    columns = {first: {"no_wrap": True}, "id": {"no_wrap": True}, "memory": {}}
+    print_grid(columns, (_row(record, record[first]) for record in records))
 
 
-def _shortened(record: dict[str, Any]) -> str:
-    return printable(record["memory"])[:300]
+def _row(record: dict[str, Any], first: float | str) -> tuple[str, str, str]:
+    shown = f"{first:.3f}" if isinstance(first, float) else first[:19]
+    return shown, printable(record["id"]), printable(record["memory"])[:300]

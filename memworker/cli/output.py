@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memworker.paths import shown_name
@@ -20,6 +21,20 @@ def json_line(value: Any) -> str:
     text = text.translate({ord(c): json.dumps(shown_name(c))[1:-1] for c in half})
     utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     return text if utf8 else json.dumps(json.loads(text))
+
+
+def print_grid(columns: Mapping[str, Mapping[str, Any]], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows below the names of their columns, each with rich's options for it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name, options in columns.items():
+        grid.add_column(name, **options)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    Console().print(grid)
 
 
 def printable(text: str) -> str:

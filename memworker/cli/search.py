@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memworker.cli import options
-from memworker.cli.output import json_line, printable
+from memworker.cli.output import json_line, print_grid, printable
 
 if TYPE_CHECKING:
     from memworker.store import Hit
@@ -62,16 +62,12 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def _show(hits: list[Hit]) -> None:
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
+    if not hits:
+        print("no hits")
+        return
+    print_grid({"score": {"justify": "right"}, "id": {}, "text": {}}, map(_row, hits))
 
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("score", "right"), ("id", "left"), ("text", "left")):
-        grid.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for hit in hits:
-        owner = f"[{hit.user_id}] " if hit.user_id else ""
-        shown = printable(owner + hit.text)
-        grid.add_row(f"{hit.score:.3f}", Text(printable(hit.id)[:24]), Text(shown[:300]))
-    console = Console()
-    console.print(grid if hits else "no hits")
+
+def _row(hit: Hit) -> tuple[str, str, str]:
+    owner = f"[{hit.user_id}] " if hit.user_id else ""
+    return f"{hit.score:.3f}", printable(hit.id)[:24], printable(owner + hit.text)[:300]

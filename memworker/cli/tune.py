@@ -9,7 +9,7 @@ import typer
 
 from memworker import DEFAULT_MODEL
 from memworker.cli import options
-from memworker.cli.output import json_line
+from memworker.cli.output import json_line, print_grid
 
 if TYPE_CHECKING:
     from memworker.pool import Trial
@@ -48,20 +48,17 @@ def tune(
 
 
 def _show(trials: list[Trial]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    names = ("precision", "workers", "run tokens", "tokens/s", "texts/s", "memory", "")
+    print_grid(dict.fromkeys(names, {"justify": "right"}), map(_row, trials))
 
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("precision", "workers", "run tokens", "tokens/s", "texts/s", "memory", ""):
-        grid.add_column(name, justify="right")
-    for trial in trials:
-        grid.add_row(
-            trial.precision,
-            str(trial.workers),
-            str(trial.batch_tokens),
-            f"{trial.tokens_per_s:,.0f}",
-            f"{trial.texts_per_s:,.0f}",
-            f"{trial.memory_bytes / 2**20:,.0f} MiB",
-            "kept" if trial.kept else "",
-        )
-    Console().print(grid)
+
+def _row(trial: Trial) -> tuple[str, ...]:
+    return (
+        trial.precision,
+        str(trial.workers),
+        str(trial.batch_tokens),
+        f"{trial.tokens_per_s:,.0f}",
+        f"{trial.texts_per_s:,.0f}",
+        f"{trial.memory_bytes / 2**20:,.0f} MiB",
+        "kept" if trial.kept else "",
+    )
