@@ -18,7 +18,7 @@ from memworker.ingestion.report import Counts
 from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.windows import Sieve, Window
 from memworker.pool import Floats, Outside, System
-from memworker.store import Table, records
+from memworker.store import Table, json_column, records
 
 COMMIT_ROWS = 4096
 COMMIT_S = 15.0
@@ -181,6 +181,6 @@ def _as_records(window: Window, vectors: Floats) -> pa.Table:
         window.texts,
         vectors,
         scopes=scopes_of(window.rows),
-        metadata_json=window.rows["metadata"],
+        metadata_json=json_column(window.rows["metadata"]),
         dedup_keys=window.rows["key"],
     )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memworker.memory.scope import SCOPE_IDS, Scope
-from memworker.store import records
+from memworker.store import json_column, records
 
 Vector = npt.NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def build(rows: Sequence[Row]) -> pa.Table:
             name: pa.array([getattr(row.scope, name) for row in rows], strings)
             for name in SCOPE_IDS
         },
-        metadata_json=pa.array([row.metadata_json for row in rows], strings),
+        metadata_json=json_column(pa.array([row.metadata_json for row in rows], strings)),
         dedup_keys=pa.array([row.key for row in rows], strings),
         created_at=pa.array([row.created_at for row in rows], moments),
         updated_at=pa.array([row.updated_at for row in rows], moments),

@@ -30,7 +30,7 @@ from .outputs import Output as Output
 from .policy import Step as Step
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
-from .schema import VectorSpace as VectorSpace, records as records
+from .schema import VectorSpace as VectorSpace, json_column as json_column, records as records
 from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
 from .snapshot import Snapshot as Snapshot
 from .staged import Digests as Digests, Staged as Staged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import BadVector, StoreError, TableMismatch, UsageError
+from memworker.json_lines import without_doubles
 from memworker.store.keys import dedup_keys as make_dedup_keys, string_array
+from memworker.values import plain_mapping
 from memworker.vectors import bad_vectors
 
 SCHEMA_VERSION = 1
@@ -208,7 +211,7 @@ def records(
     `vectors` is float32[n, dim]. `ids` may be None, or hold nulls: such a row's
     id is its `dedup_key`. `scopes` maps user_id, agent_id and run_id to an
     array or to one string for all rows. `metadata_json` holds one JSON object
-    a row, or null. Times default to now (UTC) or, for the last two, to none.
+    a row, or null, and is checked. Times default to now (UTC) or, for the last two, to none.
     Raises UsageError when the lengths differ.
     """
     texts, scopes = string_array(texts), dict(scopes or {})
@@ -252,6 +255,11 @@ def conform(batch: pa.Table | pa.RecordBatch, dim: int) -> pa.Table:
         raise UsageError(f"unknown columns {unknown}; a table has {', '.join(schema.names)}")
     columns = [_conform_column(batch, field) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def json_column(objects: pa.Array) -> pa.Array:
+    """Give texts that are known to be JSON objects the type of a table's metadata."""
+    return pa.ExtensionArray.from_storage(pa.json_(), objects)
 
 
 def readable(rows: Rows) -> Rows:
@@ -352,7 +360,22 @@ def _json_array(values: pa.Array | None, n: int) -> pa.Array:
         return pa.nulls(n, pa.json_())
     if values.type == pa.json_():
         return values
-    return pa.ExtensionArray.from_storage(pa.json_(), values.cast(pa.string()))
+    strings = values.cast(pa.string())
+    for place, text in enumerate(strings.to_pylist()):
+        if text is not None:
+            _must_be_metadata(place, text)
+    return json_column(strings)
+
+
+def _must_be_metadata(place: int, text: str) -> None:
+    """Raise UsageError for text of which LanceDB would make something else than it says."""
+    try:
+        value = json.loads(text, object_pairs_hook=without_doubles)
+        if not isinstance(value, dict | None):
+            raise ValueError(f"it is {text!r:.80}")
+        plain_mapping(value or {})
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"metadata_json[{place}] must be a JSON object or null: {error}") from None
 
 
 def _times(values: pa.Array | datetime | None, n: int) -> pa.Array:

@@ -481,3 +481,19 @@ def test_limits_and_offsets_of_any_whole_type_and_no_other(table):
             table.rows(limit=bad)
         with pytest.raises(UsageError, match="offset must be a whole number"):
             table.rows(offset=bad)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ('{"n": [18446744073709551616]}', "more than 64 bits"),
+        ('{"n": NaN}', "is nan"),
+        ('{"n": 1, "n": 2}', "the field 'n' twice"),
+        ("not json", "Expecting value"),
+        ("[1]", "it is"),
+        ('"x"', "it is"),
+    ],
+)
+def test_metadata_that_would_be_altered_are_refused(metadata, reason):
+    with pytest.raises(UsageError, match=rf"metadata_json\[1\] must be.*{reason}"):
+        batch([("a", "one"), ("b", "two")], metadata_json=pa.array([None, metadata]))
