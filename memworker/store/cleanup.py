@@ -140,7 +140,7 @@ class _Cleaning:
             return True
         return bool(self._old_leftovers([each for each in self.read.values() if each is not None]))
 
-    def run(self, alone: lock.Held) -> Cleaned:
+    def run(self, alone: lock.HeldLock) -> Cleaned:
         """Delete, with nobody reading for long, writing or tending."""
         newest = self.writes.validator.vouch()
         found = _read(self.table, self.read)

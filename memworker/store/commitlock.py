@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 from memworker.errors import StoreError, UsageError
 from memworker.store.lance import lance_errors
-from memworker.store.lock import COMMIT_TIMEOUT_S, Held, hold
+from memworker.store.lock import COMMIT_TIMEOUT_S, HeldLock, hold
 from memworker.store.opened import OpenTable
 from memworker.store.schema import is_durable, read_field_metadata
 
@@ -16,7 +16,7 @@ from memworker.store.schema import is_durable, read_field_metadata
 class CommitLock:
     """The commit lock of a table that is open; with it in hand, what the table promises now."""
 
-    def __init__(self, table: OpenTable, held: Held | None = None) -> None:
+    def __init__(self, table: OpenTable, held: HeldLock | None = None) -> None:
         self._table = table
         self.mutex = threading.RLock()
         """For this process's threads; by itself it keeps no other process from writing."""

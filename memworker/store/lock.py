@@ -35,7 +35,7 @@ _DOING = {
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldLock:
     """A lock of a table that is held."""
 
     lock: FileLock
@@ -54,7 +54,7 @@ class Held:
 @contextmanager
 def hold(
     folder: Path, purpose: str, *, timeout_s: float = COMMIT_TIMEOUT_S, shared: bool = False
-) -> Iterator[Held]:
+) -> Iterator[HeldLock]:
     """Hold the lock `purpose` of one table's folder (see `state_dir`).
 
     Raises TableLocked with the holder's pid when `timeout_s` runs out, and
@@ -68,7 +68,7 @@ def hold(
     except OSError as error:
         raise StoreUnwritable(_unwritable(folder, error)) from error
     with lock:
-        yield Held(lock)
+        yield HeldLock(lock)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def repair_table(db: PathGiven, name: str, *, observer: Observer | None = None) 
 class _Mender:
     """One repair, in rounds; whoever runs it holds the locks."""
 
-    def __init__(self, db: Path, name: str, held: lock.Held, observer: Observer | None) -> None:
+    def __init__(self, db: Path, name: str, held: lock.HeldLock, observer: Observer | None) -> None:
         self._db, self._name, self._held, self._observer = db, name, held, observer
         self._state = lock.state_dir(db, name)
         self._done: dict[str, Any] = {}
