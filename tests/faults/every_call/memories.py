@@ -272,7 +272,8 @@ class Export(Scenario):
 
     def run(self, folder: Path, arm: Arm) -> None:
         out = self._file(folder)
-        command(arm, "memory", "export", database(folder), "--output", out, "--json")
+        given = ("--output", out, "--overwrite", "--json")
+        command(arm, "memory", "export", database(folder), *given)
 
     def check(self, folder: Path, outcome: Outcome, bench: Bench) -> Iterator[str]:
         yield from seemly(outcome, (0, 1))
