@@ -1,13 +1,26 @@
 """Turn a stream of texts into searchable vectors in LanceDB.
 
-Each room's names stand in its `__init__.pyi`, and are loaded on first use: a worker process
-imports this package too and must not pay for LanceDB, and a caller of the pool must not pay
-for the store.
+The names stand in `__init__.pyi`, each with the room that it comes from, and are loaded at
+first use: a worker process imports this package too and must not pay for LanceDB, and a caller
+of the pool must not pay for the store.
 """
 
-import lazy_loader as lazy
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
-__all__ += ["__version__"]
+
+def __getattr__(name: str) -> Any:
+    # Not before a name is asked for: `python -m memworker` gets here while packages are still
+    # looked for in the working directory.
+    import lazy_loader
+
+    load, names, public = lazy_loader.attach_stub(__name__, __file__)
+    globals().update(__getattr__=load, __dir__=names, __all__=[*public, "__version__"])
+    return globals()["__all__"] if name == "__all__" else load(name)
+
+
+def __dir__() -> list[str]:
+    return list(__getattr__("__all__"))
