@@ -39,6 +39,16 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | QUIET | more
 
 
+def without_telemetry() -> None:
+    """Keep this process, one of ours, from loading a package that only calls home.
+
+    No setting keeps OpenVINO from it: wherever `openvino_telemetry` is installed beside it,
+    importing it writes an id into the home folder and sends an event.
+    """
+    for name in ("openvino_telemetry",):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 class Failed(Exception):
     """A process that was started to do some work did not do it; `stderr` is all that it said."""
 

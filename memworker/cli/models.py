@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, fetch, verify and locate models.", no_args_is_help=True)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
-_Precision = Annotated[str, typer.Option(help="How the linear layers are computed.")]
 _Name = Annotated[str, typer.Argument(help="A catalogue name or a directory.")]
 
 
@@ -37,7 +36,7 @@ def list_(as_json: _Json = False) -> None:
 
 
 @app.command()
-def pull(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) -> None:
+def pull(name: _Name, precision: options.Precision = "fp32", as_json: _Json = False) -> None:
     """Fetch, verify and build a model; damaged files are replaced."""
     from memworker.models import pull_model
 
@@ -47,7 +46,7 @@ def pull(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) ->
 
 
 @app.command()
-def path(name: _Name, precision: _Precision = "fp32", as_json: _Json = False) -> None:
+def path(name: _Name, precision: options.Precision = "fp32", as_json: _Json = False) -> None:
     """Print where a model's graph lies, without reaching for the network."""
     from memworker.models import ready_model
 
@@ -114,7 +113,7 @@ def _line(listing: ModelListing, width: int) -> str:
     precisions = ",".join(listing.precisions) or "-"
     kind = "static" if spec.static else ""
     state = "cached" if listing.cached else "not usable" if listing.unsupported else ""
-    facts = f"{spec.dim:5}  {precisions:10}  {kind:6}  {spec.license:12}  {state}"
+    facts = f"{spec.dim:5}  {precisions:14}  {kind:6}  {spec.license:12}  {state}"
     return f"{spec.name:{width}}  {facts}".rstrip()
 
 

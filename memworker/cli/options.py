@@ -37,7 +37,9 @@ Format = Annotated[
 Model = Annotated[
     str, typer.Option(help="A name from `memworker models list`, or a model's directory.")
 ]
-Precision = Annotated[str, typer.Option(help="How the linear layers are computed.")]
+Precision = Annotated[
+    str, typer.Option(help="How the linear layers are computed: fp32, int8 or bf16.")
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Worker processes; default: the usable physical cores."),

@@ -21,7 +21,8 @@ def tune(
     inputs: options.Inputs,
     model: options.Model = DEFAULT_MODEL,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or int8; repeatable. Default: both.")
+        list[str] | None,
+        typer.Option(help="fp32, int8 or bf16; repeatable. Default: fp32 and int8."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long to try, in all.")] = 60.0,
     memory: Annotated[

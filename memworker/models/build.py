@@ -20,6 +20,7 @@ from memworker.models.records import HashBook
 from memworker.models.spec import ModelEntry, Precision
 
 GRAPH_FILE = "model.onnx"
+OPENVINO_FILE = "model.xml"
 TOKENIZER_FILE = "tokenizer.json"
 _PACK_TIMEOUT_S = 900.0
 
@@ -37,7 +38,8 @@ def built_graph(
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
     recipe = _recipe_digest(entry, hashes, precision)
-    facts = [recipe, *_own_tokenizer(entry, hashes), *_layout(entry, precision), *_packing_facts()]
+    facts = [recipe, *_own_tokenizer(entry, hashes), *_layout(entry, precision)]
+    facts += _packing_facts(precision)
     key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
@@ -46,16 +48,16 @@ def built_graph(
             if not (home / MANIFEST).is_file():
                 cache.publish("built", key, partial(_build, entry, folder, precision))
     check_built(home)
-    return home / GRAPH_FILE, recipe
+    return home / _graph_file(precision), recipe
 
 
 def check_built(home: Path, *, recheck: bool = False) -> dict[str, str]:
     """Return the hashes of a built folder; ModelCorrupt where a file is not as it was built."""
     book = HashBook(home / MANIFEST, base=home)
     hashes = {path.name: book.require(path, recheck=recheck) for path in book.files()}
-    if GRAPH_FILE not in hashes:
+    if not {GRAPH_FILE, OPENVINO_FILE} & set(hashes):
         raise ModelCorrupt(
-            f"{home / MANIFEST} is damaged: it does not name {GRAPH_FILE}. "
+            f"{home / MANIFEST} is damaged: it does not name a graph. "
             "Run `memworker models pull NAME` to build the model again."
         )
     book.save()
@@ -82,7 +84,7 @@ def _recipe_digest(entry: ModelEntry, hashes: dict[str, str], precision: Precisi
 
 def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> list[str]:
     """Return what was decided; what was computed differs by processor in its last bits."""
-    from memworker.models import graph, graph_int8, graph_static
+    from memworker.models import graph, graph_bf16, graph_int8, graph_static
     from memworker.models.calibration import calibration_digest
     from memworker.models.rounding import PAIR_LIMIT
 
@@ -90,6 +92,8 @@ def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> 
         return [graph_static.RECIPE]
     if precision is Precision.FP32:
         return [graph.RECIPE]
+    if precision is Precision.BF16:
+        return [graph_bf16.RECIPE]
     calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
     return [graph_int8.RECIPE, str(PAIR_LIMIT), *calibration]
 
@@ -107,7 +111,14 @@ def _layout(entry: ModelEntry, precision: Precision) -> list[str]:
     return [graph.LAYOUT] if precision is Precision.FP32 and not entry.spec.static else []
 
 
-def _packing_facts() -> list[str]:
+def _graph_file(precision: Precision) -> str:
+    return OPENVINO_FILE if precision is Precision.BF16 else GRAPH_FILE
+
+
+def _packing_facts(precision: Precision) -> list[str]:
+    if precision is Precision.BF16:
+        # Packed when it is compiled, in each worker.
+        return [version("openvino")]
     return [version("onnxruntime"), platform.machine(), _processor_features()]
 
 
@@ -123,6 +134,9 @@ def _processor_features() -> str:
 def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -> None:
     if entry.spec.static:
         _write_static(entry, folder, draft)
+        return
+    if precision is Precision.BF16:
+        _write_openvino(entry, folder, draft / OPENVINO_FILE)
         return
     plain = draft / "plain"
     plain.mkdir()
@@ -164,6 +178,23 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     build_bert_int8(bert, layers, spec.pooling, spec.normalize, path)
 
 
+def _write_openvino(entry: ModelEntry, folder: Path, path: Path) -> None:
+    """Write the graph in a process of its own, for this one must not load OpenVINO."""
+    from memworker.models.weights import read_bert
+
+    # What is wrong with the files is said here, in our own words.
+    read_bert(folder, entry.weights)
+    spec = entry.spec
+    facts = (str(folder), entry.weights, str(spec.pooling), str(spec.normalize), str(path))
+    try:
+        interpreters.output(interpreters.command(_OPENVINO, *facts), timeout_s=_PACK_TIMEOUT_S)
+    except interpreters.Failed as failure:
+        _refuse_full_disk((folder / entry.weights).stat().st_size, path.parent)
+        raise ModelUnsupported(
+            f"openvino {version('openvino')} could not write the graph of {folder}: {failure}"
+        ) from failure
+
+
 def _pack(plain: Path, packed: Path) -> None:
     """Save the graph with the weights as this processor's kernels want them.
 
@@ -203,4 +234,9 @@ options.add_session_config_entry(
 options.add_session_config_entry(
     "session.save_external_prepacked_constant_initializers", "1")
 ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+"""
+_OPENVINO = """
+import sys
+from memworker.models.graph_bf16 import write
+write(*sys.argv[1:])
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
-from memworker.models import catalog, sources
+from memworker.models import bf16, catalog, sources
 from memworker.models.build import (
     TOKENIZER_FILE,
     built_folders,
@@ -47,8 +47,9 @@ def ready_model(
 ) -> ReadyModel:
     """Fetch, verify and build a model, or find it in the cache, and say where it lies.
 
-    `precision` is one of the model's own: "fp32", and "int8" for what is built from
-    safetensors of the BERT family. `cache_dir` stands for the folder that
+    `precision` is one of the model's own: "fp32", and for what is built from safetensors of
+    the BERT family "int8", and "bf16" where OpenVINO is installed and the processor has
+    instructions for it. `cache_dir` stands for the folder that
     MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises
     UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
     """
@@ -57,6 +58,8 @@ def ready_model(
     entry = catalog.find(name, cache)
     _refuse_unsupported(entry)
     chosen = _precision(entry, precision)
+    if chosen is Precision.BF16:
+        bf16.refuse_without()
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):

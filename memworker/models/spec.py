@@ -16,6 +16,7 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     INT8 = "int8"
+    BF16 = "bf16"
 
 
 class Pooling(StrEnum):
@@ -119,7 +120,8 @@ class ModelEntry:
 class ReadyModel:
     """A model whose files are on disk and verified: all a worker needs to open a session.
 
-    `graph` is an ONNX file, its weights beside it as external data. Where
+    `graph` is an ONNX file, its weights beside it as external data; in bf16 a
+    file of OpenVINO's. Where
     `pooled` is true one run gives the final ``float32[n, dim]``; otherwise it
     gives ``float32[n, tokens, dim]`` and pooling and normalisation follow
     `spec`. A foreign graph that pools but does not normalise has `needs_l2`:

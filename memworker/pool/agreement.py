@@ -51,7 +51,7 @@ def compare_precision(
     have, and NoRows where there are not two different texts.
     """
     if precision == Precision.FP32:
-        raise UsageError("fp32 is what others are compared with; name another precision: int8")
+        raise UsageError("fp32 is what others are compared with; name int8 or bf16")
     # A precision that is not there is refused before anything is embedded.
     wanted = ready_model(model, precision=precision)
     # Equal texts are each other's nearest in any precision.

@@ -1,8 +1,9 @@
-"""One ONNX Runtime session: token ids to vectors in a given buffer."""
+"""Token ids to vectors in a given buffer: what encoders share, and one ONNX Runtime session."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -34,8 +35,8 @@ class OnnxLoader:
         return OnnxEncoder(self.model, self.costs)
 
 
-class OnnxEncoder:
-    """Tokenises, packs by token count, runs the session, writes the vectors."""
+class TokenEncoder(ABC):
+    """Tokenises, packs by token count, has the runs done, writes the vectors."""
 
     def __init__(self, model: ReadyModel, costs: plan.Costs) -> None:
         self.dim = model.spec.dim
@@ -45,9 +46,6 @@ class OnnxEncoder:
         self._tokenizer = Tokenizer(
             model.tokenizer, model.max_tokens, add_special_tokens=model.spec.add_special_tokens
         )
-        self._session = open_session(model)
-        self._inputs = {given.name for given in self._session.get_inputs()}
-        self._output = self._session.get_outputs()[0].name
 
     def encode(self, texts: SlotTexts, rows: SlotResults) -> Iterator[None]:
         """Encode a shard, a micro-batch at a time."""
@@ -59,10 +57,11 @@ class OnnxEncoder:
         rows.tokenize_s = time.perf_counter() - started
         for batch in plan.cut_micro_batches(counts, self._costs):
             started = time.perf_counter()
-            longest = max(int(counts[batch[0]]), 1)
-            rows.vectors[batch] = self.run([ids[row] for row in batch], longest)
+            length = self._costs.length(max(int(counts[batch[0]]), 1))
+            shape = self._costs.rows(len(batch), length), length
+            rows.vectors[batch] = self.run([ids[row] for row in batch], shape)
             rows.real_tokens += int(counts[batch].sum())
-            rows.padded_tokens += longest * len(batch)
+            rows.padded_tokens += shape[0] * shape[1]
             rows.encode_s += time.perf_counter() - started
             yield
 
@@ -73,10 +72,23 @@ class OnnxEncoder:
         prefix = self._spec.query_prefix if is_query else self._spec.passage_prefix
         return self._tokenizer([prefix + text for text in texts.decode_all()])
 
-    def run(self, ids: list[list[int]], longest: int) -> Floats:
-        """Run one micro-batch of token ids, padded to `longest`; float32[n, dim]."""
-        input_ids = np.zeros((len(ids), longest), np.int64)
-        mask = np.zeros((len(ids), longest), np.int64)
+    @abstractmethod
+    def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+        """Run one micro-batch of token ids, padded to `shape`; float32[n, dim]."""
+
+
+class OnnxEncoder(TokenEncoder):
+    """Runs one ONNX Runtime session."""
+
+    def __init__(self, model: ReadyModel, costs: plan.Costs) -> None:
+        super().__init__(model, costs)
+        self._session = open_session(model)
+        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._output = self._session.get_outputs()[0].name
+
+    def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+        input_ids = np.zeros(shape, np.int64)
+        mask = np.zeros(shape, np.int64)
         for row, tokens in enumerate(ids):
             input_ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1

@@ -6,7 +6,9 @@ import, and a line in `resolve` that chooses it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from os import PathLike
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -17,6 +19,7 @@ from memworker.pool import plan
 from memworker.pool.budget import Footprint
 from memworker.pool.echo import EchoLoader
 from memworker.pool.encoder import OnnxLoader
+from memworker.pool.openvino_encoder import OpenVinoLoader
 from memworker.pool.worker import Loader
 from memworker.values import shown, whole
 
@@ -24,7 +27,10 @@ _MINILM_FLOPS = 21.2e6
 _SHARD_TOKENS = 4096
 # An int8 token takes less time, and less of a run's time is anything else: with smaller runs more
 # of it stays in the cache, and less is padding.
-_INT8_RUNS = {"batch_tokens": 320, "run_tokens": 5}
+_INT8_BATCH_TOKENS, _INT8_RUN_TOKENS = 320, 5.0
+# Runs that OpenVINO does best with, and what its kernels for their shapes grow to.
+_BF16_RUN = 1024
+_BF16_WORKER_BYTES = 150 << 20
 _STATIC_WORKER_BYTES = 84 << 20
 _STATIC_TOKEN_BYTES = 8
 
@@ -91,9 +97,9 @@ def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = N
         case EchoLoader():
             return LoaderEngine(model, "echo")
         case str() | bytes() | PathLike():
-            return _in_onnx(ready_model(model, precision=precision, max_tokens=found))
+            return _of_model(ready_model(model, precision=precision, max_tokens=found))
         case ReadyModel():
-            return _in_onnx(model)
+            return _of_model(model)
         case Engine():
             return model
     if not callable(model):
@@ -101,7 +107,9 @@ def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = N
     return LoaderEngine(model, type(model).__qualname__)
 
 
-def _in_onnx(model: ReadyModel) -> Engine:
+def _of_model(model: ReadyModel) -> Engine:
+    if model.precision is Precision.BF16:
+        return OpenVinoEngine(model)
     return StaticEngine(model) if model.spec.static else OnnxEngine(model)
 
 
@@ -131,8 +139,10 @@ class OnnxEngine:
         most_tokens = self.model.max_tokens
         scale = _MINILM_FLOPS / (self.model.flops_per_token or _MINILM_FLOPS)
         shard_tokens = min(max(int(_SHARD_TOKENS * scale), most_tokens), _SHARD_TOKENS)
-        runs = _INT8_RUNS if self.model.precision is Precision.INT8 else {}
-        return plan.Costs(max_tokens=most_tokens, shard_tokens=shard_tokens, **runs)
+        costs = plan.Costs(max_tokens=most_tokens, shard_tokens=shard_tokens)
+        if self.model.precision is not Precision.INT8:
+            return costs
+        return replace(costs, batch_tokens=_INT8_BATCH_TOKENS, run_tokens=_INT8_RUN_TOKENS)
 
     @property
     def footprint(self) -> Footprint:
@@ -141,6 +151,38 @@ class OnnxEngine:
 
     def loader(self, costs: plan.Costs) -> Loader:
         return OnnxLoader(self.model, costs)
+
+
+class OpenVinoEngine(OnnxEngine):
+    """A transformer in OpenVINO, its products in bf16."""
+
+    __slots__ = ()
+
+    @property
+    def costs(self) -> plan.Costs:
+        known = super().costs
+        lengths = tuple(takewhile(lambda length: length < known.max_tokens, _lengths()))
+        return replace(
+            known, batch_tokens=_BF16_RUN, run_tokens=16, lengths=(*lengths, known.max_tokens)
+        )
+
+    @property
+    def footprint(self) -> Footprint:
+        # The weights of products are rounded in each worker; the file's own are half mapped.
+        return replace(super().footprint, worker_bytes=_BF16_WORKER_BYTES)
+
+    def loader(self, costs: plan.Costs) -> Loader:
+        return OpenVinoLoader(self.model, costs)
+
+
+def _lengths() -> Iterator[int]:
+    """Give the lengths that runs are padded to: a share of a text, not a number of tokens."""
+    length = step = 8
+    while True:
+        yield length
+        if length >= 8 * step:
+            step *= 2
+        length += step
 
 
 class StaticEngine(OnnxEngine):

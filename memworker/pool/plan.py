@@ -6,6 +6,7 @@ input, so that a retry or a second run meets the same shards.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ Int64s = npt.NDArray[np.int64]
 
 SHARDS_PER_WINDOW = 16
 _WINDOW_ROWS = 8192
+_ROW_NUMBERS = (1, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Costs:
     `row_tokens` is what a text costs beyond its own bytes (special tokens,
     Python's work for a row), in tokens. `shard_tokens` is the work that one
     bulk slot takes; `batch_tokens` bounds the padded tokens of one session run,
-    which costs `run_tokens` beyond them.
+    which costs `run_tokens` beyond them. Where `lengths` names some, runs are padded to one of
+    those, and their rows to few numbers: for engines that compile each new shape.
     """
 
     max_tokens: int
@@ -34,6 +37,20 @@ class Costs:
     run_tokens: float = 10.0
     bytes_per_token: float = 4.3
     row_tokens: float = 2.0
+    lengths: tuple[int, ...] = ()
+
+    def length(self, longest: int) -> int:
+        """Give how many tokens a row of a session run has whose longest text has `longest`."""
+        at = bisect_left(self.lengths, longest)
+        return self.lengths[at] if at < len(self.lengths) else longest
+
+    def rows(self, texts: int, length: int) -> int:
+        """Give how many rows of `length` a session run of so many texts has."""
+        if not self.lengths:
+            return texts
+        # A few numbers, and as many as there is room for.
+        few = next((number for number in _ROW_NUMBERS if number >= texts), texts)
+        return max(min(few, self.batch_tokens // length), texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +144,13 @@ def _cheapest_ends(lengths: list[int], costs: Costs) -> list[int]:
     # Cuts are looked for at about 128 places, which bounds the work for many short texts.
     step = 1 + len(lengths) // 128
     places = [*range(0, len(lengths), step), len(lengths)]
+    padded_to = [costs.length(lengths[place]) for place in places[:-1]]
     best, came_from = [0.0], [0]
     for at in range(1, len(places)):
         cheapest, source = float("inf"), at - 1
         for begin in range(at - 1, -1, -1):
-            padded = (places[at] - places[begin]) * lengths[places[begin]]
+            rows, length = places[at] - places[begin], padded_to[begin]
+            padded = (costs.rows(rows, length) if costs.lengths else rows) * length
             if padded > costs.batch_tokens and begin < at - 1:
                 break
             total = best[begin] + costs.run_tokens + padded

@@ -53,7 +53,7 @@ def tune(
     if seconds <= 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
     if not precisions:
-        raise UsageError("precisions names none to try; give fp32, int8 or both")
+        raise UsageError("precisions names none to try; give fp32, int8 or bf16")
     if obstacle := remembered.obstacle():
         raise UsageError(f"what is found would be lost: {obstacle}. See MEMWORKER_CACHE.")
     peak_flops.flops_per_second(machine.usable_cores(), again=True)
