@@ -17,7 +17,7 @@ from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, Setting
 from memworker.ingestion.reuse import Reuse, Shared, WindowVectors
 from memworker.ingestion.stop import Stop, closed_after_grace
-from memworker.pool import EmbeddingPool, PoolUse, Work, machine, peak_flops
+from memworker.pool import EmbeddingPool, PoolUse, WorkTotals, machine, peak_flops
 
 
 class WindowPart(Protocol):
@@ -60,7 +60,7 @@ class JobLoop:
         self.startup_seconds = startup_seconds
 
     @property
-    def work(self) -> Work:
+    def work(self) -> WorkTotals:
         """What was embedded for this job; of a pool that others use too, all meanwhile."""
         return self._use.pool.work.since(self._before)
 

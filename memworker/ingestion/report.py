@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
-from memworker.pool import Work
+from memworker.pool import WorkTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Setting:
     gemm_flops_per_s: float | None = None
 
 
-def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
+def report(counts: Counts, work: WorkTotals, setting: Setting) -> IngestReport:
     """Close a job's numbers."""
     end = max(counts.last_commit, work.last_vector)
     seconds = max(0.0, end - work.first_dispatch) if work.first_dispatch else 0.0
@@ -137,14 +137,14 @@ def report(counts: Counts, work: Work, setting: Setting) -> IngestReport:
     )
 
 
-def _limit_ratio(work: Work, seconds: float, setting: Setting) -> float | None:
+def _limit_ratio(work: WorkTotals, seconds: float, setting: Setting) -> float | None:
     if not (seconds and setting.gemm_flops_per_s and setting.flops_per_token):
         return None
     done = work.real_tokens * setting.flops_per_token / seconds
     return round(done / setting.gemm_flops_per_s, 4)
 
 
-def _time(counts: Counts, work: Work, seconds: float, workers: int) -> dict[str, float]:
+def _time(counts: Counts, work: WorkTotals, seconds: float, workers: int) -> dict[str, float]:
     spent = {
         "read": counts.read_s,
         "tokenize": work.tokenize_s,

@@ -6,7 +6,7 @@ from .budget import parse_bytes as parse_bytes
 from .cgroups import memory_groups as memory_groups
 from .echo import EchoLoader as EchoLoader
 from .encoder import open_session as open_session
-from .meter import Work as Work
+from .meter import WorkTotals as WorkTotals
 from .opening import (
     Background as Background,
     LatePool as LatePool,

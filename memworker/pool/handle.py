@@ -65,7 +65,7 @@ class WorkerState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class AssignedShard:
     """A shard in a worker's slot."""
 
     shard: Shard
@@ -85,7 +85,7 @@ class WorkerHandle:
         self.child = child
         self.state = WorkerState.STARTING
         # In the order of their giving, which is the order of the work on each kind.
-        self.slots: dict[int, Given] = {}
+        self.slots: dict[int, AssignedShard] = {}
         self.shards_done = 0
         self.pid = child.pid
         self.exit_code: int | None = None
@@ -141,7 +141,7 @@ class WorkerHandle:
         if not self.slots:
             self.last_sign = now
         self._generation += 1
-        self.slots[index] = Given(shard, shard.rows, self._generation, now)
+        self.slots[index] = AssignedShard(shard, shard.rows, self._generation, now)
         self._unsent.add(index)
         order = messages.Encode(shard.id, index, self._generation, shard.rows, int(shard.form))
         if self._send(order):
@@ -154,7 +154,7 @@ class WorkerHandle:
         except Nonsense:
             pass  # it reads nothing; the caller's wait has a timeout
 
-    def answered(self, done: messages.Done) -> tuple[Given, Result]:
+    def answered(self, done: messages.Done) -> tuple[AssignedShard, Result]:
         """Give the shard that a message is about and what came of it; raises Nonsense."""
         given = self.slots.get(done.slot)
         if given is None:

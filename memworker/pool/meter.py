@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkTotals:
     """Totals since the pool began. Times are seconds; those of workers add up over workers."""
 
     texts: int = 0
@@ -24,7 +24,7 @@ class Work:
     last_vector: float = 0.0
     read_at: float = 0.0
 
-    def since(self, before: Work) -> Work:
+    def since(self, before: WorkTotals) -> WorkTotals:
         """Give what was done after `before` was read."""
         totals = {
             field.name: getattr(self, field.name) - getattr(before, field.name)
@@ -37,7 +37,7 @@ class Work:
             "last_vector": self.last_vector,
             "read_at": self.read_at,
         }
-        return Work(**totals)
+        return WorkTotals(**totals)
 
     @property
     def padding_ratio(self) -> float:
@@ -54,11 +54,11 @@ class Meter:
     """Adds up work; read from any thread, written by the scheduler's."""
 
     def __init__(self) -> None:
-        self._work = Work()
+        self._work = WorkTotals()
         self._lock = threading.Lock()
 
     @property
-    def work(self) -> Work:
+    def work(self) -> WorkTotals:
         return replace(self._work, read_at=time.perf_counter())
 
     def dispatched(self) -> None:

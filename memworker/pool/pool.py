@@ -23,7 +23,7 @@ from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
 from memworker.pool import plan
 from memworker.pool.arena import Form
 from memworker.pool.engine import Model, resolve
-from memworker.pool.meter import Work
+from memworker.pool.meter import WorkTotals
 from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
 from memworker.pool.rows import text_rows, token_rows
 from memworker.pool.scheduler import CLOSED, QueueEntry, Scheduler
@@ -230,9 +230,9 @@ class EmbeddingPool:
         return plan.cut_windows(lengths, self.plan.costs, workers=self.workers)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> WorkTotals:
         """Totals since the pool began: texts, tokens, padding, times."""
-        return self._scheduler.work if self._scheduler else Work()
+        return self._scheduler.work if self._scheduler else WorkTotals()
 
     @property
     def pending_tokens(self) -> int:

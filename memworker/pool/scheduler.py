@@ -25,7 +25,7 @@ from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form
 from memworker.pool.handle import Shard
 from memworker.pool.incoming import Result
-from memworker.pool.meter import Meter, Work
+from memworker.pool.meter import Meter, WorkTotals
 from memworker.pool.outside import Alarm, Outside, System
 from memworker.pool.requests import LOOK_AHEAD, Embedded, Request, WorkShard, gather
 from memworker.pool.sizing import PoolPlan
@@ -62,28 +62,28 @@ class Scheduler:
     """Feeds the workers from a queue of shards; owns the one thread that does so."""
 
     def __init__(
-        self, sizes: PoolPlan, watch_limits: WatchLimits, outside: Outside | None = None
+        self, pool_plan: PoolPlan, watch_limits: WatchLimits, outside: Outside | None = None
     ) -> None:
         outside = System() if outside is None else outside
         self.meter = Meter()
-        self.workers = sizes.workers
-        self._costs = sizes.costs
+        self.workers = pool_plan.workers
+        self._costs = pool_plan.costs
         # What one session run takes best: more would make the first caller wait for the last.
-        self._gather_tokens = float(sizes.costs.batch_tokens)
-        bulk, urgent = sizes.shapes[0], sizes.shapes[-1]
+        self._gather_tokens = float(pool_plan.costs.batch_tokens)
+        bulk, urgent = pool_plan.shapes[0], pool_plan.shapes[-1]
         self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
         self._urgent_limits = plan.SlotLimits(urgent.rows, urgent.text_bytes)
         self._supervisor = Supervisor(
-            sizes.loader,
-            sizes.shapes,
-            workers=sizes.workers,
+            pool_plan.loader,
+            pool_plan.shapes,
+            workers=pool_plan.workers,
             outcomes=Outcomes(done=self._shard_done, failed=self._shard_failed),
             watch_limits=watch_limits,
             outside=outside,
         )
         # Two bounds, so that a question never stands in line behind bulk work.
-        self._bulk_admission = Admission(sizes.pending_tokens)
-        self._query_admission = Admission(sizes.pending_tokens)
+        self._bulk_admission = Admission(pool_plan.pending_tokens)
+        self._query_admission = Admission(pool_plan.pending_tokens)
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
         self._urgent: deque[WorkShard] = deque()
         self._bulk: deque[WorkShard] = deque()
@@ -195,7 +195,7 @@ class Scheduler:
             self._thread.join()
 
     @property
-    def work(self) -> Work:
+    def work(self) -> WorkTotals:
         """Totals since the pool began."""
         return replace(self.meter.work, restarts=self._supervisor.restarts)
 

@@ -108,7 +108,7 @@ class Compaction:
         handle.optimize(cleanup_older_than=_FOR_EVER)
 
 
-Work = IndexBuild | Compaction
+ApartWork = IndexBuild | Compaction
 
 
 class ChildEnded(RuntimeError):
@@ -124,7 +124,7 @@ def has_index(table: LanceTable, column: str) -> bool:
     return any(index.columns == [column] for index in table.list_indices())
 
 
-def is_large(work: Work, table: LanceTable) -> bool:
+def is_large(work: ApartWork, table: LanceTable) -> bool:
     """Tell whether work on a table is worth a process."""
     dim = int(table.schema.field("vector").type.list_size)
     return int(table.count_rows()) * work.row_bytes(dim) >= APART_BYTES
@@ -143,7 +143,7 @@ def index_bytes(rows: int, dim: int) -> int:
     return _CHILD_BYTES + vectors // 32
 
 
-def run(work: Work, db: Path, name: str, state: Path) -> None:
+def run(work: ApartWork, db: Path, name: str, state: Path) -> None:
     """Do `work` in a child; what stops us, ends the child. `state`: see `lock.state_dir`.
 
     Raises what was raised there, by name and text; ChildEnded.

@@ -22,7 +22,7 @@ from memworker.store.compaction import compact, gather
 from memworker.store.indices import COLUMNS, build_index, indexed_columns
 from memworker.store.lance import is_damage, lance_errors
 from memworker.store.optimize import Optimized, Optimizing
-from memworker.store.policy import KEEP_VERSIONS, Failures, Step, Upkeep, worth_an_index
+from memworker.store.policy import KEEP_VERSIONS, Failures, Step, UpkeepNeeds, worth_an_index
 from memworker.store.readers import Readers
 from memworker.store.writes import Writes
 
@@ -111,7 +111,7 @@ class Maintenance:
 
     # ── step by step ──
 
-    def needs(self) -> Upkeep:
+    def needs(self) -> UpkeepNeeds:
         """Return what the table needs for searches and commits to stay fast; under 1 ms."""
         return self._read(self._look)
 
@@ -165,13 +165,13 @@ class Maintenance:
                 compact(self._writes)
                 clean(self._writes, KEEP_VERSIONS)
 
-    def _look(self) -> Upkeep:
+    def _look(self) -> UpkeepNeeds:
         stats = self._handle.stats()
         indices = self._handle.list_indices()
         rows = int(stats["num_rows"])
         covered = {column for each in indices for column in each.columns}
         vector = [each.num_segments or 1 for each in indices if each.columns == ["vector"]]
-        return Upkeep(
+        return UpkeepNeeds(
             rows=rows,
             small_fragments=int(stats["fragment_stats"]["num_small_fragments"]),
             unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),

@@ -55,12 +55,12 @@ class Step(StrEnum):
     CLEAN = "clean"
 
 
-Due: TypeAlias = tuple[Step, str]
+DueStep: TypeAlias = tuple[Step, str]
 """A step, and the column that it is for, if it is for one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
+class UpkeepNeeds:
     """How much a table needs upkeep. Cheap to ask for: under 1 ms.
 
     `missing` are the columns that are worth an index and have none; `failing` is
@@ -76,7 +76,7 @@ class Upkeep:
     missing: tuple[str, ...]
     leftover: bool = False
 
-    failing: frozenset[Due] = frozenset()
+    failing: frozenset[DueStep] = frozenset()
 
     @property
     def step(self) -> Step | None:
@@ -84,11 +84,11 @@ class Upkeep:
         return self.first[0] if self.first else None
 
     @property
-    def first(self) -> Due | None:
+    def first(self) -> DueStep | None:
         """The same with the column that it is for; what has failed lately lets others pass."""
         return next((due for due in self._due() if due not in self.failing), None)
 
-    def _due(self) -> Iterator[Due]:
+    def _due(self) -> Iterator[DueStep]:
         yield from ((Step.INDEX, column) for column in self.missing)
         if self.segments > SEGMENTS_MAX:
             yield Step.REBUILD, "vector"
@@ -111,15 +111,15 @@ class Failures:
 
     def __init__(self) -> None:
         # How often in a row, and when it is tried again.
-        self._failed: dict[Due, tuple[int, float]] = {}
+        self._failed: dict[DueStep, tuple[int, float]] = {}
 
-    def resting(self) -> frozenset[Due]:
+    def resting(self) -> frozenset[DueStep]:
         """Return those that are not to be tried now."""
         now = time.monotonic()
         return frozenset(due for due, (_, again_at) in self._failed.items() if now < again_at)
 
     @contextmanager
-    def noting(self, due: Due) -> Iterator[None]:
+    def noting(self, due: DueStep) -> Iterator[None]:
         """Try a step: note that it failed, or that it did not."""
         times, _ = self._failed.pop(due, (0, 0.0))
         try:
@@ -129,6 +129,6 @@ class Failures:
             self._failed[due] = (times + 1, time.monotonic() + wait_s)
             raise
 
-    def forget(self, due: Due) -> None:
+    def forget(self, due: DueStep) -> None:
         """Try a step again at once: what stood in its way was no failure."""
         self._failed.pop(due, None)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from memworker.errors import MemworkerError, StoreError
 from memworker.store import apart, bounded
-from memworker.store.apart import Work
+from memworker.store.apart import ApartWork
 from memworker.store.bounded import Stalled
 from memworker.store.commitlock import CommitLock
 from memworker.store.handle import renew
@@ -121,10 +121,10 @@ class Writes:
                     ) from flaw
         raise AssertionError("the last attempt returns or raises")
 
-    def build(self, doing: str, work: Work | Callable[[], object]) -> None:
+    def build(self, doing: str, work: ApartWork | Callable[[], object]) -> None:
         """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
 
-        `Work` on a large table is done by a
+        `ApartWork` on a large table is done by a
         process of its own. Raises StoreError; no row is lost by it.
         """
         for left in reversed(range(WRITES)):
@@ -224,7 +224,7 @@ class Writes:
 
     # ── what changes none ──
 
-    def _built(self, doing: str, work: Work | Callable[[], object]) -> None:
+    def _built(self, doing: str, work: ApartWork | Callable[[], object]) -> None:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 self._do(work)
@@ -238,13 +238,13 @@ class Writes:
                 if not left:
                     raise CameFirst(explain(doing, error)) from error
 
-    def _do(self, work: Work | Callable[[], object]) -> None:
-        if isinstance(work, Work) and apart.is_large(work, self.handle):
+    def _do(self, work: ApartWork | Callable[[], object]) -> None:
+        if isinstance(work, ApartWork) and apart.is_large(work, self.handle):
             apart.run(work, self.table.db, self.table.name, self.table.made_state())
             return
         with self.table.spilling():
             # Others may be committing meanwhile: their files say nothing.
-            write = partial(work.do, self.handle) if isinstance(work, Work) else work
+            write = partial(work.do, self.handle) if isinstance(work, ApartWork) else work
             self.table.run(write, self.table.folder / INDICES)
 
     def _settled(self, doing: str, seen: int) -> str | None:

@@ -58,7 +58,7 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
     weather = Weather.drawn(world)
     system = SimSystem(world, weather)
     workers = draw.choice((1, 1, 2, 3))
-    sizes = PoolPlan(
+    pool_plan = PoolPlan(
         loader=_Loader(),  # type: ignore[arg-type]
         costs=_COSTS,
         shapes=(_BULK, _BULK, _URGENT),
@@ -68,7 +68,7 @@ def run(seed: int, *, replay: bool = False) -> Outcome:
         pending_tokens=draw.choice((900, 3000, 12_000)),
     )
     watch_limits = WatchLimits(stall_s=draw.choice((0.3, 5.0, 30.0)), growth_bytes=100 << 20)
-    scheduler = Scheduler(sizes, watch_limits, system)
+    scheduler = Scheduler(pool_plan, watch_limits, system)
     world.scheduler = scheduler
     tally = Tally()
     closing = Closing(world, scheduler)

@@ -35,10 +35,10 @@ from memworker.ingestion.records import row_batch
 _BATCH_BYTES = 64 << 20
 _ARROW_MAGIC = b"ARROW1"
 _UNREADABLE = (pa.ArrowException, TornStream, OSError, EOFError)
-_Batches = Iterator["pa.RecordBatch | _Lost"]
+_Batches = Iterator["pa.RecordBatch | _UnreadableRows"]
 
 
-class _Lost:
+class _UnreadableRows:
     """Rows that are there and cannot be read: how many, and why."""
 
     def __init__(self, rows: int, reason: str) -> None:
@@ -58,7 +58,7 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
         # What is spooled to a temporary file has been counted on its way there.
         with _opened(source) as (file, source):
             for batch in _batches(source, file, options):
-                if isinstance(batch, _Lost):
+                if isinstance(batch, _UnreadableRows):
                     for at in range(0, batch.rows, options.batch_rows):
                         count = min(options.batch_rows, batch.rows - at)
                         yield broken_rows(batch.reason, first=read + 1, count=count)
@@ -108,7 +108,7 @@ def _batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
         whole = iter(reader)
     options.require_fields(source.path, reader.schema.names)
     for batch in whole:
-        if isinstance(batch, _Lost):
+        if isinstance(batch, _UnreadableRows):
             yield batch
             continue
         for at in range(0, batch.num_rows, options.batch_rows):
@@ -121,7 +121,7 @@ def _file_batches(reader: Any) -> _Batches:
         try:
             yield reader.get_batch(i)
         except _UNREADABLE as error:
-            yield _Lost(1, f"record batch {i + 1} of the file cannot be read: {error}")
+            yield _UnreadableRows(1, f"record batch {i + 1} of the file cannot be read: {error}")
 
 
 def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
@@ -168,7 +168,9 @@ def _around_bad_groups(
                 yield fresh
                 read += fresh.num_rows
         except _UNREADABLE as error:
-            yield _Lost(end - read, f"row group {group + 1} of the file cannot be read: {error}")
+            yield _UnreadableRows(
+                end - read, f"row group {group + 1} of the file cannot be read: {error}"
+            )
             read = end
 
 

@@ -48,7 +48,7 @@ def _with_newlines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def lines_of(blocks: Iterator[bytes], max_rows: int, max_line_bytes: int) -> Iterator[LineBlock]:
     """Cut blocks of text as `line_blocks` does."""
     batcher = _Batcher(max_rows)
-    cutter = _Cutter(max_line_bytes)
+    cutter = _LineCutter(max_line_bytes)
     try:
         for block in blocks:
             if not block:
@@ -65,7 +65,7 @@ def lines_of(blocks: Iterator[bytes], max_rows: int, max_line_bytes: int) -> Ite
         yield batcher.last(str(error))
 
 
-class _Cutter:
+class _LineCutter:
     """Cuts blocks into lines; of a line over the cap it keeps the beginning alone."""
 
     def __init__(self, cap: int) -> None:

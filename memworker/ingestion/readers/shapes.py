@@ -134,7 +134,7 @@ def values_of(blocks: Iterator[bytes], cap: int) -> Iterator[list[Value]]:
     Elements of an array are numbered from 1, other values by the line that they begin in.
     A value that does not end costs what stands before the next line that begins with "{".
     """
-    cutter = _Cutter(cap)
+    cutter = _ValueCutter(cap)
     try:
         for block in blocks:
             yield cutter.cut(block) if block else []
@@ -144,7 +144,7 @@ def values_of(blocks: Iterator[bytes], cap: int) -> Iterator[list[Value]]:
 
 
 @dataclass(slots=True)
-class _Cutter:
+class _ValueCutter:
     """Cuts values out of blocks; what is begun and not ended is kept for the next block.
 
     Offsets into `buffer`: `gap` begins what stands between values, `start` the value that is
