@@ -187,8 +187,14 @@ def test_interpreters_are_started_in_one_way():
                 assert "env=interpreters.environment(" in ast.unparse(node), path
 
 
-def test_every_module_of_the_pool_is_on_the_map():
-    assert {p.stem for p in (PACKAGE / "pool").glob("*.py")} == set(POOL) | {"__init__"}
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_the_map_lists_the_modules_of_a_room_and_no_others(room):
+    section = PAGE[PAGE.index(f"\n### {room}/\n") :].split("\n### ")[1]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    # The command line's are named in prose.
+    listed = re.findall(r"`([a-z_0-9]+)`", " ".join(rows) or section)
+    there = [path.stem for path in (PACKAGE / room).rglob("*.py") if path.stem != "__init__"]
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("code", ["import memworker; dir(memworker)", "import memworker.cli.app"])
@@ -214,6 +220,7 @@ def test_what_was_cleared_away_stays_away():
     counted = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     counts = dict(re.findall(r"^(.+?): (\d+)", counted, re.MULTILINE))
     assert int(counts["isinstance tests on engines"]) == 0
+    assert int(counts["class names defined more than once"]) == 0
     # Adapters, which get no model ready before they are used; a server that answers meanwhile;
     # tools that try again after a failure.
     assert int(counts["modules that open a pool later by themselves"]) <= 3

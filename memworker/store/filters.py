@@ -41,6 +41,9 @@ _MAX_ALTERNATIVES = 100
 _CONDITION = re.compile(r"([^=<>!~]+)(!=|>=|<=|=|>|<|~)(.*)", re.DOTALL)
 _SIGNS = {"=": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte", "~": "contains"}
 
+# Looked up, never defaulted: what a kind of field was not taught must not pass as another operator.
+_SQL = {"eq": "=", **ORDER}
+
 Compare = Callable[[str, Any], str]
 
 
@@ -183,7 +186,7 @@ def _compare_text(column: str, op: str, value: Any) -> str:
     literal = literals.text("" if value is None and op == "eq" else value, column)
     if op == "contains":
         return f"contains({column}, {literal})"
-    return f"({column} {ORDER.get(op, '=')} {literal})"
+    return f"({column} {_SQL[op]} {literal})"
 
 
 def _compare_time(column: str, op: str, value: Any) -> str:
@@ -191,7 +194,7 @@ def _compare_time(column: str, op: str, value: Any) -> str:
         return f"({column} IS NULL)"
     if op == "contains":
         raise FilterError(f"{column!r} holds a time, which contains nothing; use gt, gte, lt, lte")
-    return f"(({column} {ORDER.get(op, '=')} {literals.time(column, value)}) IS TRUE)"
+    return f"(({column} {_SQL[op]} {literals.time(column, value)}) IS TRUE)"
 
 
 def _asked(text: str) -> Any:

@@ -14,9 +14,11 @@ import pytest
 
 from memworker.errors import UsageError
 from memworker.serve.connection import MAX_HEAD_BYTES
-from memworker.serve.gate import route_of
+from memworker.serve.gate import ROUTES, route_of
 from memworker.serve.options import ServeOptions, is_loopback, read_key
+from memworker.serve.routes import answers
 from memworker.serve.server import listen
+from memworker.serve.service import Service
 from tests import PATIENCE_S
 from tests.serve.processes import COMMAND, KEY, serving
 
@@ -270,6 +272,11 @@ def test_what_anybody_may_send_is_not_logged():
 def test_labels_do_not_grow_with_what_is_asked():
     assert route_of("/v1/models/any") == "/v1/models/{name}"
     assert route_of("/any/thing") == route_of("/%00") == "other"
+
+
+def test_every_route_has_its_own_label_in_the_metrics():
+    paths = answers(Service(ServeOptions()))
+    assert set(paths) - {"/v1/models/"} == ROUTES
 
 
 def test_a_taken_port_is_said(echo):

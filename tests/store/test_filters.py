@@ -14,7 +14,7 @@ import pytest
 
 from memworker.errors import FilterError
 from memworker.store import Table, parse_where
-from memworker.store.filters import to_sql
+from memworker.store.filters import OPERATORS, to_sql
 from tests.store.helpers import SPACE, batch
 
 NASTY = [
@@ -30,6 +30,9 @@ NASTY = [
     "",
     " ",
 ]
+
+# With one value in the list.
+SAME = ({"eq", "in"}, {"ne", "nin"})
 
 METADATA = [
     {"n": 3, "tag": "a"},
@@ -302,3 +305,21 @@ def test_parse_where(mixed):
     for bad in ["user_id", "=3", ""]:
         with pytest.raises(FilterError, match="FIELD=VALUE"):
             parse_where([bad])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_each_kind_of_field_has_sql_of_its_own_for_an_operator_or_refuses_it(operator):
+    for field, value in (("user_id", "a"), ("created_at", datetime.now(UTC)), ("n", 3), ("n", "a")):
+        conditions = {}
+        for each in OPERATORS:
+            listed = [value] if each in ("in", "nin") else value
+            try:
+                conditions[each] = to_sql({field: {each: listed}})
+            except FilterError:
+                pass
+        others = {
+            sql
+            for each, sql in conditions.items()
+            if {each, operator} not in SAME and each != operator
+        }
+        assert conditions.get(operator) not in others
