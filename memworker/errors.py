@@ -24,7 +24,7 @@
     │   ├── TableNotFound              no such database or table
     │   ├── TableMismatch              made with another model, dimension or distance
     │   ├── TableLocked                another process holds the lock; carries its pid
-    │   ├── LockLost                   the lock went to somebody else before the commit
+    │   ├── LockLost                   the lock went to another process before the commit
     │   ├── NotOptimized               a step of optimising failed; carries what each step did
     │   ├── StoreUnwritable            the directory cannot be written
     │   ├── BadVector                  NaN, infinite or zero

@@ -20,7 +20,7 @@ EVERY_S = 2.0
 
 def give_back() -> None:
     """Give freed memory back to the system."""
-    # Whoever has not imported it has nothing in it.
+    # Where Arrow was not imported, its pool holds nothing.
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()

@@ -1,4 +1,4 @@
-"""Reads ahead on a thread of its own, so that reading and embedding overlap."""
+"""Reads ahead on a thread, so that reading and embedding overlap."""
 
 from __future__ import annotations
 

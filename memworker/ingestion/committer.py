@@ -1,4 +1,4 @@
-"""Commits finished windows on a thread of its own, so that writing and embedding overlap."""
+"""Commits finished windows on a thread, so that writing and embedding overlap."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _ALIKE = {"id", "uuid", "guid", "key", "uid", "docid", "documentid", "messageid"
 
 
 def told_conflicts(table: Table, rows: pa.RecordBatch, which: Sequence[int]) -> dict[int, str]:
-    """Say of some rows of a window why their ids cannot be theirs."""
+    """Return, for rows of a window whose ids stand for other rows, the reason by row number."""
     ids = rows["id"].to_pylist()
     theirs = table.held([ids[row] for row in which])
     before: dict[str, int] = {}

@@ -110,7 +110,7 @@ def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:
 
 
 class _Sink:
-    """Writes rows in their places; between them stand the refused ones, as NaN."""
+    """Writes each row at its ordinal; refused rows between them are NaN."""
 
     def __init__(self, file: VectorsFile, refusals: Refusals, dim: int) -> None:
         self._file, self._refusals, self._dim = file, refusals, dim

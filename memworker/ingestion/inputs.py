@@ -40,7 +40,7 @@ def job_key(names: Sequence[str], options: Mapping[str, str], model: str) -> str
 
 
 def difference(before: Iterable[InputFile], after: Iterable[InputFile]) -> str:
-    """Say in words which inputs are not what they were; "" when all are."""
+    """Describe which inputs have changed; "" when none has."""
     old, new = ({file.path: file for file in files} for files in (before, after))
     said = [_change(old[path], new[path]) for path in new if path in old and old[path] != new[path]]
     said += [f"{path} is new" for path in new if path not in old]

@@ -238,7 +238,7 @@ def _command(source: Input, options: JobOptions, target: Target, space: VectorSp
 
 
 def _indexed(table: Table, memory: int | str | None) -> list[str]:
-    """Build the index when the table deserves one; an index that fails costs no row."""
+    """Build the vector index if the table is large enough; return a note where that failed."""
     try:
         if table.maintenance.wants_index("vector"):
             if short := _too_little(table.maintenance.index_bytes(), memory):
@@ -255,7 +255,7 @@ def _indexed(table: Table, memory: int | str | None) -> list[str]:
 
 
 def _too_little(need: int, memory: int | str | None) -> str | None:
-    """Say what is missing where building an index takes more than is allowed or there."""
+    """Return what is missing where building an index takes more memory than is allowed or free."""
     heap.give_back()
     held = heap.private_bytes() or 0
     allowed = machine.memory_bytes() if memory is None else parse_bytes(memory)

@@ -71,11 +71,11 @@ class JobLoop:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the pool is less than was wanted."""
+        """What the pool has less of than was asked for."""
         return self._use.notes if self.live.pool is not None else ()
 
     def setting(self, refused: RejectFile, notes: Iterable[str] = ()) -> Setting:
-        """Say how the job was run, for its report."""
+        """Return how the job was run, for its report."""
         made_with = self._use.pool.identity
         return Setting(
             startup_seconds=self.startup_seconds,
@@ -91,7 +91,7 @@ class JobLoop:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the pool in the context, which ends well where the word to stop closed it."""
+        """Hold the pool in the context; a pool closed by `stop` ends it without an error."""
         with self._use, heap.given_back(), closed_after_grace(self._use, self.stop):
             try:
                 yield

@@ -96,8 +96,8 @@ def reembed(
 
     The new vectors are gathered beside the table while others go on reading and
     writing it; then one commit puts them in, for which writers wait some 10 µs a
-    row. Running the same call again goes on where a killed one ended. Whoever
-    has the table open gets TableMismatch afterwards, and opens it again. `model`
+    row. Running the same call again goes on where a killed one ended. A handle that was
+    open before raises TableMismatch afterwards; open the table again. `model`
     and the options behind it are those of `ingest`, or `pool` is given.
     `discard` drops what an unfinished re-embedding has filled.
 

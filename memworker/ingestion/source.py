@@ -70,7 +70,7 @@ class JobOptions:
         return Output.checked(given, "--rejects", is_reject_list, overwrite=overwrite)
 
     def refusals(self, counts: Counts, file: RejectFile) -> Refusals:
-        """Say where refused rows go."""
+        """Return where refused rows go."""
         return Refusals(counts, file, stop_at_first=self.on_error == "stop")
 
 
@@ -90,7 +90,7 @@ class Input:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of folders and globs was not read, and why."""
+        """Which names of folders and globs were not read, and why."""
         told = self.left_out.told()
         return (told,) if told else ()
 

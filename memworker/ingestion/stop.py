@@ -1,4 +1,4 @@
-"""A word to a running job to end soon: what is in flight is finished and committed."""
+"""A request to a running job to end soon: what is in flight is finished and committed."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Stop:
         return self._cut_short
 
     def acknowledge(self) -> bool:
-        """Tell a job whether to leave what is left undone."""
+        """Tell a job whether to end now, and note that it then leaves something undone."""
         self._cut_short = self._cut_short or self._is_set
         return self._is_set
 
     @contextmanager
     def wakes(self, listener: SimpleQueue[Any]) -> Iterator[None]:
-        """Put None into `listener` when the word comes, or at once when it came before."""
+        """Put None into `listener` when `set` is called, or at once when it was called before."""
         self._listeners.append(listener)
         try:
             if self._is_set:
@@ -67,20 +67,20 @@ class Stop:
 
 @contextmanager
 def closed_after_grace(use: PoolUse, stop: Stop) -> Iterator[None]:
-    """Close an own pool `grace_s` after the word came; unfinished work then raises PoolClosed."""
-    news: SimpleQueue[str | None] = SimpleQueue()
+    """Close an own pool `grace_s` after `stop.set()`; unfinished work then raises PoolClosed."""
+    wakeups: SimpleQueue[str | None] = SimpleQueue()
     done = threading.Event()
 
     def watch() -> None:
-        if news.get() is None and not done.wait(stop.grace_s):
+        if wakeups.get() is None and not done.wait(stop.grace_s):
             use.close()
 
     watcher = threading.Thread(target=watch, name="memworker-grace", daemon=True)
     watcher.start()
     try:
-        with stop.wakes(news):
+        with stop.wakes(wakeups):
             yield
     finally:
         done.set()
-        news.put("done")
+        wakeups.put("done")
         watcher.join()

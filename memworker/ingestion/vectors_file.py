@@ -40,7 +40,7 @@ def check_suffix(path: Path) -> None:
 
 
 def is_vectors_file(path: Path) -> bool:
-    """Tell whether a file is as `vectors_file` made it, and not another tool's."""
+    """Tell whether a file was made by `vectors_file`, and not by another tool."""
     try:
         with path.open("rb") as file:
             head = file.read(_NPY_HEADER_BYTES)

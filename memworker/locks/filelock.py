@@ -25,7 +25,7 @@ _LEASE_POLL_S = 0.05
 
 
 class Busy(Exception):
-    """Somebody else holds the lock; `holder` is who, where that is known."""
+    """Another process or thread holds the lock; `holder` names it, where that is known."""
 
     def __init__(self, path: Path, holder: Process | None) -> None:
         super().__init__(f"{path} is held by {holder or 'another process'}")

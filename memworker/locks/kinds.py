@@ -110,7 +110,7 @@ def _note(draft: Path, note: Path, kind: LockKind) -> LockKind:
     try:
         os.link(draft, note)
     except FileExistsError:
-        # Somebody else was quicker, and what they found counts; or a power loss has torn it.
+        # Another process was quicker, and what it found counts; or a power loss has torn the file.
         noted = _noted(note)
         if noted is not None:
             return noted
@@ -130,7 +130,7 @@ def _probe(folder: Path) -> LockKind:
                     continue
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            # Nobody can write here, so it is for those alone who read.
+            # Nothing can be written here, so there are readers alone.
             return LockKind.FLOCK
         raise
     return LockKind.LEASE

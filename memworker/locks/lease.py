@@ -6,7 +6,7 @@
     commit.lock.lease-8     made by who takes over or comes next: only one can create it
     commit.lock.shared-…    one file each for those who share
 
-Whoever wants it creates the file of the next number, which succeeds for one alone; so
+To take it, a process creates the file of the next number, which succeeds for one alone; so
 no process can take away a lease that another took in between. It is there to be taken
 when its holder has freed it, is gone from this machine (pid, start time, boot), or, on
 another machine, has not counted on for `lease_s` of the waiter's own monotonic clock. No two

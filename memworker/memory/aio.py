@@ -30,7 +30,7 @@ from memworker.pool import DEFAULT_MODEL, AsyncEmbeddingPool, Background, Embedd
 
 T = TypeVar("T")
 
-# LanceDB reads with threads of its own; these only wait for them.
+# LanceDB reads with its own threads; these only wait for them.
 _READERS = 4
 # Checking more items than this would hold up the event loop for over a millisecond.
 _ITEMS_ON_THE_LOOP = 64
@@ -284,6 +284,6 @@ class AsyncMemory:
 
 def _sync(pool: EmbeddingPool | AsyncEmbeddingPool | None) -> EmbeddingPool | None:
     if isinstance(pool, AsyncEmbeddingPool):
-        # A thread of its own, so a loop of its own to wait on. Its workers are not waited for.
+        # This thread has no loop, so it runs one to wait on. The workers are not waited for.
         return asyncio.run(pool._opening.wait())
     return pool

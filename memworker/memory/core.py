@@ -1,4 +1,4 @@
-"""What both faces stand on: the table, the pool, the writer; opened and closed together."""
+"""What `Memory` and `AsyncMemory` share: table, pool and writer, opened and closed together."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Core:
             raise PoolClosed(CLOSED)
 
     def enter(self, rows: int) -> Ticket | None:
-        """Ask to have `rows` in flight; a ticket means to wait for its turn. See `leave`."""
+        """Ask for room for `rows`: None is admission, a ticket a place in line. See `leave`."""
         self.guard()
         with self._idle:
             if self._closed:
@@ -156,24 +156,24 @@ class Core:
     def terms(
         self, scope: Scope, expires_at: datetime | str | None, on_duplicate: OnDuplicate
     ) -> Terms:
-        """Say what holds for every item of a call."""
+        """Check what holds for every item of a call, and return it."""
         self.guard()
         there = policy(on_duplicate)
         return Terms(scope, moment(expires_at), there, self.pool.max_text_bytes)
 
     def draft(self, content: Any, metadata: Any) -> Draft:
-        """Check a text and metadata that shall take another's place."""
+        """Check the text and metadata of an update."""
         self.guard()
         text = checked_text(content, self.pool.max_text_bytes)
         return Draft(text, metadata_json(metadata), None)
 
     def give_up(self, ticket: Ticket) -> None:
-        """Leave without having had one's turn."""
+        """Give up a ticket whose turn has not come, and leave."""
         self._admission.give_up(ticket)
         self._left()
 
     def leave(self, rows: int) -> None:
-        """Say that what was entered is done or failed."""
+        """Note that what was entered is done or failed, which makes room for others."""
         self._admission.leave(rows)
         self._left()
 
@@ -218,7 +218,7 @@ class Core:
             self._end(drain=True)
 
     def abandon(self) -> None:
-        """End, waiting for the commit under way alone: no caller waits for the rest."""
+        """End without draining: only the commit under way is awaited. For a forgotten Memory."""
         if os.getpid() != self._pid or self._ended:
             return
         self._closed = True

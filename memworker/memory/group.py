@@ -34,7 +34,7 @@ _TICK = timedelta(microseconds=1)
 
 
 class Operation(Protocol):
-    """What a group is made of: it says what to look up, and acts on the overlay."""
+    """A member of a group: names what to look up, then acts on the overlay."""
 
     def ids(self) -> Iterable[str]: ...
     def keys(self) -> Iterable[str]: ...
@@ -118,7 +118,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Delete the live rows that meet a filter, or erase all rows that do; a commit of its own."""
+    """Delete the live rows that meet a filter, or erase all rows that do; committed alone."""
 
     where: Mapping[str, Any]
     erase: bool
@@ -194,7 +194,7 @@ class Overlay:
         return self._enter(self._written(replace(new, updated_at=now)))
 
     def retire(self, old: Row) -> None:
-        """Take a memory out of the live ones."""
+        """Supersede a memory without a successor: it is deleted."""
         self._leave(old)
         self._written(replace(old, superseded_at=self._after(old)))
 
@@ -249,7 +249,7 @@ def commit_alone(
 
 
 def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
-    """Join drafts and vectors; a draft that has none becomes a flaw of the batch returned."""
+    """Join drafts and vectors; a draft without a usable vector becomes a flaw of the batch."""
     failed = embedded.unstorable()
     good = [row for row in range(len(batch.drafts)) if row not in failed]
     drafts = [batch.drafts[row] for row in good]

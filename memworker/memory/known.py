@@ -29,7 +29,7 @@ class KnownKeys:
         self._last_own = -1
 
     def possible(self, change: Change, keys: list[str]) -> list[str]:
-        """Return those of the keys that may be in the table."""
+        """Return those of the keys that may be in the table; all others are certainly not."""
         if change.version != self._version:
             if change.version != self._last_own:
                 return keys

@@ -254,7 +254,7 @@ def _row(value: dict[str, Any], max_text_bytes: int, now: datetime) -> Row:
         text=checked_text(value["memory"], max_text_bytes),
         vector=None,
         metadata_json=metadata_json(_metadata(value)),
-        # What was ingested need not be anybody's.
+        # Rows that were ingested may have no scope.
         scope=Scope.of(**ids) if any(v is not None for v in ids.values()) else Scope(),
         created_at=created,
         updated_at=moment(value.get("updated_at"), "updated_at") or created,

@@ -48,7 +48,7 @@ class BackgroundUpkeep:
             self._wake.notify()
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Begin nothing more, and wait for what is under way."""
+        """Begin no further step, and wait for the one under way."""
         with self._wake:
             self._closing = True
             self._wake.notify()

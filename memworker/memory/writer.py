@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueuedOperation:
-    """An operation, and who waits for its outcome."""
+    """An operation, and the future that gets its outcome."""
 
     operation: Operation | Alone
     future: Future[Any] = field(default_factory=Future)
@@ -64,7 +64,7 @@ class GroupWriter:
     def submit(self, operation: Operation | Alone) -> Future[Any]:
         """Queue an operation, which will be carried out; the future completes after its commit."""
         job = QueuedOperation(operation)
-        # Whoever cancels now comes too late.
+        # From here on, cancelling comes too late.
         job.future.set_running_or_notify_cancel()
         with self._wake:
             if self._closing:

@@ -41,7 +41,7 @@ def build_bert(bert: BertWeights, pooling: Pooling, normalize: bool, path: Path)
     hidden = parts.embeddings(graph, bert, _entry(bert.layers[0].attention_out).of_norm(bert.norm))
     for number, layer in enumerate(bert.layers):
         last = number == bert.shape.layers - 1
-        # Only the first token of the last layer is pooled: nobody reads the others' rows.
+        # Only the first token of the last layer is pooled: the others' rows are not read.
         first_only = last and pooling is Pooling.CLS
         norm = layer.feed_norm
         if not last:

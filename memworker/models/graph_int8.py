@@ -43,7 +43,7 @@ def build_bert_int8(
     hidden = parts.embeddings(graph, bert, small[0].attention.of_norm(bert.norm))
     for number, layer in enumerate(bert.layers):
         last = number == shape.layers - 1
-        # Only the first token of the last layer is pooled: nobody reads the others' rows.
+        # Only the first token of the last layer is pooled: the others' rows are not read.
         first_only = last and pooling is Pooling.CLS
         feed_norm = layer.feed_norm
         if not last:

@@ -209,7 +209,7 @@ class StaticEngine(OnnxEngine):
 
 @dataclass(frozen=True, slots=True)
 class LoaderEngine:
-    """Somebody's own loader, of which nothing is known but its dimension; echo is one."""
+    """A caller's own loader, of which only the dimension is known; echo is one."""
 
     load: Loader
     name: str

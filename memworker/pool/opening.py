@@ -108,7 +108,7 @@ class LatePool:
 
 
 class Background(Generic[T]):
-    """Something that is made in a thread of its own, while coroutines of any loop wait for it.
+    """An object being made in a background thread, while coroutines of any loop wait for it.
 
     The process waits for that thread at its end, unless it is a `daemon`.
     """

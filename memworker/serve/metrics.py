@@ -18,7 +18,7 @@ _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class Metrics:
-    """Counts on a registry of its own; all names begin with `memworker_`."""
+    """Counters on a private registry; all names begin with `memworker_`."""
 
     def __init__(self, pool: _Pool, waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()

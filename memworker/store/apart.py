@@ -1,4 +1,4 @@
-"""Work on a large table that changes no row, done in a process of its own, in little memory.
+"""Work on a large table that changes no row, done in a child process, in little memory.
 
 ::
 
@@ -10,8 +10,8 @@
 LanceDB sorts and copies the vectors of a large table in memory that it does not give back,
 some 800 MB at 500,000 rows of 384 dimensions. A child takes a third of that, for the settings
 of its allocator and of LanceDB's buffers are read once, at the start, and cannot be ours; and
-what it took is free when it ends. Whoever starts it holds what locks are needed; of its own it
-has ``apart`` alone, shared, so that a clean-up knows of it when its parent was killed before it.
+what it took is free when it ends. The parent holds the locks that are needed; the child holds
+``apart`` alone, shared, so that a clean-up knows of it when the parent was killed first.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _LAST_WORDS_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class IndexBuild:
-    """The building of an index; `kind` is the name of LanceDB's class for it.
+    """Building an index; `kind` is the name of LanceDB's class for it.
 
     Unless it `replaces`, it is left alone where the column has one.
     """
@@ -82,11 +82,11 @@ class IndexBuild:
     replaces: bool = True
 
     def row_bytes(self, dim: int) -> int:
-        """Say about how much of a row is read and sorted."""
+        """Estimate how many bytes of a row are read and sorted."""
         return 4 * dim if self.column == "vector" else _COLUMN_BYTES.get(self.column, _KEY_BYTES)
 
     def do(self, handle: LanceTable) -> None:
-        """Build it, and commit it."""
+        """Build the index, and commit it."""
         import lancedb.index
 
         # Another process may have come first: its index is as good.
@@ -97,10 +97,10 @@ class IndexBuild:
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """The writing of small fragments as large ones, and of indices that cover all rows."""
+    """Writing small fragments as large ones, and indices that cover all rows."""
 
     def row_bytes(self, dim: int) -> int:
-        """Say about how much of a row is read and written."""
+        """Estimate how many bytes of a row are read and written."""
         return 4 * dim
 
     def do(self, handle: LanceTable) -> None:
@@ -116,7 +116,7 @@ class ChildEnded(RuntimeError):
 
 
 class _InChild(RuntimeError):
-    """What was raised there; a class of its own by the name that it had there."""
+    """An error of the child, raised again here: a subclass by the name that it had there."""
 
 
 def has_index(table: LanceTable, column: str) -> bool:
@@ -144,7 +144,7 @@ def index_bytes(rows: int, dim: int) -> int:
 
 
 def run(work: ApartWork, db: Path, name: str, state: Path) -> None:
-    """Do `work` in a child; what stops us, ends the child. `state`: see `lock.state_dir`.
+    """Do `work` in a child, which ends with this call. `state`: see `lock.state_dir`.
 
     Raises what was raised there, by name and text; ChildEnded.
     """
@@ -160,13 +160,13 @@ def run(work: ApartWork, db: Path, name: str, state: Path) -> None:
             if line.startswith(_REPLY):
                 _raise(json.loads(line.removeprefix(_REPLY)))
                 return
-            # LanceDB warns of empty partitions and the like, which is nobody's end.
+            # LanceDB warns of empty partitions and the like, which ends no process.
             said = said if b" WARN " in line else [*said[-4:], line]
         raise ChildEnded(_end(child.pid, child.wait(), said))
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """Yield what a child says, line by line. Raises ChildEnded when it does nothing for long."""
+    """Yield a child's output, line by line. Raises ChildEnded when it does nothing for long."""
     assert child.stdout is not None
     fd, rest = child.stdout.fileno(), b""
 
@@ -237,7 +237,7 @@ def _end(pid: int, code: int, said: list[bytes]) -> str:
 
 
 def main() -> None:
-    """Do what the first line of the standard input asks for, and say how it went."""
+    """Do the work described by the first line of standard input; write the outcome as JSON."""
     line = sys.stdin.buffer.readline()
     if not line:
         return
@@ -275,7 +275,7 @@ def _chain(error: BaseException | None) -> list[list[str]]:
 
 
 def _end_with(parent: int) -> None:
-    """End when the parent does: what nobody waits for must not be committed any more."""
+    """End when the parent does: without it, nothing may be committed any more."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     with suppress(OSError, AttributeError):
         # Linux ends us when the thread that started us ends, which waits; stopped or not.

@@ -31,12 +31,12 @@ class Appender:
         self._writes, self._handle = writes, writes.handle
 
     def append(self, rows: pa.Table, policy: OnConflict) -> Appended:
-        """Commit what of `rows` is new, and with `update` what is known with another text."""
+        """Write in one commit the new ones of `rows`, and with `update` those that conflict."""
         seen = self._handle.version
         plan = self._plan(rows, policy)
         if not len(plan.write) and not len(plan.update):
             return _outcome(plan, policy, seen)
-        # Whoever moves the version now does not take our lock: let LanceDB compare the ids.
+        # A writer that moves the version now does not take our lock: let LanceDB compare the ids.
         moved = self._handle.version != seen
         if moved:
             plan = self._plan(rows, policy)
@@ -56,7 +56,7 @@ class Appender:
         return _outcome(plan, policy, version, written)
 
     def classify(self, claims: Claims) -> Statuses:
-        """Return a IdStatus a row against the newest version."""
+        """Return an IdStatus a row against the newest version."""
         known = self.known.refresh(self._handle)
         hashes = known.hash(claims.ids, claims.keys, claims.metadata)
         return commit.classify(claims, known, self._held, hashes=hashes)[0]
@@ -66,7 +66,7 @@ class Appender:
         return commit.plan(rows, known, self._held, policy)
 
     def _came(self, rows: pa.Table, plan: Plan, seen: int) -> Landed | None:
-        """Tell of a write that raised whether its rows are in the table: all, or it is not it."""
+        """Return the commit of a write that raised if all its rows are in the table, else None."""
         chosen = rows.take(pa.array(np.concatenate([plan.write, plan.update])))
         # The plan's hashes do not serve: reading all ids again takes another seed.
         ids, keys = string_array(chosen["id"]), string_array(chosen["dedup_key"])
@@ -118,7 +118,7 @@ class Appender:
         return updates
 
     def _drop_doubles(self, ids: pa.ChunkedArray) -> int:
-        """Delete our copies of ids that an outside writer committed at the same moment."""
+        """Delete our copies of ids that an outside writer committed at once; return how many."""
         first: dict[str, int] = {}
         ours: list[tuple[str, int]] = []
         for row_id, address in read.addresses(self._handle, ids):

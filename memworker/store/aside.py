@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "damaged"
 _TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
 _COLUMNS = ("id", "text", "metadata", *SCOPES, *_TIMES)
-# What is damaged in none of these has its text, and belongs to whom it belonged.
+# A row that is damaged in none of these still has its text and its scope.
 _ALL = "row"
 _TELLING = {"id", "text", "dedup_key", *SCOPES, _ALL}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -39,7 +39,7 @@ _AT_ONCE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Where rows were kept, if any could be read, and the ids that could be."""
+    """The files with the rows kept (None: no row could be read), and the ids that could be read."""
 
     sound: Path | None
     unsure: Path | None
@@ -70,7 +70,7 @@ def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: i
 
 
 class _AsideWriter(ExitStack):
-    """Two files, each made when its first row comes, under a name that nobody has."""
+    """Writes two files, each made at its first row, under a name that no file has."""
 
     def __init__(self, folder: Path, version: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _AsideWriter(ExitStack):
 
 
 def _rows(part: FragmentPart) -> dict[int, dict[str, Any]]:
-    """Return of each row what can be read of it, as JSON knows it."""
+    """Return the readable columns of each row, as JSON values."""
     found: dict[int, dict[str, Any]] = {address: {} for address in part.addresses.tolist()}
     for name in _COLUMNS:
         table = part.pieces.get(name, part.rows)

@@ -48,7 +48,7 @@ def run(write: Callable[[], Any], moved: Moved, left: Callable[[], None]) -> Any
             await_end(task.ended.wait, moved)
             break
         except BaseException as error:
-            # Whoever sends a second interrupt does not want to wait.
+            # A second interrupt means: do not wait.
             if interrupt is not None or isinstance(error, Stalled):
                 left()
                 raise
@@ -60,7 +60,7 @@ def run(write: Callable[[], Any], moved: Moved, left: Callable[[], None]) -> Any
 
 def await_end(ended: Callable[[float], bool], moved: Moved) -> None:
     """Wait until `ended(timeout_s)`. Raises Stalled when nothing has `moved` for long."""
-    # Nearly all writes have ended by then, and nobody looks.
+    # Nearly all writes have ended by then, and need no look at files.
     if ended(LOOK_S):
         return
     seen, quiet = moved(), 0
@@ -72,7 +72,7 @@ def await_end(ended: Callable[[float], bool], moved: Moved) -> None:
 
 
 def files_below(*folders: Path) -> Moved:
-    """Look at the names, sizes and times of all files in some folders and below them."""
+    """Return a function that lists names, sizes and times of all files below some folders."""
 
     def look() -> dict[str, tuple[int, int]]:
         found = {}
@@ -88,7 +88,7 @@ def files_below(*folders: Path) -> Moved:
 
 
 def work_of(pid: int) -> Moved:
-    """Look at the processor time of a process; where nothing tells, it never moves."""
+    """Return a function that reads a process's processor time; without /proc it never moves."""
 
     def look() -> list[bytes]:
         with suppress(OSError):

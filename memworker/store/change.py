@@ -1,4 +1,4 @@
-"""Writes while nobody else writes: rows looked up and then written, or all that meet a filter."""
+"""Writes under the commit lock: rows looked up and then written, or all that meet a filter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KeyColumn = Literal["id", "dedup_key"]
 
 
 class _Committing:
-    """Commits that are made with the commit lock in hand."""
+    """Commits made while this thread holds the commit lock."""
 
     def __init__(self, writes: Writes) -> None:
         self.version = int(writes.handle.version)
@@ -36,7 +36,7 @@ class _Committing:
 
 
 class Change(_Committing):
-    """What `Table.changing()` gives: the newest version to read, and what shall be written.
+    """What `Table.changing()` gives: the newest version to read, and rows staged for a commit.
 
     Rows given to `insert` and `replace` are written in one atomic commit when
     the change is left without an exception.
@@ -71,15 +71,15 @@ class Change(_Committing):
             yield from self._handle.search().select(list(columns)).to_batches(read.SCAN_ROWS)
 
     def insert(self, rows: pa.Table) -> None:
-        """Add rows, whose ids must not be in the table. Raises BadVector."""
+        """Stage new rows; their ids must not be in the table. Raises BadVector, UsageError."""
         self._inserted.append(self._checked(rows))
 
     def replace(self, rows: pa.Table) -> None:
-        """Put whole rows in the place of those with their ids. Raises BadVector."""
+        """Stage whole rows that replace those with their ids. Raises BadVector, UsageError."""
         self._replaced.append(self._checked(rows))
 
     def commit(self) -> pa.Table | None:
-        """Write what was given, in one commit; return its rows. `Table.changing` calls this."""
+        """Write the staged rows in one commit; return them. `Table.changing` calls this."""
         given = [rows for rows in (*self._inserted, *self._replaced) if rows.num_rows]
         if not given:
             return None
@@ -91,7 +91,7 @@ class Change(_Committing):
         return rows
 
     def _came(self, rows: pa.Table, seen: int) -> Landed | None:
-        """Tell of a write that raised whether its rows are in the table as they were given."""
+        """Return the commit of a write that raised if its rows are in the table, else None."""
         # Not the metadata, which LanceDB keeps in its own form; the times tell rows apart.
         names = [name for name in rows.column_names if name not in ("vector", "metadata")]
         found = read.find(self._handle, "id", rows["id"].to_pylist(), columns=names)

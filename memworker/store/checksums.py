@@ -168,7 +168,7 @@ class Checksums:
             return
         index = msgspec.json.decode(body, type=_SumsIndex)
         self._last = index
-        # A table dropped and made again has other files of its own.
+        # A table that was dropped and made again has other files.
         if index.table == self._identity:
             self._index, self._raw = index, raw
 

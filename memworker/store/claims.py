@@ -65,7 +65,7 @@ class Claims:
 
 
 def claims_of(batch: pa.Table, ids: pa.Array, keys: pa.Array) -> Claims:
-    """Give what the rows of a batch, with all the columns of a table, claim to be."""
+    """Return the claims of a batch that has all the columns of a table."""
     return Claims(ids, keys, {name: batch[name] for name in SCOPES}, batch["metadata"])
 
 

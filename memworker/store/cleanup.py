@@ -49,13 +49,13 @@ from memworker.store.manifest import (
 if TYPE_CHECKING:
     from memworker.store.writes import Writes
 
-# Somebody who exports a table may take an hour; a short read has ended after this.
+# An export may read for an hour; a short read has ended after this.
 _PATIENCE_S = 1.0
 # Deletion files, row ids that stay, an older format's mark, a table's own settings, and
 # transactions within the manifest. Others may name files in ways that are not known here.
 _KNOWN_FEATURES = 1 | 2 | 4 | 8 | 32
 _BRANCHES = "_refs/branches"
-# Whoever writes with LanceDB itself has that long from its last byte to its commit, whatever `keep`
+# A writer that uses LanceDB itself has this long from its last byte to its commit, whatever `keep`
 # is: a reader that loses its version asks again, but a commit whose files are gone is damage.
 LEFTOVERS_MIN = timedelta(minutes=5)
 _READ = "table {!r} is being read as a whole (exported, say); the next clean-up does it"
@@ -81,8 +81,8 @@ class Cleaned:
 def clean(writes: Writes, keep: timedelta) -> Cleaned:
     """Delete the versions that were followed by another longer than `keep` ago, and leftovers.
 
-    With the lock ``tend`` held. Raises StoreError, and TableLocked when nobody could
-    commit for a minute; nothing is deleted while somebody reads the table for long.
+    The caller holds the lock ``tend``. Raises StoreError, and TableLocked when the commit lock was
+    not free for a minute. Nothing is deleted while the lock ``read`` is shared by a long read.
     """
     name, folder, table = writes.table.name, writes.table.made_state(), writes.table.folder
     # Most of the reading while others may write still: what a version is made of never changes.
@@ -97,7 +97,7 @@ def clean(writes: Writes, keep: timedelta) -> Cleaned:
             return Cleaned(kept=kept, note=f"no old version was deleted: {_READ.format(name)}")
         with suppress(TableLocked):
             held.enter_context(lock.hold(folder, "apart", timeout_s=_PATIENCE_S))
-            cleaning.nobody_apart = True
+            cleaning.none_apart = True
         held.enter_context(writes.lock.take())
         with lance_errors(f"deleting old versions of table {name!r}"):
             return cleaning.run(alone)
@@ -131,7 +131,7 @@ class _Cleaning:
     table: Path
     keep_s: float
     read: dict[int, _Version | None]
-    nobody_apart: bool = False
+    none_apart: bool = False
     bytes: int = 0
 
     def is_due(self) -> bool:
@@ -141,7 +141,7 @@ class _Cleaning:
         return bool(self._old_leftovers([each for each in self.read.values() if each is not None]))
 
     def run(self, alone: lock.HeldLock) -> Cleaned:
-        """Delete, with nobody reading for long, writing or tending."""
+        """Delete, while the locks keep out long reads, writers and other upkeep."""
         newest = self.writes.validator.vouch()
         found = _read(self.table, self.read)
         there = [each for each in found.values() if each is not None]
@@ -160,7 +160,7 @@ class _Cleaning:
         return self._delete_leftovers(done, newest.version, retained)
 
     def _cannot(self, found: dict[int, _Version | None]) -> str | None:
-        """Say why it cannot be known what the versions of this table are made of."""
+        """Return why the files of this table's versions cannot be known, or None."""
         for number, version in found.items():
             if version is None:
                 return f"version {number} cannot be read, and what it is made of must stay"
@@ -182,7 +182,7 @@ class _Cleaning:
             self._remove(self.table / version.path)
 
     def _delete_leftovers(self, done: Cleaned, newest: int, retained: list[_Version]) -> Cleaned:
-        """Delete what no version names, where that proves that nobody needs it."""
+        """Delete what no version names, where that proves that no writer needs it."""
         found = self._old_leftovers(retained)
         if why := found and self._may_be_needed(newest):
             what = f"{sum(left.files for left in found)} files that no version names stay: {why}"
@@ -196,10 +196,10 @@ class _Cleaning:
         return replace(done, bytes=self.bytes, leftovers=files, leftover_bytes=self.bytes - before)
 
     def _may_be_needed(self, newest: int) -> str | None:
-        """Say why files that no version names may be needed still."""
+        """Return why files that no version names may still be needed, or None."""
         if kind_in(self.folder) is LockKind.LEASE:
             return "the locks of this file system cannot prove that no writer is under way"
-        if not self.nobody_apart:
+        if not self.none_apart:
             return "a process that writes for one that was killed is still at work"
         identity = self.writes.table.identity
         noted = journal.last_version(journal.read(self.folder), identity) or 0

@@ -17,7 +17,7 @@ from memworker.errors import StoreError, StoreUnwritable
 
 _DAY_S = 86_400.0
 # LanceDB takes a file that no version names for a leftover when it is older than 7 days by the
-# clock of whoever compacts. So much of that may be our clock's error.
+# clock of the process that compacts. So much of that may be our clock's error.
 MAX_AHEAD_S = _DAY_S
 
 

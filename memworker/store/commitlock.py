@@ -27,7 +27,7 @@ class CommitLock:
 
     @contextmanager
     def take(self, timeout_s: float = COMMIT_TIMEOUT_S) -> Iterator[None]:
-        """Let nobody else commit meanwhile.
+        """Hold the right to commit: no other thread or process commits meanwhile.
 
         Raises TableLocked; UsageError within a change of the same table; StoreError when that
         was made again since it was opened, TableMismatch when it was re-embedded.
@@ -45,12 +45,12 @@ class CommitLock:
 
     @contextmanager
     def ensure(self) -> Iterator[None]:
-        """Do the same, at once where this thread has it already."""
+        """Do the same; at once where this thread holds the lock already."""
         with self.mutex, nullcontext() if self.held is not None else self.take():
             yield
 
     def _look(self) -> None:
-        """See what was committed since, by whoever had the lock."""
+        """Read what other holders of the lock have committed since."""
         schema, table = self._table.handle.schema, self._table
         now, identity = read_field_metadata(schema, table.name)
         self.durable = is_durable(schema)

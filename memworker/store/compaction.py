@@ -60,7 +60,7 @@ def _compact(writes: Writes) -> None:
     # LanceDB also removes what it takes for leftovers of writers, by its age.
     clock.must_agree(writes.table.made_state(), doing)
     with writes.lock.take():
-        pass  # Whoever was in the middle of a commit, stopped for days even, has ended it.
+        pass  # A commit that was under way, even one stopped for days, has ended now.
     try:
         writes.build(doing, Compaction())
     except CameFirst:
@@ -91,7 +91,7 @@ def gather(writes: Writes, unindexed_rows: int) -> bool:
     """Write the small fragments at the end again as one; tell whether that was possible.
 
     Under the commit lock, for tens of milliseconds: a merge that has to be tried
-    again after somebody else's update would put the older row back.
+    again after another writer's update would put the older row back.
     """
     addresses = writes.handle.search().select(["_rowid"]).to_arrow()["_rowid"].to_numpy()
     newest = np.sort(addresses)[-unindexed_rows:] >> 32

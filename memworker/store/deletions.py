@@ -3,7 +3,7 @@
 LanceDB reads no row of a fragment whose deletion file it cannot read. An update deletes the
 older row of an id, so the rows whose id a later fragment has are deleted for certain; so
 are those that an earlier version, or the last verification, knew to be. If these are as many
-as the manifest counts, the file is written again as it was. If not, nobody can tell which
+as the manifest counts, the file is written again as it was. If not, it cannot be known which
 of the others were deleted.
 """
 

@@ -26,7 +26,7 @@ class Disk:
         self._lost: set[str] = set()
 
     def force(self, manifest: Manifest, known: frozenset[str] = frozenset()) -> int:
-        """Force what a version is made of and was not forced yet; return how many files.
+        """Force the files of a version that were not forced yet; return how many.
 
         The folders too, and the first time those above, for they name the table's. What
         could not be forced once is not tried again, but for what is `known` of versions
@@ -63,7 +63,7 @@ class Disk:
         return not all(is_known(path, known) for path in lost)
 
     def forget(self, path: Path) -> None:
-        """Know nothing of a file any more: it is gone, and its name free for another."""
+        """Forget a file that was removed: its name may be used again."""
         self._lost.discard(str(path.relative_to(self._table)))
 
 

@@ -63,11 +63,11 @@ class Handle:
         self.renew()
 
     def renew(self) -> None:
-        """Open the table anew; where that fails, the handle there is goes on."""
+        """Open the table anew; where that fails, keep the present handle."""
         try:
             fresh = self._open_again()
         except MemworkerError as error:
-            # What was done before is done; whoever reads next is told what is wrong.
+            # The commit before this stands; the next read raises what is wrong.
             _log.warning("table %r could not be opened anew: %s", self._table.name, error)
             return
         with self._mutex:
@@ -75,6 +75,6 @@ class Handle:
 
 
 def renew(handle: LanceTable | Handle) -> None:
-    """Renew a handle that can be; one that somebody opened for a moment goes by itself."""
+    """Renew a `Handle`; a LanceTable opened for a moment needs no renewal."""
     if isinstance(handle, Handle):
         handle.renew()

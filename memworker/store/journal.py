@@ -139,7 +139,7 @@ class Journal:
         # Nothing depends on the journal, and each line was written whole.
         with suppress(OSError):
             os.close(self._fd)
-        # An append that comes too late must not meet somebody else's file.
+        # A late append must not write into a file that was given the same descriptor.
         self._fd = -1
 
     def __enter__(self) -> Self:

@@ -35,7 +35,7 @@ class KnownIds:
 
     A row is called DUPLICATE on 128 equal bits. One that agrees in its id's 64
     bits only may be a collision, or its metadata written in another way: `find` calls it
-    CONFLICT, and the caller looks it up. The seed is random, so nobody can prepare ids
+    CONFLICT, and the caller looks it up. The seed is random, so no input can prepare ids
     that collide. `folder` is where long runs may lie.
     """
 
@@ -50,11 +50,11 @@ class KnownIds:
         return hash_rows(ids, dedup_keys, self._seed, metadata)
 
     def find(self, keys: Hashes, records: Hashes) -> Statuses:
-        """Return a IdStatus a row; CONFLICT is not yet confirmed."""
+        """Return an IdStatus a row; CONFLICT is not yet confirmed."""
         there, known = self._records.find(keys)
         status = np.where(known == records, IdStatus.DUPLICATE, IdStatus.CONFLICT)
         return np.where(there, status, IdStatus.NEW).astype(np.uint8)
 
     def add(self, keys: Hashes, records: Hashes) -> None:
-        """Remember rows; of equal ids the ones added last count."""
+        """Add rows; of equal ids the ones added last count."""
         self._records.add(keys, records)

@@ -92,10 +92,10 @@ def connect(
 
 @contextmanager
 def _without_its_own_words() -> Iterator[None]:
-    """Keep from stderr what LanceDB logs of a compaction that met a conflict, which we tell.
+    """Keep LanceDB's log of a compaction's conflict off stderr: callers report conflicts.
 
     It looks the variable up once, as it is imported. Set as C code sees it, as in spill.py, and
-    not where somebody has set it, or has imported LanceDB before.
+    not where the user has set it, or LanceDB was imported before.
     """
     if "lancedb" in sys.modules or _LOG in os.environ:
         yield
@@ -185,7 +185,7 @@ def lance_errors(doing: str) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of what the frames of a caught error hold; its traceback keeps their lines.
+    """Clear the local variables of a caught error's frames; its traceback keeps their lines.
 
     LanceDB's hold the future that holds the error, a cycle; and ours hold the rows.
     """
@@ -215,7 +215,7 @@ def explain(doing: str, error: BaseException) -> str:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tell whether an error comes of a file that is not what was written, or may do so."""
+    """Tell whether an error may come from a file whose content is not what was written."""
     found: BaseException | None = error
     while found is not None:
         text = str(found)

@@ -3,10 +3,10 @@
 ``commit``: one writer at a time, held for the time of a commit. ``job``: one
 ingest at a time, held for the whole run. ``tend``: one that compacts, indexes or cleans
 up, for as long as that takes. ``read``: shared by those who read one version in many
-steps, and wanted for itself by who deletes versions. ``apart``: shared by the processes that
-work for who tends, and may outlive it by a moment. Each is ``DB/.memworker/TABLE/PURPOSE.lock``
+steps, and taken alone to delete versions. ``apart``: shared by the child processes of the
+holder of ``tend``, which may outlive it by a moment. Each is ``DB/.memworker/TABLE/PURPOSE.lock``
 (see locks/), so a killed holder leaves nothing behind that has to be broken. The
-holder's pid lies in the file, for the message of whoever waited in vain.
+holder's pid lies in the file, for the message of one that waited in vain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memworker.locks import Busy, FileLock, Lost, Process, held, holder_of
 COMMIT_TIMEOUT_S = 60.0
 """A commit takes well under a second; a minute of waiting means that something hangs."""
 
-# Whoever asks for the holder takes the lock for a moment, which must turn no job away.
+# Asking for the holder takes the lock for a moment, which must turn no job away.
 _JOB_PATIENCE_S = 0.2
 _WRITING = ("commit", "tend")
 _DOING = {
@@ -41,7 +41,7 @@ class HeldLock:
     lock: FileLock
 
     def confirm(self) -> None:
-        """Raise LockLost if somebody else may hold the lock by now. To be asked before a commit."""
+        """Raise LockLost if another process may hold the lock by now. Call this before a commit."""
         try:
             self.lock.confirm()
         except Lost as lost:
@@ -79,9 +79,9 @@ def hold_job(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def keep(folder: Path) -> None:
-    """Free the locks of a table by which this process writes only when it ends.
+    """Keep the locks of a table by which this process writes until the process ends.
 
-    For a write that was left, and may be under way still: nobody may write beside it.
+    For a write that was given up and may still be under way: no other may write beside it.
     """
     for lock in list(held()):
         if lock.path.parent == folder and lock.path.stem in _WRITING:

@@ -1,4 +1,4 @@
-"""Maintenance: the indices of a table, and what somebody does now and then to keep it fast.
+"""Maintenance: the indices of a table, and the upkeep that keeps it fast.
 
 What a table deserves, and when, is said in policy.py alone. A Memory does what is due step by
 step, in the background; `optimize` does all at once; and one index can be asked for by its column.
@@ -59,7 +59,7 @@ class Maintenance:
 
     @contextmanager
     def hold(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
-        """Let nobody else compact, index or clean up meanwhile. Raises TableLocked."""
+        """Hold the lock ``tend`` of compaction, indices and clean-ups. Raises TableLocked."""
         with lock.hold(self._table.made_state(), "tend", timeout_s=timeout_s):
             yield
 
@@ -88,11 +88,11 @@ class Maintenance:
             return False
         lock.ensure_writable(self._table.db, self._table.name)
         with self.hold(timeout_s=timeout_s):
-            # Whoever had the lock before may have built it.
+            # The holder of the lock before us may have built it.
             return not self._is_indexed(column) and build_index(self._writes, column)
 
     def attempt_text_index(self) -> None:
-        """Build it if that is possible now; no search waits for it, or fails for it."""
+        """Build the text index if the lock is free now; a search must not fail by it."""
         if self._has_text_index or _TEXT in self._failures.resting():
             return
         try:
@@ -100,7 +100,7 @@ class Maintenance:
                 self.ensure_index("text", timeout_s=0.0)
             self._has_text_index = True
         except TableLocked:
-            self._failures.forget(_TEXT)  # whoever tends the table may be building it
+            self._failures.forget(_TEXT)  # the holder of ``tend`` may be building it
         except StoreError as error:
             if not isinstance(error, StoreUnwritable):
                 _log.warning("%s. Searches for words read row by row meanwhile", error)
@@ -116,7 +116,7 @@ class Maintenance:
         return self._read(self._look)
 
     def due(self) -> bool:
-        """Tell whether to call `tend` now: something is due, and the last call is rested from."""
+        """Tell whether to call `tend` now: a step is due, and the rest after the last is over."""
         return time.monotonic() >= self._rested_at and self.needs().step is not None
 
     def tend(self) -> Tended:

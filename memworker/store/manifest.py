@@ -82,7 +82,7 @@ class Manifest:
 
     @property
     def files(self) -> dict[str, int]:
-        """The files of rows and of deletions, by their paths, with their sizes (0: not noted)."""
+        """The files of rows and of deletions, each path with its size (0: not noted)."""
         found: dict[str, int] = {}
         for fragment in self.fragments:
             for file in fragment.files:

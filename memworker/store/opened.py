@@ -46,7 +46,7 @@ class OpenTable:
         return self.db / ".memworker" / self.name
 
     def made_state(self) -> Path:
-        """Return the same, made. Raises StoreUnwritable."""
+        """Make that folder, and return it. Raises StoreUnwritable."""
         return state_dir(self.db, self.name)
 
     def again(self) -> LanceTable:
@@ -54,18 +54,18 @@ class OpenTable:
         return open_table(connect(self.db, writable=False), self.db, self.name)
 
     def newest(self, doing: str) -> int:
-        """Return the newest version, whoever committed it. Raises StoreError."""
+        """Return the newest version, of any writer. Raises StoreError."""
         try:
             return int(self.handle.version)
         except Exception as error:
             raise StoreError(explain(doing, error)) from error
 
     def run(self, write: Callable[[], Any], *folders: Path) -> Any:
-        """Run a write; when it is left while it may be under way, nobody else writes any more."""
+        """Run a write. One given up under way keeps the write locks until the process ends."""
         state = self.made_state()
         moved = bounded.files_below(*(folders or (self.folder,)), state / spill.FOLDER)
         return bounded.run(write, moved, partial(keep, state))
 
     def spilling(self) -> AbstractContextManager[None]:
-        """Let LanceDB put what does not fit into memory beside the table meanwhile."""
+        """Have LanceDB spill into the folder of the table's state meanwhile."""
         return spill.spilling_beside(self.made_state())

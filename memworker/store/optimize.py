@@ -94,7 +94,7 @@ class Optimized:
 
     @property
     def leftovers(self) -> int:
-        """How many files were removed that no version named."""
+        """How many files that no version named were removed."""
         return self.cleaned.leftovers
 
     @property
@@ -131,7 +131,7 @@ class Optimizing:
     safe: bool = True
 
     def run(self) -> Optimized:
-        """Do each step, whatever became of those before.
+        """Do each step, also after one that failed.
 
         Raises TableLocked, and StoreError where our clock is days ahead (see clock.py).
         """

@@ -1,4 +1,4 @@
-"""The one rule for files that are written where somebody names them: nothing of theirs is replaced.
+"""The one rule for files that are written where the user names them: no file of theirs is replaced.
 
 A file that is there is replaced only if it is empty, or one of ours by what it holds, or if
 its owner says so. What is read by the same run, and what is no regular file, is never
@@ -49,7 +49,7 @@ class Output:
         *,
         overwrite: bool | None = None,
     ) -> Output:
-        """Look at what is there; it must be a regular file, and ours or to be overwritten.
+        """Check what is at the path: nothing, or a regular file that is ours or may be overwritten.
 
         `overwrite` is None where there is no such option. Raises UsageError, and
         StoreUnwritable where no file can be made.

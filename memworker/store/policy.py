@@ -66,7 +66,7 @@ class UpkeepNeeds:
     `missing` are the columns that are worth an index and have none; `failing` is
     what was tried lately, and failed.
     `segments` are the parts of the vector index. `leftover`: of the table or an
-    index there is a former copy, which nobody can be reading any more.
+    index there is a former copy, superseded long enough to be deleted.
     """
 
     rows: int
@@ -80,12 +80,12 @@ class UpkeepNeeds:
 
     @property
     def step(self) -> Step | None:
-        """What should be done first, if anything."""
+        """The step to do first, if any is due."""
         return self.first[0] if self.first else None
 
     @property
     def first(self) -> DueStep | None:
-        """The same with the column that it is for; what has failed lately lets others pass."""
+        """The same with its column; a step that failed lately lets others go first."""
         return next((due for due in self._due() if due not in self.failing), None)
 
     def _due(self) -> Iterator[DueStep]:
@@ -114,13 +114,13 @@ class Failures:
         self._failed: dict[DueStep, tuple[int, float]] = {}
 
     def resting(self) -> frozenset[DueStep]:
-        """Return those that are not to be tried now."""
+        """Return the steps that are not to be tried now."""
         now = time.monotonic()
         return frozenset(due for due, (_, again_at) in self._failed.items() if now < again_at)
 
     @contextmanager
     def noting(self, due: DueStep) -> Iterator[None]:
-        """Try a step: note that it failed, or that it did not."""
+        """Run a step in this context: an exception is counted as a failure, success clears it."""
         times, _ = self._failed.pop(due, (0, 0.0))
         try:
             yield
@@ -130,5 +130,5 @@ class Failures:
             raise
 
     def forget(self, due: DueStep) -> None:
-        """Try a step again at once: what stood in its way was no failure."""
+        """Clear a step's failures, so that it may be tried at once."""
         self._failed.pop(due, None)

@@ -23,7 +23,7 @@ BATCH_ROWS = 8192
 # Planning `id IN (…)` costs about 40 µs an id; from here on a scan of the column is cheaper.
 IN_LIST_MAX = 256
 
-# LanceDB takes no more than 64 bits; nobody wants more than this.
+# LanceDB takes no more than 64 bits; no caller needs more than this.
 _MOST = 1_000_000_000
 ROW_COLUMNS = tuple(table_schema(1).names)
 

@@ -47,10 +47,10 @@ class Readers:
 
     @contextmanager
     def keep(self) -> Iterator[None]:
-        """Let no version be deleted meanwhile: for whoever reads one in many steps.
+        """Keep versions from being deleted meanwhile: for reading one in many steps.
 
-        Where no lock can be made, since nothing can be written, there is none; and
-        whoever cleans up from elsewhere does not know. Raises TableLocked.
+        Where nothing can be written no lock can be made, and a clean-up by another
+        process does not know of the read. Raises TableLocked.
         """
         with ExitStack() as held:
             with suppress(StoreUnwritable):
@@ -64,7 +64,7 @@ class Readers:
 
 
 def _let_go(error: BaseException) -> None:
-    """Keep no frame for an error that nobody is told of.
+    """Drop the traceback of an error that is not raised again.
 
     LanceDB's future holds the error, and a frame of the traceback the future: a cycle
     with all that the callers have in hand, batches of rows too.

@@ -95,7 +95,7 @@ class Reembedding:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep everyone else from writing, upkeep too. Raises TableLocked, StoreError."""
+        """Hold the locks ``tend`` and ``commit``. Raises TableLocked, StoreError."""
         folder = lock.state_dir(self._db, self._name)
         with lock.hold(folder, "tend"), self._writes.lock.take():
             yield
@@ -184,7 +184,7 @@ class _TableCopy:
         self._version: int | None = None
 
     def run(self, connection: LanceDBConnection, name: str, db: Path) -> int | None:
-        """Commit the copy; return its version, or None if it was given up. Raises Stalled."""
+        """Copy and commit; return the new version, or None if that was given up. Raises Stalled."""
         reader = pa.RecordBatchReader.from_batches(self._schema, self._batches())
         thread = threading.Thread(target=self._write, args=(connection, name, reader), daemon=True)
         thread.start()

@@ -122,7 +122,7 @@ def repair_table(db: PathGiven, name: str, *, observer: Observer | None = None) 
 
 
 class _Mender:
-    """One repair, in rounds; whoever runs it holds the locks."""
+    """One repair, in rounds; the caller holds the locks."""
 
     def __init__(self, db: Path, name: str, held: lock.HeldLock, observer: Observer | None) -> None:
         self._db, self._name, self._held, self._observer = db, name, held, observer
@@ -151,7 +151,7 @@ class _Mender:
         return verify_table(self._db, self._name, observer=self._observer)
 
     def _mend(self, found: Verified) -> bool:
-        """Put right what can be at once; tell whether anything was changed."""
+        """Mend what can be mended in this round; tell whether anything was changed."""
         kinds: dict[DamageKind, list[Damage]] = {}
         for damage in found.damages:
             kinds.setdefault(damage.kind, []).append(damage)
@@ -195,7 +195,7 @@ class _Mender:
         return version
 
     def _note(self, *, lost: bool = False) -> bool:
-        """Let the journal vouch for the newest version there is."""
+        """Write into the journal that the newest version there is counts."""
         handle = self._opened()
         _, identity = read_field_metadata(handle.schema, self._name)
         known = journal.last_version(journal.read(self._state), identity)

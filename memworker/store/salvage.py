@@ -56,7 +56,7 @@ class FragmentPart:
 
 
 class Unlisted(Exception):
-    """Which rows of a fragment are there cannot be told."""
+    """It cannot be known which rows a fragment has."""
 
 
 def live_addresses(handle: LanceTable, fragment: Fragment) -> Addresses:
@@ -81,7 +81,7 @@ def part_rows(fragment: Fragment, table: Path) -> int:
         try:
             size += (table / file.path).stat().st_size
         except OSError:
-            continue  # whoever reads it will be told
+            continue  # reading the file will raise what is wrong
     a_row = max(1, size // max(1, fragment.physical_rows))
     return int(np.clip(_PART_BYTES // a_row, 1, _PART_ROWS))
 
@@ -114,8 +114,8 @@ def _at(rows: pa.Table, name: str, addresses: pa.Array) -> pa.ChunkedArray:
 class InOneGo:
     """A fragment's rows as a scan gives them, held against what was read by address.
 
-    A scan finds a row by those before it, whoever reads by address by a table of its own:
-    both must agree. `before` live rows are in the fragments before this one.
+    A scan finds a row by counting those before it, a read by address through an index of
+    addresses: both must agree. `before` live rows are in the fragments before this one.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ def _part(handle: LanceTable, addresses: Addresses, columns: Sequence[str]) -> F
 def _pieces(
     handle: LanceTable, addresses: Addresses, name: str, why: str
 ) -> tuple[pa.Table, dict[int, str]]:
-    """Read one column row by row where it must be; return what there is, and why not the rest."""
+    """Read one column by halves, down to rows; return what reads, and the others' errors."""
     bad: dict[int, str] = {}
     good: list[pa.Table] = []
     pending = [(addresses, why)]
@@ -214,7 +214,7 @@ def _nothing(handle: LanceTable, name: str) -> pa.Table:
 
 
 def _all_bad(handle: LanceTable, rows: Addresses, name: str) -> bool:
-    """Tell whether a block may be taken for unreadable as a whole, for its ends are.
+    """Tell whether to take a block for unreadable as a whole, because both its ends are.
 
     Larger ones are so only if many rows all over them are: a broken footer would
     otherwise cost a reading a row.
@@ -234,7 +234,7 @@ def _reads(handle: LanceTable, rows: Addresses, name: str) -> bool:
 
 
 def _whole(handle: LanceTable, rows: Addresses, columns: Sequence[str]) -> pa.Table:
-    """Return these columns of all these rows, in order; raise whatever is wrong with them."""
+    """Return these columns of all these rows, in order; raise where one cannot be read."""
     found = _take(handle, rows.tolist(), columns)
     there = found[ADDRESS].to_numpy()
     if len(there) != len(rows):

@@ -135,7 +135,7 @@ def new_field_metadata(
     """Return the vector field's metadata for a table that is about to be made.
 
     A table that stays the same one under new vectors keeps its `identity`. Each commit to
-    a `durable` one is forced to the disk, whoever makes it.
+    a `durable` one is forced to the disk, by any writer.
     """
     facts = {key: str(value) for key, value in asdict(space).items()}
     facts |= {
@@ -368,7 +368,7 @@ def _json_array(values: pa.Array | None, n: int) -> pa.Array:
 
 
 def _must_be_metadata(place: int, text: str) -> None:
-    """Raise UsageError for text of which LanceDB would make something else than it says."""
+    """Raise UsageError for text that LanceDB would store as another value."""
     try:
         value = json.loads(text, object_pairs_hook=without_doubles)
         if not isinstance(value, dict | None):

@@ -21,7 +21,7 @@ from memworker.values import shown, whole
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
-# LanceDB takes no more than 64 bits; nobody wants more than this.
+# LanceDB takes no more than 64 bits; no caller needs more than this.
 MAX_LIMIT = 1_000_000_000
 HIT_COLUMNS = (
     "id",

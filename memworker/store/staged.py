@@ -118,12 +118,12 @@ class Staged:
         return np.asarray(file[places]), there
 
     def note_indices(self, indices: Sequence[str]) -> None:
-        """Remember which indices the table has, for whoever builds them again."""
+        """Note which indices the table has, to be built again after the switch."""
         self.indices = tuple(indices)
         _write_space(self.folder, self.space, self.indices)
 
     def close(self) -> None:
-        """Let go of the files, all of whose content was forced to the disk before."""
+        """Close the files; all they hold was forced to the disk when it was added."""
         for fd in self._files:
             with suppress(OSError):
                 os.close(fd)
@@ -169,7 +169,7 @@ def discard(folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[VectorSpace, list[str]] | None:
-    """Return the space and the indices noted; None where nothing is that one could go on with.
+    """Return the space and the indices noted; None where there is nothing to go on with.
 
     Raises StoreUnwritable: what cannot be read now may hold hours of work.
     """

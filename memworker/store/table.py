@@ -127,7 +127,7 @@ class Table:
 
     @property
     def version(self) -> int:
-        """The newest version, whoever committed it."""
+        """The newest version, of any writer."""
         with lance_errors(f"reading table {self.name!r}"):
             return self._readers.ask(lambda: int(self._handle.version))
 
@@ -137,7 +137,7 @@ class Table:
         return self._lock.durable
 
     def set_durable(self, durable: bool) -> None:
-        """Promise of every commit from now on, whoever makes it, that no power loss takes it.
+        """Set whether every commit from now on, by any writer, is forced to the disk.
 
         What is there is forced to the disk first. Raises StoreError when it cannot be.
         """
@@ -152,7 +152,7 @@ class Table:
         scopes: Mapping[str, pa.Array] | None = None,
         metadata: pa.Array | None = None,
     ) -> Statuses:
-        """Return a IdStatus a row (uint8) against the newest version; nothing is locked.
+        """Return an IdStatus a row (uint8) against the newest version; no lock is taken.
 
         Of equal ids in `ids` the first counts; the others are duplicates or conflicts of it.
         What is not given of scopes and metadata is not compared.
@@ -316,7 +316,7 @@ class Table:
 
     @contextmanager
     def changing(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[Change]:
-        """Look up and then write while no other process or thread writes; see `Change`.
+        """Look rows up and then write, under the commit lock; see `Change`.
 
         What it was given is committed on leaving the block, or nothing if it is left by an
         exception. Raises TableLocked after `timeout_s`, BadVector, StoreError.
@@ -353,7 +353,7 @@ class Table:
         return self._writes.validator.force()
 
     def keep_little(self) -> None:
-        """Let LanceDB keep little of the versions that it has read: for who writes for long."""
+        """Have LanceDB cache little of the versions read: for a process that writes for long."""
         self._versions.renew_as(partial(_opened, self.db, self.name, WRITERS_METADATA_CACHE_BYTES))
 
     def info(self) -> TableInfo:
@@ -364,7 +364,7 @@ class Table:
         """Compact small fragments, build what indices are worth it, delete older versions.
 
         Each step by itself, as the report tells. A version goes when it was superseded longer
-        than `keep_versions` ago, and nobody reads the table for long (as `scan` does).
+        than `keep_versions` ago, and no long read (such as `scan`) is under way.
         Appends of other processes go on meanwhile; only where updates come in between again
         and again, it makes them wait. Raises TableLocked while another process tends the
         table; NotOptimized, with the report, when a step failed.

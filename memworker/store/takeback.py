@@ -33,7 +33,7 @@ class TakeBack:
         self._folder = table.folder
 
     def settled_version(self) -> int:
-        """Return the newest version, having put a torn manifest aside that nobody can read."""
+        """Return the newest version, having put a torn manifest aside that cannot be read."""
         try:
             return int(self._table.handle.version)
         except Exception:
@@ -45,7 +45,7 @@ class TakeBack:
             return int(self._table.handle.version)
 
     def rows(self, doing: str, version: int, flaw: NotWhole) -> None:
-        """Let the rows be those of the version before again. Raises StoreError."""
+        """Restore the rows of the version before, by a commit. Raises StoreError."""
         try:
             newest = self.settled_version()
             if newest < version:
@@ -91,7 +91,7 @@ class TakeBack:
 
     def restore(self, version: int) -> None:
         """Make the rows of an older version the newest again, by a commit. Raises StoreError."""
-        # A handle of its own, for others read through ours meanwhile.
+        # A fresh handle, because others read through the shared one meanwhile.
         fresh = self._table.again()
         for _ in range(WRITES):
             fresh.checkout(version)
@@ -125,7 +125,7 @@ class TakeBack:
         return True
 
     def _put_aside(self, version: int) -> None:
-        """Move a manifest that nobody can read out of the way; the version before counts again."""
+        """Move an unreadable manifest out of the way; the version before counts again."""
         path = manifest_path(self._folder, version)
         rollback.put_aside(path, self._table.made_state() / FOLDER)
         self._validator.disk.forget(path)

@@ -7,7 +7,7 @@
                                                      ▼
           journal, indices, orphans ◄── vectors, keys against texts, metadata, times, ids
 
-Nothing is changed, and nobody waits but who would delete old versions: the version that is
+Nothing is changed, and only the deletion of old versions waits: the version that is
 newest at the beginning is read, whatever others write meanwhile. Memory stays bounded: some
 megabytes of rows at a time, and about 16 bytes a row for the ids.
 """
@@ -182,4 +182,4 @@ def _orphans(table: Path) -> Iterator[str]:
 
 
 def _unobserved(done: int, of: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""

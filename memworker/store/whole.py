@@ -19,7 +19,7 @@ _ENDS = {".lance": MAGIC, ".idx": MAGIC, ".arrow": _ARROW_MAGIC}
 
 
 def flaws(table: Path, manifest: Manifest, known: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Say of each file of a version what is wrong with it, but for the `known` paths.
+    """Yield what is wrong with the files of a version, but for the `known` paths.
 
     A flaw of a manifest is found in reading it: see `manifest.read_manifest`.
     """
@@ -41,7 +41,7 @@ def parts_of(manifest: Manifest) -> frozenset[str]:
 
 
 def flaw_of(path: Path, size: int = 0) -> str | None:
-    """Say what is wrong with one file, which should have so many bytes (0: not noted)."""
+    """Return what is wrong with one file, which should have `size` bytes (0: not noted)."""
     try:
         with open(path, "rb", buffering=0) as file:
             there = os.fstat(file.fileno()).st_size

@@ -58,7 +58,7 @@ class Landed:
 
 Write = Callable[[], Landed]
 Came = Callable[[int], Landed | None]
-"""Given the version before: what a write that raised has committed nevertheless, if it has."""
+"""Called with the version before a write that raised: its commit if it was made, else None."""
 Run = Callable[[Write], Landed]
 
 
@@ -67,7 +67,7 @@ class CameFirst(StoreError):
 
 
 class StillWriting(StoreError):
-    """A write does not come back; what becomes of it is not known."""
+    """A write does not return; whether it will be committed is not known."""
 
 
 class Writes:
@@ -124,8 +124,8 @@ class Writes:
     def build(self, doing: str, work: ApartWork | Callable[[], object]) -> None:
         """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
 
-        `ApartWork` on a large table is done by a
-        process of its own. Raises StoreError; no row is lost by it.
+        `ApartWork` on a large table is done in a child process. Raises StoreError; no row is
+        lost by it.
         """
         for left in reversed(range(WRITES)):
             seen = self.table.newest(doing)
@@ -167,7 +167,7 @@ class Writes:
             self.lock.durable = is_durable(self.handle.schema)
 
     def gone(self, where: str, seen: int) -> Landed | None:
-        """Tell of a deletion that raised whether it was committed."""
+        """Return the commit of a deletion that raised if no row meets `where` now, else None."""
         if self.handle.count_rows(where):
             return None
         return Landed(int(self.handle.version), self.count_at(seen, where))
@@ -261,7 +261,7 @@ class Writes:
             with self.lock.ensure():
                 self._take_back.build(doing, seen, flaw)
             return str(flaw)
-        # The indices there were before are nobody's now.
+        # What is cached of the indices before is of no use now.
         renew(self.handle)
         return None
 
@@ -292,6 +292,6 @@ def created(connection: LanceDBConnection, db: Path, name: str, schema: pa.Schem
             read_manifest(folder, int(handle.version))
             return handle
         except TornManifest:
-            # Nobody can have written into a table that cannot be opened.
+            # No writer can have written into a table that cannot be opened.
             manifest_path(folder, 1).unlink()
     raise StoreError(f"the first version of table {name!r} is not written whole; look at the disk")

@@ -83,7 +83,7 @@ def _opened(source: Source) -> Iterator[tuple[Any, Source]]:
     except OSError as error:
         raise InputError(f"{source.path} cannot be opened: {error.strerror}") from error
     with open(fd, "rb", buffering=0):
-        # Mapped: a file with one huge record batch then costs no memory of its own. By its
+        # Mapped: a file with one huge record batch then costs no memory. By its
         # number: Arrow takes no names that are not UTF-8, and reads a "~" in them.
         mapped = pa.memory_map if source.format == "arrow" else pa.OSFile
         with mapped(f"/dev/fd/{fd}") as file:

@@ -2,7 +2,7 @@
 
 Left out are hidden and temporary names, tables, what other programs note beside their data,
 and names that tell no format; lists of rejected rows are told when they are read. Links to
-folders are followed, each folder once. What could not be read costs a row of its own.
+folders are followed, each folder once. What could not be read costs one refused row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LeftOut:
         return sum(map(len, self.names.values()))
 
     def told(self) -> str:
-        """Say how many were left out and why, with up to ten names in all; "" if none was."""
+        """Describe how many were left out and why, with up to ten names in all; "" if none was."""
         if not self.names:
             return ""
         each = max(1, _NAMES_TOLD // len(self.names))
@@ -164,7 +164,7 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _folder_of_others(path: str, name: str) -> str:
-    """Say what a folder is whose files are no inputs, or ""."""
+    """Return what kind of folder this is if its files are no inputs, else ""."""
     if name in _TEMPORARY:
         return "temporary"
     if name in _LOGS:

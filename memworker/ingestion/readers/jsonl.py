@@ -96,7 +96,7 @@ def _parted(
     faults: dict[int, str],
     several: dict[int, list[bytes]],
 ) -> tuple[Any, list[bytes], list[Any], dict[int, str]]:
-    """Give each object of a line a row of its own."""
+    """Make one row of each object of a line."""
     if not several:
         return lines, raw, objects, faults
     counts = np.array([len(several.get(i, " ")) for i in range(len(raw))])
@@ -178,7 +178,7 @@ def _decode_one(line: bytes, i: int, faults: dict[int, str]) -> dict[str, Any]:
 
 
 def _reason(line: bytes, error: Exception) -> str:
-    """Say more than the fast decoder does, with the slow one: it is asked for bad lines only."""
+    """Return the slow decoder's reason, which says more; used for bad lines only."""
     try:
         value = json.loads(line)
     except RecursionError:
