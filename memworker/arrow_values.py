@@ -15,10 +15,12 @@ import pyarrow.types as of
 
 from memworker import times
 
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
 
 def as_python(value: Any) -> Any:
     """Return a scalar's value, or the values of an array, as `values_of` does."""
-    if isinstance(value, pa.RunEndEncodedScalar):
+    if isinstance(value, pa.RunEndEncodedScalar | pa.DictionaryScalar):
         return as_python(value.value)
     if isinstance(value, pa.Scalar):
         return values_of(pa.array([value], value.type))[0] if value.is_valid else None
@@ -123,9 +125,23 @@ def _maps(column: pa.MapArray) -> list[Any]:
     return [None if row is None else [list(each.values()) for each in row] for row in rows]
 
 
+def decoded(column: pa.Array) -> pa.Array:
+    """Return what a dictionary or runs stand for, row by row; any other column as it is."""
+    if of.is_dictionary(column.type):
+        if flat := _VIEWS.get(column.type.value_type):
+            # Arrow takes no single values of views, as which polars keeps its categories.
+            flattened = column.dictionary.cast(flat)
+            column = pa.DictionaryArray.from_arrays(column.indices, flattened)
+        return column.dictionary_decode()
+    if of.is_run_end_encoded(column.type):
+        if flat := _VIEWS.get(column.type.value_type):
+            return pa.array(column.to_pylist(), flat)
+        return pc.run_end_decode(column)
+    return column
+
+
 def _decoded(column: pa.Array) -> list[Any]:
-    whole = of.is_dictionary(column.type)
-    return values_of(column.dictionary_decode() if whole else pc.run_end_decode(column))
+    return values_of(decoded(column))
 
 
 def _unions(column: pa.UnionArray) -> list[Any]:

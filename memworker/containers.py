@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -51,6 +51,8 @@ def _must_be_texts(given: Any) -> None:
         raise NotTexts("texts must be a list of str; for one text pass [text]")
     if isinstance(given, Mapping):
         _refuse(given, "pass list(texts.values()), or the list under one of its keys")
+    if _is_lazy(given):
+        _refuse(given, "pass a column of its rows, such as texts.collect()['text']")
     if is_rows(given):
         _refuse(given, "pass one of its columns, such as texts['text']")
     if isinstance(given, set | frozenset):
@@ -93,7 +95,7 @@ def is_rows(given: Any) -> bool:
     """Tell a frame, a table or a data set: something of named columns."""
     if isinstance(given, _ARROW_ROWS) or _is_dataset(given):
         return True
-    if type(given).__name__ == "LazyFrame":
+    if _is_lazy(given):
         return True
     named = hasattr(given, "columns") and not isinstance(given, type)
     return named and any(hasattr(given, way) for way in ("__arrow_c_stream__", "to_dict"))
@@ -101,23 +103,24 @@ def is_rows(given: Any) -> bool:
 
 def is_column(given: Any) -> bool:
     """Tell a column of values: a series, an index or an array of one library or another."""
-    if isinstance(given, _ARROW_COLUMN):
+    if isinstance(given, _ARROW_COLUMN) or _is_dataset_column(given):
         return True
     return hasattr(given, "dtype") and hasattr(given, "shape") and not is_rows(given)
 
 
 def batches_of(frame: Any) -> Iterator[pa.RecordBatch]:
     """Yield a frame as Arrow batches, with the index where it has a name. Raises UsageError."""
-    if type(frame).__name__ == "LazyFrame":
+    if _is_lazy(frame):
         raise UsageError(f"{_a(frame)} holds no rows yet; give frame.collect()")
     try:
         for batch in _arrow(frame):
             for at in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 yield batch.slice(at, _ROWS_AT_ONCE)
     except pa.ArrowException as error:
+        its_rows = "to_dicts()" if hasattr(frame, "to_dicts") else "to_dict('records')"
         raise UsageError(
             f"{_a(frame)} cannot be read column by column: {error}. Give each column one type, or"
-            " give its rows: frame.to_dict('records')"
+            f" give its rows: frame.{its_rows}"
         ) from error
 
 
@@ -148,13 +151,58 @@ def _arrow(frame: Any) -> Iterator[pa.RecordBatch]:
     if isinstance(frame, pa.RecordBatchReader):
         return iter(frame)
     if type(frame).__module__.partition(".")[0] == "pandas":
-        # An index without a name counts the rows, or what is left of them: no data.
-        named = any(name is not None for name in frame.index.names)
-        frame = frame.reset_index() if named else frame
-        return iter(pa.Table.from_pandas(frame, preserve_index=False).to_batches())
+        return iter(_of_pandas(frame).to_batches())
     if hasattr(frame, "__arrow_c_stream__"):
+        _must_be_said(frame)
         return iter(pa.RecordBatchReader.from_stream(frame))
     return iter(pa.Table.from_pylist(frame.to_dict("records")).to_batches())
+
+
+def _of_pandas(frame: Any) -> pa.Table:
+    """Convert a frame of pandas with all its columns, also those of one name, and a named index."""
+    if any(name is not None for name in frame.index.names):
+        # An index without a name counts the rows, or what is left of them: no data.
+        frame = _with_index(frame)
+    names = [str(name) for name in frame.columns]
+    if not frame.columns.is_unique:
+        frame = frame.set_axis(range(len(names)), axis=1)
+    for name, kind in frame.dtypes.items():
+        convert = _ARROW_WANTS.get(type(kind).__name__)
+        if convert is not None:
+            frame = frame.copy(deep=False)
+            frame[name] = convert(frame[name])
+    return pa.Table.from_pandas(frame, preserve_index=False).rename_columns(names)
+
+
+def _with_index(frame: Any) -> Any:
+    """Give a frame with its index among its columns, where it is not one of them already."""
+    names = list(frame.index.names)
+    there = len(names) == 1 and list(frame.columns).count(names[0]) == 1
+    if there and frame.index.equals(frame.set_index(names[0]).index):
+        return frame
+    return frame.reset_index(allow_duplicates=True)
+
+
+# Of periods Arrow would keep the number alone, which says nothing without pandas.
+_ARROW_WANTS: dict[str, Callable[[Any], Any]] = {
+    "PeriodDtype": lambda column: column.astype("string"),
+    "SparseDtype": lambda column: column.sparse.to_dense(),
+}
+
+
+def _must_be_said(frame: Any) -> None:
+    """Raise UsageError for a frame whose columns of Python objects would go as their addresses."""
+    kinds = getattr(frame, "dtypes", None) or []
+    held = [name for name, kind in zip(frame.columns, kinds, strict=False) if str(kind) == "Object"]
+    if held:
+        raise UsageError(
+            f"column {held[0]!r} of {_a(frame)} holds Python objects, which Arrow does not take;"
+            " give its rows: frame.to_dicts()"
+        )
+
+
+def _is_lazy(given: Any) -> bool:
+    return type(given).__name__ == "LazyFrame"
 
 
 def _flat(rows: Iterable[Any]) -> Iterator[Any]:
@@ -169,6 +217,8 @@ def _listed(column: Any) -> list[Any]:
     if isinstance(column, _ARROW_COLUMN):
         found: list[Any] = column.to_pylist()
         return found
+    if _is_dataset_column(column):
+        return list(column)
     if len(column.shape) != 1:
         _refuse(column, f"it has {len(column.shape)} dimensions where texts have one")
     names = getattr(column.dtype, "names", None)
@@ -178,6 +228,10 @@ def _listed(column: Any) -> list[Any]:
 
 def _is_dataset(given: Any) -> bool:
     return hasattr(given, "column_names") and hasattr(given, "features")
+
+
+def _is_dataset_column(given: Any) -> bool:
+    return hasattr(given, "column_name") and hasattr(given, "source")
 
 
 def _of_a_mapping(given: Mapping[Any, Any]) -> str:

@@ -31,6 +31,7 @@ MAX_DEPTH = 64
 EXACT_FLOAT = 2**53
 _SHOWN = 100
 _WRITTEN_BITS = 1000
+_MISSING = frozenset((("NAType", "pandas"), ("NaTType", "pandas"), ("MaskedConstant", "numpy")))
 _TYPE_NAMES = {
     bool: "true or false",
     list: "an array",
@@ -238,7 +239,7 @@ def _list(values: Any, depth: int) -> list[Any]:
 
 
 def _converted(value: Any, depth: int) -> Any:
-    if _is_missing(value):
+    if is_missing(value):
         return None
     # Before all else: some of its scalars call themselves mappings and sequences.
     if type(value).__module__.partition(".")[0] == "pyarrow":
@@ -279,6 +280,8 @@ _CONVERSIONS: tuple[tuple[Any, Callable[[Any, int], Any]], ...] = (
 
 def _of_a_library(value: Any, depth: int) -> Any:
     kind = type(value)
+    if kind.__name__ == "Period" and kind.__module__.partition(".")[0] == "pandas":
+        return str(value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return _scalar(value, depth) if value.shape == () else _list(value, depth)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -321,7 +324,7 @@ def _kept(take: Callable[[Any], Any], value: Any) -> Any:
         raise Unsayable(f"cannot be kept: {error}") from error
 
 
-def _is_missing(value: Any) -> bool:
-    """Tell pandas' NA and NaT, the latter of which is a datetime, too."""
+def is_missing(value: Any) -> bool:
+    """Tell None, pandas' NA and NaT, the latter of which is a datetime, too, and numpy's masked."""
     kind = type(value)
-    return kind.__name__ in ("NAType", "NaTType") and kind.__module__.startswith("pandas")
+    return value is None or (kind.__name__, kind.__module__.partition(".")[0]) in _MISSING

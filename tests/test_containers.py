@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import sqlite3
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from memworker import EmbeddingPool, Memory, Table, errors, ingest
+from memworker import EmbeddingPool, Memory, Table, errors, ingest, values
 from memworker.containers import NotTexts, rows_in, texts_in
 from memworker.ingestion import embed_to_file
 
@@ -69,6 +71,24 @@ class Dataset:
         return iter(ROWS)
 
 
+class Column:
+    """As a column of a data set of Hugging Face's: neither a list nor an array."""
+
+    source, column_name = Dataset(), "text"
+
+    def __iter__(self):
+        return iter(TEXTS)
+
+
+class ObjectFrame(Frame):
+    """As a frame of polars with Python objects, of which Arrow is given the addresses."""
+
+    dtypes = ("String", "String", "Object")
+
+    def to_dicts(self):
+        return ROWS
+
+
 async def coming():
     for text in TEXTS:
         yield text
@@ -101,6 +121,12 @@ ARE_TEXTS = {
     "large string": pa.array(TEXTS, pa.large_string()),
     "string view": pa.array(TEXTS, pa.string_view()),
     "dictionary": pa.array(TEXTS).dictionary_encode(),
+    "dictionary of views": pa.DictionaryArray.from_arrays(
+        [0, 1, 2], pa.array(TEXTS, pa.string_view())
+    ),
+    "run ends of views": pa.RunEndEncodedArray.from_arrays(
+        [1, 2, 3], pa.array(TEXTS, pa.string_view())
+    ),
     "run ends": pa.RunEndEncodedArray.from_arrays([1, 2, 3], TEXTS),
     "chunked": pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
     "chunked dictionary": pa.chunked_array([pa.array(TEXTS).dictionary_encode()]),
@@ -139,7 +165,7 @@ NO_TEXTS = {
     "batch": (pa.RecordBatch.from_pydict(COLUMNS), "a pyarrow RecordBatch"),
     "reader": (lambda: pa.table(COLUMNS).to_reader(), "a pyarrow RecordBatchReader"),
     "frame": (Frame(), "Frame; pass one of its columns"),
-    "lazy frame": (LazyFrame(), "LazyFrame; pass one of its columns"),
+    "lazy frame": (LazyFrame(), r"LazyFrame; pass a column of its rows.*collect\(\)"),
     "data set": (Dataset(), "Dataset; pass one of its columns"),
     "two dimensions": (np.array([TEXTS, TEXTS]), "2 dimensions"),
     "number": (7, "a int; for one text"),
@@ -210,7 +236,12 @@ def test_rows_land_whole(echo, tmp_path, given):
     assert rows["metadata"].to_pylist() == ['{"n":0}', '{"n":1}', '{"n":2}']
 
 
-COLUMNS_OF_TEXTS = {"numpy": np.array(TEXTS), "series": Series(TEXTS), "arrow": pa.array(TEXTS)}
+COLUMNS_OF_TEXTS = {
+    "numpy": np.array(TEXTS),
+    "series": Series(TEXTS),
+    "arrow": pa.array(TEXTS),
+    "column of a data set": Column(),
+}
 
 
 @pytest.mark.parametrize("given", COLUMNS_OF_TEXTS.values(), ids=COLUMNS_OF_TEXTS)
@@ -228,6 +259,8 @@ NO_ROWS = {
     "number": (7, "iterable of records"),
     "object": (SimpleNamespace(), "iterable of records"),
     "texts": (["one text of words", "and another one"], r"\{'text': t\} for t in texts"),
+    "words": (TEXTS, r"\{'text': t\} for t in texts"),
+    "objects in a frame": (ObjectFrame(), r"'n' .* holds Python objects.*frame.to_dicts\(\)"),
 }
 
 
@@ -236,6 +269,39 @@ def test_what_holds_no_rows_is_refused_by_its_name(tmp_path, given, told):
     with pytest.raises((errors.UsageError, errors.InputNotFound), match=told):
         ingest(given, db=tmp_path / "db", table="t", model="echo")
     assert not (tmp_path / "db").exists()
+
+
+def test_what_is_missing_is_told_as_that(tmp_path):
+    rows = [{"text": float("nan")}, {"text": np.ma.masked}, {"text": "a", "id": np.ma.masked}]
+    done = ingest(rows, db=tmp_path / "db", table="t", model="echo", workers=1)
+    reasons = [json.loads(line)["reason"] for line in Path(done.rejects).read_text().splitlines()]
+    assert [reason.partition(";")[0] for reason in reasons] == [
+        "field 'text' is nan, as a missing value is",
+        "field 'text' is null",
+    ]
+    assert done.written == 1
+
+
+def taken(frame):
+    return pa.Table.from_batches(rows_in(frame))
+
+
+def test_frames_of_pandas_lose_no_column_and_keep_their_index():
+    pandas = pytest.importorskip("pandas")
+    twice = pandas.DataFrame([["a", 1, "x"]], columns=["text", "n", "n"])
+    assert taken(twice).schema.names == ["text", "n", "n"]
+    same = pandas.DataFrame({"id": ["7"], "text": ["a"]}).set_index("id", drop=False)
+    assert taken(same).to_pylist() == [{"id": "7", "text": "a"}]
+    other = pandas.DataFrame({"n": [1]}, index=pandas.Index([2], name="n"))
+    assert [each.to_pylist() for each in taken(other).columns] == [[2], [1]]
+
+
+def test_pandas_own_types_are_taken_by_what_they_say():
+    pandas = pytest.importorskip("pandas")
+    months = pandas.PeriodIndex(["2024-01", None], freq="M")
+    frame = pandas.DataFrame({"p": months, "s": pandas.arrays.SparseArray([0, 1])})
+    assert taken(frame).to_pylist() == [{"p": "2024-01", "s": 0}, {"p": None, "s": 1}]
+    assert values.plain(months[0]) == "2024-01"
 
 
 def test_an_open_file_is_refused_with_its_path(tmp_path):

@@ -203,6 +203,17 @@ def test_arrows_values_have_all_their_digits(column, kept):
     assert values.plain(column[0]) == kept
 
 
+def test_what_numpy_masks_is_missing():
+    masked = np.ma.array([1, 2], mask=[0, 1])
+    assert values.plain({"one": np.ma.masked, "all": masked}) == {"one": None, "all": [1, None]}
+
+
+def test_a_slice_of_runs_of_views_is_that_slice():
+    runs = pa.RunEndEncodedArray.from_arrays([1, 3], pa.array(["a", "b"], pa.string_view()))
+    assert arrow_values.values_of(runs.slice(1, 1)) == ["b"]
+    assert values.plain(runs[0]) == "a"
+
+
 def test_the_same_time_is_the_same_text_whoever_brings_it():
     at = dt.datetime(2020, 1, 1, 2, 3, 4, 500_000)
     texts = {

@@ -156,8 +156,9 @@ def open_input(
 
 def _perhaps_texts(given: Any, paths: list[Any]) -> str:
     """Say how texts are given, where names in a list look as if they were some."""
-    texts = [path for path in paths if isinstance(path, str)]
-    words = any(len(text.split()) > 2 and not os.path.exists(text) for text in texts)
+    texts = [path for path in paths if isinstance(path, str) and not os.path.exists(path)]
+    words = any(len(text.split()) > 2 for text in texts)
+    words = words or (bool(texts) and not any(set(text) & set("./*") for text in texts))
     if is_path(given) or not words:
         return ""
     return " If these are texts and no paths, give them as records: [{'text': t} for t in texts]"

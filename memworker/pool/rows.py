@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from memworker.arrow_values import decoded
 from memworker.containers import texts_in
 from memworker.errors import TextFailed, UsageError
 from memworker.pool.arena import Slot
@@ -143,16 +143,24 @@ def _arrow_rows(array: pa.Array) -> ArrowRows:
 
 
 def _checked_array(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_run_end_encoded(texts.type):
-        texts = pc.run_end_decode(texts)
-    kind = texts.type.value_type if pa.types.is_dictionary(texts.type) else texts.type
+    texts = _decoded(texts)
+    kind = texts.type
     if not any(test(kind) for test in _TEXT_TYPES):
         raise TypeError(f"texts must be an Arrow string array, not {texts.type}")
-    # A dictionary may hold a null that its array does not count.
     texts = texts.cast(pa.large_string())
     if texts.null_count:
         raise TypeError(f"texts must not hold nulls; {texts.null_count} found")
     return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+
+
+def _decoded(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    if isinstance(texts, pa.Array):
+        return decoded(texts)
+    if not texts.chunks:
+        kind = texts.type
+        coded = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+        return pa.array([], kind.value_type if coded else kind)
+    return pa.chunked_array([decoded(chunk) for chunk in texts.chunks])
 
 
 def _refuse_other_types(texts: list[object]) -> None:

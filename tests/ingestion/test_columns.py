@@ -99,6 +99,27 @@ def test_integers_beyond_64_bits_cost_their_row_in_json(tmp_path, bad):
     assert f"'v[0].w' is the integer {bad}, which needs more than 64 bits" in reason
 
 
+def of_views(*texts):
+    """Make a dictionary whose values are views, as polars writes its categories."""
+    return pa.DictionaryArray.from_arrays([0, 1], pa.array(texts, pa.string_view()))
+
+
+def test_categories_of_polars_are_taken_wherever_they_stand(tmp_path):
+    cell, inner = of_views("x", "y"), of_views("p", "q")
+    columns = {
+        "text": of_views("a", "b"),
+        "v": cell,
+        "l": pa.ListArray.from_arrays([0, 1, 2], inner),
+        "s": pa.StructArray.from_arrays([inner], ["c"]),
+    }
+    _, metadata, reasons = read_all(as_file(tmp_path, columns, "arrow"))
+    assert reasons == []
+    assert metadata == [
+        {"l": ["p"], "s": {"c": "p"}, "v": "x"},
+        {"l": ["q"], "s": {"c": "q"}, "v": "y"},
+    ]
+
+
 IDS = {
     "floats": (pa.array([1.0, None]), ["1", None]),
     "uuids": (
@@ -112,6 +133,7 @@ IDS = {
     "decimals": (pa.array([Decimal(7), None]), ["7", None]),
     "dictionary": (pa.array(["a", None]).dictionary_encode(), ["a", None]),
     "string view": (pa.array(["a", "b"], pa.string_view()), ["a", "b"]),
+    "dictionary of views": (of_views("a", "b"), ["a", "b"]),
 }
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker import values
-from memworker.arrow_values import as_python, values_of
+from memworker.arrow_values import as_python, decoded, values_of
 from memworker.errors import InputError
 from memworker.ingestion.readers.checked import (
     CheckedRows,
@@ -279,11 +279,8 @@ class _ColumnTaker:
     def _column(self, name: str, *, integers: bool) -> pa.Array | None:
         if name not in self._batch.schema.names:
             return None
-        column = self._batch.column(name)
+        column = decoded(self._batch.column(name))
         kind = column.type
-        if pa.types.is_dictionary(kind):
-            column = column.dictionary_decode()
-            kind = column.type
         if pa.types.is_null(kind):
             return None if integers else column.cast(pa.string())
         if integers and pa.types.is_integer(kind):

@@ -131,7 +131,11 @@ def _encoded(row: dict[str, Any], i: int, faults: dict[int, str], not_utf8: str)
 
 
 def type_name(value: object) -> str:
-    """Name a value's type as JSON does."""
+    """Name a value's type as JSON does; nan, as which pandas has what is missing, by itself."""
+    if values.is_missing(value):
+        return "null"
+    if isinstance(value, float) and value != value:
+        return "nan, as a missing value is"
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
@@ -179,7 +183,8 @@ class _ColumnMaker:
         if types == {type(None)} and none is None:
             return None
         if types != {str}:
-            found = [none if v is None else self._string(name, i, v) for i, v in enumerate(found)]
+            missing = values.is_missing
+            found = [none if missing(v) else self._string(name, i, v) for i, v in enumerate(found)]
         return self._array(name, found)
 
     def metadata(self, used: frozenset[str]) -> pa.Array | None:
