@@ -20,7 +20,7 @@ def embed(
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
-    memory: options.Memory = None,
+    memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
     max_text_bytes: options.MaxTextBytes = None,
     limit: options.Limit = None,

@@ -44,7 +44,7 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Worker processes; default: the usable physical cores."),
 ]
-Memory = Annotated[
+MemoryLimit = Annotated[
     str | None,
     typer.Option(help="Hold no more than this in all, for example 4GB: fewer, smaller workers."),
 ]

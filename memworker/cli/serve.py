@@ -24,7 +24,7 @@ def serve(
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
-    memory: options.Memory = None,
+    memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
     served_model_name: Annotated[
         list[str] | None,

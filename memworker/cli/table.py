@@ -81,7 +81,7 @@ def reembed(
     model: options.Model,
     precision: options.Precision = "fp32",
     workers: options.Workers = None,
-    memory: options.Memory = None,
+    memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
     discard: Annotated[
         bool, typer.Option("--discard", help="Drop what an unfinished re-embedding has filled.")

@@ -23,7 +23,7 @@ from memworker.store import Table, json_column, records
 COMMIT_ROWS = 4096
 COMMIT_S = 15.0
 
-_Item = tuple[Window, WindowVectors] | None
+_Finished = tuple[Window, WindowVectors] | None
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Committer:
         self._counts: Counts = sieve.counts
         self._history = history
         self._pending = _Pending()
-        self._items: queue.Queue[_Item] = queue.Queue(maxsize=2)
+        self._items: queue.Queue[_Finished] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._failed = False
         self._thread = self._outside.thread(self._run, "memworker-commit")
@@ -128,6 +128,7 @@ class Committer:
         self._pending.windows.append(window.keep(good))
         self._pending.vectors.append(vectors[good] if reasons else vectors)
         self._pending.rows += int(good.sum())
+        # Windows come in input order: with this commit, all rows before `position` are settled.
         self._pending.position = window.rows["ordinal"][-1].as_py() + 1
         self._sieve.refusals.add(window.rejects(reasons))
         due = self._outside.monotonic() - self._pending.since >= COMMIT_S

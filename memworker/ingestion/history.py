@@ -14,7 +14,16 @@ from memworker.ingestion.inputs import difference, fingerprints, job_key
 from memworker.ingestion.readers import Source
 from memworker.ingestion.report import Counts
 from memworker.paths import shown_name
-from memworker.store import Committed, Ended, InputFile, Journal, Record, Started, Table, journal
+from memworker.store import (
+    Committed,
+    Ended,
+    InputFile,
+    Journal,
+    JournalRecord,
+    Started,
+    Table,
+    journal,
+)
 
 _HOW_IT_ENDED = {"killed": "was killed", "interrupted": "was interrupted", "failed": "failed"}
 
@@ -123,7 +132,7 @@ def _outcome(error: BaseException) -> str:
 
 
 def _what_came_before(
-    before: tuple[Record, ...], runs: list[Started], inputs: tuple[InputFile, ...]
+    before: tuple[JournalRecord, ...], runs: list[Started], inputs: tuple[InputFile, ...]
 ) -> list[str]:
     if not runs:
         return []

@@ -111,6 +111,7 @@ class JobLoop:
         del first
         for (part, shared), embedded in pool.stream(planned, texts=_texts_to_embed):
             self.live.counts.add(reused=shared.reused)
+            # In the order of the plans, which the stream keeps: a row may need an earlier vector.
             take(part, reuse.settle(shared, embedded))
             # Not held while the next one is waited for; it may be megabytes.
             del part, shared, embedded

@@ -16,7 +16,7 @@ from memworker.memory.core import (
     DEFAULT_TABLE,
     EVERYTHING,
     Core,
-    Options,
+    MemoryOptions,
     forked_error,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
@@ -61,7 +61,7 @@ class AsyncMemory:
         made = (model, precision, max_tokens, workers, durable)
         # It is opened later, when the working folder may be another one.
         where = place(db, "a database directory")
-        self._stand_on(lambda: Core.made(Options(where, table, _sync(pool), *made)))
+        self._stand_on(lambda: Core.made(MemoryOptions(where, table, _sync(pool), *made)))
 
     @classmethod
     def open(
@@ -74,7 +74,9 @@ class AsyncMemory:
     ) -> Self:
         """Open memories that are there, as `Memory.open`, in the background."""
         memory = cls.__new__(cls)
-        options = Options(place(db, "a database directory"), table, model=model, workers=workers)
+        options = MemoryOptions(
+            place(db, "a database directory"), table, model=model, workers=workers
+        )
         memory._stand_on(lambda: Core.opened(options))
         return memory
 

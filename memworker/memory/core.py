@@ -60,7 +60,7 @@ _LAST_COMMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class MemoryOptions:
     """How a Memory is opened; see `Memory`."""
 
     db: PathGiven
@@ -93,7 +93,7 @@ class Core:
         self._in_flight = 0
 
     @classmethod
-    def made(cls, options: Options) -> Core:
+    def made(cls, options: MemoryOptions) -> Core:
         """Open a table, made if need be, for vectors of the model of the options."""
         use = _pool_use(options)
         # A table of another model is refused here, before any worker starts.
@@ -102,7 +102,7 @@ class Core:
         return cls(table, use)
 
     @classmethod
-    def opened(cls, options: Options) -> Core:
+    def opened(cls, options: MemoryOptions) -> Core:
         """Open a table that is there; its own model is looked for when the first text comes."""
         table = Table.open(options.db, options.table)
         return cls(table, LatePool(lambda: pool_like(table, options.model, options.workers)))
@@ -129,6 +129,7 @@ class Core:
         """Ask for room for `rows`: None is admission, a ticket a place in line. See `leave`."""
         self.guard()
         with self._idle:
+            # Asked again under the lock that `close` takes: it waits for all that were counted.
             if self._closed:
                 raise PoolClosed(CLOSED)
             self._in_flight += 1
@@ -210,6 +211,8 @@ class Core:
         if os.getpid() != self._pid:
             return
         with self._closing:
+            # In this order: none enters, those in line are refused, those in flight write, and
+            # only then is the writer drained; the pool goes last, for these may be embedding.
             with self._idle:
                 self._closed = True
             self._admission.close(PoolClosed(CLOSED))
@@ -244,7 +247,7 @@ def forked_error(owner: int) -> PoolForked:
     )
 
 
-def _pool_use(options: Options) -> PoolUse:
+def _pool_use(options: MemoryOptions) -> PoolUse:
     given = options.pool
     if given is not None and not isinstance(given, EmbeddingPool):
         raise UsageError(f"pool must be an open EmbeddingPool, not {given!r:.80}")

@@ -228,6 +228,7 @@ def commit(
         before = change.version
         overlay = Overlay(_found(change, known, operations))
         outcomes = [_outcome(partial(one.apply, overlay)) for one in operations]
+        # Each id is in one of the two, as the overlay last left it: a change takes an id once.
         if overlay.inserted:
             change.insert(row_batches.build(list(overlay.inserted.values())))
         if overlay.replaced:

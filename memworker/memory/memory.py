@@ -12,7 +12,7 @@ from memworker.memory.core import (
     DEFAULT_TABLE,
     EVERYTHING,
     Core,
-    Options,
+    MemoryOptions,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
 from memworker.memory.group import Sweep, Update, adding, one_vector
@@ -61,7 +61,7 @@ class Memory:
         durable: bool = False,
     ) -> None:
         made = (model, precision, max_tokens, workers, durable)
-        self._stand_on(Core.made(Options(db, table, pool, *made)))
+        self._stand_on(Core.made(MemoryOptions(db, table, pool, *made)))
 
     @classmethod
     def open(
@@ -79,7 +79,7 @@ class Memory:
         when it embeds ModelError, TableMismatch for another model's directory.
         """
         memory = cls.__new__(cls)
-        memory._stand_on(Core.opened(Options(db, table, model=model, workers=workers)))
+        memory._stand_on(Core.opened(MemoryOptions(db, table, model=model, workers=workers)))
         return memory
 
     def add(

@@ -117,6 +117,7 @@ class GroupWriter:
             for job in jobs:
                 job.future.set_exception(again(detached(outcomes)))
             return
+        # Callers first, whatever becomes of the upkeep: what they asked for is committed.
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 job.future.set_exception(detached(outcome))

@@ -75,10 +75,10 @@ class Engine(Protocol):
     def loader(self, costs: plan.Costs) -> Loader: ...
 
 
-Model: TypeAlias = PathGiven | ReadyModel | Loader | Engine
+ModelGiven: TypeAlias = PathGiven | ReadyModel | Loader | Engine
 
 
-def resolve(model: Model, *, precision: str = "fp32", max_tokens: int | None = None) -> Engine:
+def resolve(model: ModelGiven, *, precision: str = "fp32", max_tokens: int | None = None) -> Engine:
     """Get a model's files ready (fetched, verified, built), without starting a worker.
 
     Raises UsageError for an unknown precision or fewer than 1 token, ModelError.

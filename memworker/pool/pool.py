@@ -22,7 +22,7 @@ from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, Us
 from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
 from memworker.pool import plan
 from memworker.pool.arena import Form
-from memworker.pool.engine import Model, resolve
+from memworker.pool.engine import ModelGiven, resolve
 from memworker.pool.meter import WorkTotals
 from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
 from memworker.pool.rows import text_rows, token_rows
@@ -69,7 +69,7 @@ class EmbeddingPool:
 
     def __init__(
         self,
-        model: Model = DEFAULT_MODEL,
+        model: ModelGiven = DEFAULT_MODEL,
         *,
         workers: int | None = None,
         precision: str = "fp32",

@@ -133,6 +133,7 @@ class Request:
         """Copy a result's rows, from `first` on, to their places; the one copy of a vector here."""
         here = slice(first, first + len(rows))
         status = got.status[here]
+        # `got` has the slot's own vectors, which the worker overwrites once the slot is free.
         if len(self.byte_lengths) == 1 and status[0] != RowStatus.FAILED:
             # What many callers bring: few copies, and no index arithmetic.
             truncated = status == RowStatus.TRUNCATED

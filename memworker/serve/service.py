@@ -202,6 +202,7 @@ class Service:
         with refusals.translated(), self._watched():
             submitted = self._submit(inputs)
         assert self._bridge is not None
+        # No await between the two: a drain that begins sees every request that was submitted.
         awaited = self._bridge.awaited(submitted)
         self._awaited.add(awaited)
         self._idle.clear()

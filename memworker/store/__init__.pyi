@@ -10,7 +10,7 @@ from .journal import (
     Ended as Ended,
     InputFile as InputFile,
     Journal as Journal,
-    Record as Record,
+    JournalRecord as JournalRecord,
     Started as Started,
 )
 from .keys import dedup_keys as dedup_keys

@@ -96,9 +96,9 @@ class Repaired(msgspec.Struct, frozen=True, tag="repaired", tag_field="event"):
     version: int
 
 
-Record: TypeAlias = Started | Committed | Ended | Repaired
+JournalRecord: TypeAlias = Started | Committed | Ended | Repaired
 
-_decode = msgspec.json.Decoder(Record).decode
+_decode = msgspec.json.Decoder(JournalRecord).decode
 
 
 class Journal:
@@ -121,7 +121,7 @@ class Journal:
                 self.close()
                 raise
 
-    def append(self, record: Record) -> None:
+    def append(self, record: JournalRecord) -> None:
         """Write one record. Raises StoreUnwritable, and leaves no half line, when it cannot."""
         with disk_errors(self._path, _SAFE):
             line, length = encode(record), os.fstat(self._fd).st_size
@@ -153,7 +153,7 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _prepare(self, identity: str | None) -> tuple[Record, ...]:
+    def _prepare(self, identity: str | None) -> tuple[JournalRecord, ...]:
         raw = _raw(self._path)
         records = decode(raw)
         if any(record.table not in (None, identity) for record in records):
@@ -165,12 +165,12 @@ class Journal:
         return records
 
 
-def read(folder: Path) -> tuple[Record, ...]:
+def read(folder: Path) -> tuple[JournalRecord, ...]:
     """Return the good records of a table's journal; empty when there is none."""
     return decode(_raw(folder / FILE))
 
 
-def last_version(records: Iterable[Record], identity: str | None = None) -> int | None:
+def last_version(records: Iterable[JournalRecord], identity: str | None = None) -> int | None:
     """Return the newest version that a journal vouches for, of any table or of one."""
     versions = [
         record.version
@@ -185,19 +185,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def encode(record: Record) -> bytes:
+def encode(record: JournalRecord) -> bytes:
     """Return a record's line."""
     body = msgspec.json.encode(record)
     return body[:-1] + (_CHECK % xxh3_64_hexdigest(body)).encode()
 
 
-def decode(raw: bytes) -> tuple[Record, ...]:
+def decode(raw: bytes) -> tuple[JournalRecord, ...]:
     """Return the records of all lines whose check holds, in order."""
     found = (_decode_line(line) for line in raw.splitlines(keepends=True))
     return tuple(record for record in found if record is not None)
 
 
-def condensed(records: Sequence[Record]) -> tuple[Record, ...]:
+def condensed(records: Sequence[JournalRecord]) -> tuple[JournalRecord, ...]:
     """Keep of each run its start, its last commit and its end; of old runs nothing.
 
     What the inputs were is kept for the last run of a job, which the next one looks at.
@@ -227,12 +227,12 @@ def _raw(path: Path) -> bytes:
             return b""
 
 
-def _decode_line(line: bytes) -> Record | None:
+def _decode_line(line: bytes) -> JournalRecord | None:
     body, check = line[:-_CHECK_BYTES] + b"}", line[-_CHECK_BYTES:]
     if check != (_CHECK % xxh3_64_hexdigest(body)).encode():
         return None
     try:
-        record: Record = _decode(body)
+        record: JournalRecord = _decode(body)
     except msgspec.MsgspecError:
         # A later version's record: its check holds, but we cannot know what it says.
         return None

@@ -59,7 +59,7 @@ class Landed:
 Write = Callable[[], Landed]
 Came = Callable[[int], Landed | None]
 """Called with the version before a write that raised: its commit if it was made, else None."""
-Run = Callable[[Write], Landed]
+RunWrite = Callable[[Write], Landed]
 
 
 class CameFirst(StoreError):
@@ -86,7 +86,7 @@ class Writes:
         came: Came,
         *,
         seen: int,
-        run: Run | None = None,
+        run: RunWrite | None = None,
         spills: bool = False,
     ) -> Landed:
         """Commit by `write`; return once the commit is known to be whole.

@@ -41,13 +41,13 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
             yield _rows(names, rows[at : at + options.batch_rows], options)
 
 
-class _Record(NamedTuple):
+class _DelimitedRow(NamedTuple):
     number: int
     cells: list[str]
     fault: str = ""
 
 
-def _rows(header: list[str], batch: list[_Record], options: ReadOptions) -> ObjectRows:
+def _rows(header: list[str], batch: list[_DelimitedRow], options: ReadOptions) -> ObjectRows:
     faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
     width = len(header)
     for i, row in enumerate(batch):
@@ -63,7 +63,7 @@ def _rows(header: list[str], batch: list[_Record], options: ReadOptions) -> Obje
     )
 
 
-def _objects(header: list[str], batch: list[_Record], id_name: str) -> list[Any]:
+def _objects(header: list[str], batch: list[_DelimitedRow], id_name: str) -> list[Any]:
     objects: list[Any] = [dict(zip(header, row.cells, strict=False)) for row in batch]
     if id_name in header:
         for each in objects:
@@ -76,7 +76,7 @@ def _shown(cells: list[str]) -> str:
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_Record]]:
+def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_DelimitedRow]]:
     """Yield the rows of block after block, never an empty list; blank lines are no rows."""
     parse = _Parser("\t" if source.format == "tsv" else ",", options.max_line_bytes)
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
@@ -99,35 +99,35 @@ class _Parser:
         self._open: list[str] = []
         self._first = 1
 
-    def block(self, block: LineBlock, faults: dict[int, str]) -> list[_Record]:
+    def block(self, block: LineBlock, faults: dict[int, str]) -> list[_DelimitedRow]:
         """Return the rows that end in this block; its lines at the indices `faults` are bad."""
-        rows: list[_Record] = []
+        rows: list[_DelimitedRow] = []
         texts = [line.decode(errors="surrogateescape") + "\n" for line in block.lines]
         start = 0
         for i in sorted(faults):
             self._open += texts[start:i]
-            rows += [*self.rest(), _Record(block.first + i, [texts[i]], faults[i])]
+            rows += [*self.rest(), _DelimitedRow(block.first + i, [texts[i]], faults[i])]
             start, self._first = i + 1, block.first + i + 1
         self._open += texts[start:]
         return rows + self._rows(at_end=False)
 
-    def rest(self) -> list[_Record]:
+    def rest(self) -> list[_DelimitedRow]:
         """Return the rows of what is left, when nothing follows that could end an open one."""
         return self._rows(at_end=True)
 
-    def _rows(self, *, at_end: bool) -> list[_Record]:
+    def _rows(self, *, at_end: bool) -> list[_DelimitedRow]:
         texts, first, at = self._open, self._first, 0
-        rows: list[_Record] = []
+        rows: list[_DelimitedRow] = []
         while at < len(texts):
             try:
                 for cells, after in self._cells(texts, at):
                     if cells and (len(cells) > 1 or not cells[0].isspace()):
-                        rows.append(_Record(first + at, cells))
+                        rows.append(_DelimitedRow(first + at, cells))
                     at = after
             except _BadRow as error:
                 if error.ran_out and not at_end and sum(map(len, texts[at:])) <= self._cap:
                     break
-                rows.append(_Record(first + at, [texts[at]], f"malformed row: {error}"))
+                rows.append(_DelimitedRow(first + at, [texts[at]], f"malformed row: {error}"))
                 at += 1
         self._open, self._first = texts[at:], first + at
         return rows
