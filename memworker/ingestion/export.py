@@ -74,10 +74,10 @@ def embed_to_file(
         observer=observer,
         max_text_bytes=DEFAULT_MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
     )
-    live, stop = RunningJob(Counts(), ReadProgress()), Stop()
+    job, stop = RunningJob(Counts(), ReadProgress()), Stop()
     listed = options.reject_list(path.with_name(path.name + ".rejects.jsonl"), overwrite=overwrite)
     output.not_with(listed)
-    source = open_input(inputs, options, live, [output, listed])
+    source = open_input(inputs, options, job, [output, listed])
     began = time.perf_counter()
     use = borrowed_or_own(
         None,
@@ -87,16 +87,16 @@ def embed_to_file(
     )
     made_s = time.perf_counter() - began
     refused = source.reject_file(listed)
-    loop = JobLoop(use, stop, live, startup_seconds=made_s)
+    loop = JobLoop(use, stop, job, startup_seconds=made_s)
     if observer is not None:
-        observer(live)
+        observer(job)
     with vectors_file(path, use.pool.dim) as file, refused:
-        refusals = options.refusals(live.counts, refused)
+        refusals = options.refusals(job.counts, refused)
         sink = _Sink(file, refusals, use.pool.dim)
-        with loop.running(), source.coming(live, stop) as chunks:
+        with loop.running(), source.coming(job, stop) as chunks:
             loop.run(_windows(chunks, refusals), sink.take)
-        sink.finish(live.counts.read)
-        return report(live.counts, loop.work, loop.setting(refused, source.notes))
+        sink.finish(job.counts.read)
+        return report(job.counts, loop.work, loop.setting(refused, source.notes))
 
 
 def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:

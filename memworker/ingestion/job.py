@@ -141,9 +141,9 @@ def ingest(
     policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
     name = table_name(table)
     target = Target(database_path(db), name, distance, policy, durable, wait_s, memory)
-    live = RunningJob(Counts(), ReadProgress())
+    job = RunningJob(Counts(), ReadProgress())
     listed = options.reject_list(target.reject_list)
-    source = open_input(records_or_paths, options, live, [listed])
+    source = open_input(records_or_paths, options, job, [listed])
     ensure_writable(target.db, target.table)
     began = time.perf_counter()
     pools = PoolOptions(
@@ -159,7 +159,7 @@ def ingest(
     space = VectorSpace.of(use.pool.identity, distance)
     target.existing(space)
     made_s = time.perf_counter() - began
-    loop = JobLoop(use, options.stop or Stop(), live, startup_seconds=made_s)
+    loop = JobLoop(use, options.stop or Stop(), job, startup_seconds=made_s)
     refused = source.reject_file(listed)
     with hold_job(target.folder, wait_s=wait_s), refused:
         return _ingest(source, loop, target, space, options, refused)
@@ -174,7 +174,7 @@ def _ingest(
     refused: RejectFile,
 ) -> IngestReport:
     """Run the job, with its lock held."""
-    live, stop, counts = loop.live, loop.stop, loop.live.counts
+    job, stop, counts = loop.job, loop.stop, loop.job.counts
     known = target.existing(space)
     if known is not None and target.durable:
         known.set_durable(True)
@@ -183,7 +183,7 @@ def _ingest(
     with history(target.folder, known, command, counts, durable=durable) as told:
         sieve = Sieve(known, options.refusals(counts, refused), target.on_conflict)
         if options.observer is not None:
-            options.observer(live)
+            options.observer(job)
 
         def open_table() -> Table:
             name, db = target.table, target.db
@@ -193,7 +193,7 @@ def _ingest(
             return opened
 
         committing = partial(Committer, open_table, sieve, told)
-        table = _embedded(source.coming(live, stop), sieve, loop, committing)
+        table = _embedded(source.coming(job, stop), sieve, loop, committing)
         if table is not None:
             if not stop.cut_short:
                 told.notes += _indexed(table, target.memory)

@@ -53,9 +53,9 @@ class JobLoop:
     """
 
     def __init__(
-        self, use: PoolUse, stop: Stop, live: RunningJob, *, startup_seconds: float = 0.0
+        self, use: PoolUse, stop: Stop, job: RunningJob, *, startup_seconds: float = 0.0
     ) -> None:
-        self._use, self.stop, self.live = use, stop, live
+        self._use, self.stop, self.job = use, stop, job
         self._before = use.pool.work
         self.startup_seconds = startup_seconds
 
@@ -67,12 +67,12 @@ class JobLoop:
     @property
     def workers(self) -> int:
         """How many workers there are; 0 before they start."""
-        return self._use.pool.workers if self.live.pool is not None else 0
+        return self._use.pool.workers if self.job.pool is not None else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the pool has less of than was asked for."""
-        return self._use.notes if self.live.pool is not None else ()
+        return self._use.notes if self.job.pool is not None else ()
 
     def setting(self, refused: RejectFile, notes: Iterable[str] = ()) -> Setting:
         """Return how the job was run, for its report."""
@@ -105,12 +105,12 @@ class JobLoop:
         if first is None or self.stop.acknowledge():
             return
         self.startup_seconds += _start(self._use)
-        pool = self.live.pool = self._use.pool
+        pool = self.job.pool = self._use.pool
         reuse = Reuse(pool.dim)
         planned = self._planned(chain([first], parts), pool, reuse)
         del first
         for (part, shared), embedded in pool.stream(planned, texts=_texts_to_embed):
-            self.live.counts.add(reused=shared.reused)
+            self.job.counts.add(reused=shared.reused)
             # In the order of the plans, which the stream keeps: a row may need an earlier vector.
             take(part, reuse.settle(shared, embedded))
             # Not held while the next one is waited for; it may be megabytes.

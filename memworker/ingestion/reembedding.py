@@ -125,12 +125,12 @@ def reembed(
             staged.discard(folder)
         waiting = Staged.open(folder, name, space)
         try:
-            live, stop = RunningJob(Counts(), ReadProgress()), stop or Stop()
+            job, stop = RunningJob(Counts(), ReadProgress()), stop or Stop()
             if observer is not None:
-                observer(live)
-            loop = JobLoop(use, stop, live, startup_seconds=prepared_s)
-            job = _Job(before, waiting, loop, use.pool.max_text_bytes)
-            return _job_report(job, job.run())
+                observer(job)
+            loop = JobLoop(use, stop, job, startup_seconds=prepared_s)
+            filler = _Filler(before, waiting, loop, use.pool.max_text_bytes)
+            return _run_report(filler, filler.run())
         finally:
             waiting.close()
 
@@ -154,7 +154,7 @@ class _TextPart:
 
 
 @dataclass(slots=True)
-class _Job:
+class _Filler:
     """One run: fill what is missing, then once more with the lock held, and switch."""
 
     before: Table
@@ -202,10 +202,10 @@ class _Job:
         self._refuse_failed()
 
     def _parts(self, table: Reembedding) -> Iterator[_TextPart]:
-        self.loop.live.counts.read = self.loop.live.counts.duplicates = 0
+        self.loop.job.counts.read = self.loop.job.counts.duplicates = 0
         for found in table.missing():
             fresh = len(found.texts)
-            self.loop.live.counts.add(read=found.rows, duplicates=found.rows - fresh)
+            self.loop.job.counts.add(read=found.rows, duplicates=found.rows - fresh)
             lengths = np.asarray(pc.binary_length(found.texts))
             fits = lengths <= self.max_text_bytes
             for row in np.flatnonzero(~fits):
@@ -223,7 +223,7 @@ class _Job:
         good = np.ones(len(part.ids), np.bool_)
         good[list(reasons)] = False
         self.staged.add(part.digests[good], outcome.vectors[good])
-        self.loop.live.counts.add(written=int(good.sum()))
+        self.loop.job.counts.add(written=int(good.sum()))
         reach("reembed_after_batch")
 
     def _refuse_failed(self) -> None:
@@ -270,25 +270,25 @@ def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
     return _report(table, table.space, version, rows=rows, notes=tuple(notes))
 
 
-def _job_report(job: _Job, version: int | None) -> ReembedReport:
-    work = job.loop.work
+def _run_report(filler: _Filler, version: int | None) -> ReembedReport:
+    work = filler.loop.work
     return _report(
-        job.before,
-        job.staged.space,
+        filler.before,
+        filler.staged.space,
         version,
-        rows=job.before.count() if version is None else job.loop.live.counts.read,
+        rows=filler.before.count() if version is None else filler.loop.job.counts.read,
         embedded=work.texts - work.failed,
-        filled_before=job.filled_before,
+        filled_before=filler.filled_before,
         switched=version is not None,
         interrupted=version is None,
-        workers=job.loop.workers,
-        startup_seconds=round(job.loop.startup_seconds, 4),
+        workers=filler.loop.workers,
+        startup_seconds=round(filler.loop.startup_seconds, 4),
         seconds=round(work.seconds, 4),
-        switch_seconds=round(job.switch_seconds, 4),
+        switch_seconds=round(filler.switch_seconds, 4),
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,
         tokens=work.real_tokens,
         tokens_per_second=round(work.real_tokens / work.seconds, 1) if work.seconds else 0.0,
-        notes=(*job.loop.notes, *job.notes),
+        notes=(*filler.loop.notes, *filler.notes),
     )
 
 

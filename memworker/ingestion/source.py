@@ -108,14 +108,14 @@ class Input:
 
         return RejectFile(output.path, is_read)
 
-    def coming(self, live: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
+    def coming(self, job: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
         """Give the chunks, their reading timed and, where it may be, ahead of their use."""
-        timed = timed_reads(self.chunks, live.counts)
+        timed = timed_reads(self.chunks, job.counts)
         return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
 
 
 def open_input(
-    given: Records, options: JobOptions, live: RunningJob, outputs: Sequence[Output] = ()
+    given: Records, options: JobOptions, job: RunningJob, outputs: Sequence[Output] = ()
 ) -> Input:
     """Open paths or Python records, whichever `given` holds, and look at the first chunk.
 
@@ -148,7 +148,7 @@ def open_input(
         there.sources,
         read_options(fields, max_text_bytes=options.max_text_bytes, allow_empty=empty),
         limit=limit,
-        progress=live.progress,
+        progress=job.progress,
     )
     names, sources = tuple(map(named, paths)), tuple(there.sources)
     return Input(_not_empty(chunks), names, sources, read_ahead=True, left_out=there.left_out)

@@ -89,7 +89,7 @@ class Update:
         return ()
 
     def apply(self, overlay: Overlay) -> Row:
-        old = overlay.live(self.id)
+        old = overlay.visible(self.id)
         new = replace(
             old,
             text=self.draft.text,
@@ -113,12 +113,12 @@ class Delete:
         return ()
 
     def apply(self, overlay: Overlay) -> None:
-        overlay.retire(overlay.live(self.id))
+        overlay.retire(overlay.visible(self.id))
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Delete the live rows that meet a filter, or erase all rows that do; committed alone."""
+    """Delete the visible rows that meet a filter, or erase all rows that do; committed alone."""
 
     where: Mapping[str, Any]
     erase: bool
@@ -153,20 +153,20 @@ class Overlay:
         self.inserted: dict[str, Row] = {}
         self.replaced: dict[str, Row] = {}
         self._now = datetime.now(UTC)
-        self._live: dict[str, Row] = {}
+        self._visible: dict[str, Row] = {}
         self._by_key: dict[str, set[str]] = {}
         for row in found:
             self._enter(row)
 
-    def live(self, memory_id: str) -> Row:
-        """Return the memory of this id. Raises MemoryNotFound."""
-        if memory_id not in self._live:
+    def visible(self, memory_id: str) -> Row:
+        """Return the visible memory of this id. Raises MemoryNotFound."""
+        if memory_id not in self._visible:
             raise not_found_error(memory_id)
-        return self._live[memory_id]
+        return self._visible[memory_id]
 
     def with_key(self, key: str) -> Row | None:
         """Return the oldest memory of this scope and text, if there is one."""
-        rows = (self._live[row_id] for row_id in self._by_key.get(key, ()))
+        rows = (self._visible[row_id] for row_id in self._by_key.get(key, ()))
         return min(rows, key=lambda row: (row.created_at, row.id), default=None)
 
     def add(self, draft: Draft, vector: Vector, key: str, scope: Scope) -> Row:
@@ -207,12 +207,12 @@ class Overlay:
         return row
 
     def _enter(self, row: Row) -> Row:
-        self._live[row.id] = row
+        self._visible[row.id] = row
         self._by_key.setdefault(row.key, set()).add(row.id)
         return row
 
     def _leave(self, row: Row) -> None:
-        del self._live[row.id]
+        del self._visible[row.id]
         self._by_key[row.key].discard(row.id)
 
 

@@ -66,7 +66,7 @@ def _newest(where: Mapping[str, Any], limit: int, at: Snapshot) -> pa.Table:
 
 
 def count(table: Table, filters: Mapping[str, Any] | None) -> int:
-    """Return how many live memories meet the filters."""
+    """Return how many visible memories meet the filters."""
     return table.count(filters, visible_only=True)
 
 
