@@ -221,6 +221,8 @@ def test_what_was_cleared_away_stays_away():
     counts = dict(re.findall(r"^(.+?): (\d+)", counted, re.MULTILINE))
     assert int(counts["isinstance tests on engines"]) == 0
     assert int(counts["class names defined more than once"]) == 0
+    # What two loaders of a model are: its files and its costs.
+    assert int(counts["passages of 5 lines that stand twice"]) <= 1
     # Adapters, which get no model ready before they are used; a server that answers meanwhile;
     # tools that try again after a failure.
     assert int(counts["modules that open a pool later by themselves"]) <= 3

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from memworker.ingestion.records import SCOPE_COLUMNS, scopes_of
-from memworker.store import Held, Table, difference
+from memworker.store import HeldRow, Table, difference
 
 # How other programs call what this one calls `id`, without underscores and in lower case.
 _ALIKE = {"id", "uuid", "guid", "key", "uid", "docid", "documentid", "messageid", "memoryid"}
@@ -48,7 +48,7 @@ def _like_an_id(metadata: str | None) -> str:
     return next((name for name in names if name.replace("_", "").lower() in _ALIKE), "")
 
 
-def _reason(row_id: str, mine: Held, other: Held, *, from_text: bool) -> str:
+def _reason(row_id: str, mine: HeldRow, other: HeldRow, *, from_text: bool) -> str:
     told = difference(mine, other)
     if not from_text:
         return f"id {row_id!r} is already there {told}"
@@ -59,7 +59,7 @@ def _reason(row_id: str, mine: Held, other: Held, *, from_text: bool) -> str:
     )
 
 
-def _held(rows: pa.RecordBatch, row: int) -> Held:
+def _held(rows: pa.RecordBatch, row: int) -> HeldRow:
     scopes: dict[str, Any] = scopes_of(rows)
     scope = tuple(scopes[n][row].as_py() if n in scopes else "" for n in SCOPE_COLUMNS)
-    return Held(rows["key"][row].as_py(), scope, rows["metadata"][row].as_py())
+    return HeldRow(rows["key"][row].as_py(), scope, rows["metadata"][row].as_py())

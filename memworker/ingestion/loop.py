@@ -15,7 +15,7 @@ from memworker.errors import PoolClosed
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, Setting
-from memworker.ingestion.reuse import Reuse, Shared, WindowVectors
+from memworker.ingestion.reuse import Reuse, ReusePlan, WindowVectors
 from memworker.ingestion.stop import Stop, closed_after_grace
 from memworker.pool import EmbeddingPool, PoolUse, WorkTotals, machine, peak_flops
 
@@ -109,16 +109,16 @@ class JobLoop:
         reuse = Reuse(pool.dim)
         planned = self._planned(chain([first], parts), pool, reuse)
         del first
-        for (part, shared), embedded in pool.stream(planned, texts=_texts_to_embed):
-            self.job.counts.add(reused=shared.reused)
+        for (part, plan), embedded in pool.stream(planned, texts=_texts_to_embed):
+            self.job.counts.add(reused=plan.reused)
             # In the order of the plans, which the stream keeps: a row may need an earlier vector.
-            take(part, reuse.settle(shared, embedded))
+            take(part, reuse.settle(plan, embedded))
             # Not held while the next one is waited for; it may be megabytes.
-            del part, shared, embedded
+            del part, plan, embedded
 
     def _planned(
         self, parts: Iterator[P], pool: EmbeddingPool, reuse: Reuse
-    ) -> Iterator[tuple[P, Shared]]:
+    ) -> Iterator[tuple[P, ReusePlan]]:
         for whole in parts:
             for part in whole.cut(pool.window_ends(whole.texts)):
                 if self.stop.acknowledge():
@@ -126,7 +126,7 @@ class JobLoop:
                 yield part, reuse.plan(part.texts, part.text_keys)
 
 
-def _texts_to_embed(part: tuple[Any, Shared]) -> pa.Array:
+def _texts_to_embed(part: tuple[Any, ReusePlan]) -> pa.Array:
     return part[1].texts
 
 

@@ -28,7 +28,7 @@ Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class ReusePlan:
     """Which rows of a window are embedded, and where each row finds its vector.
 
     `texts` (Arrow string[m]) are those to embed; they are numbered from `first`
@@ -68,19 +68,19 @@ class Reuse:
         self._settled: deque[tuple[int, Embedded]] = deque()
         self._next = 0
 
-    def plan(self, texts: pa.Array, keys: pa.Array | None) -> Shared:
+    def plan(self, texts: pa.Array, keys: pa.Array | None) -> ReusePlan:
         """Choose what is embedded of `texts`; equal `keys` (string[n]) mean equal texts.
 
         Without keys, each text is embedded, and none is remembered.
         """
         if keys is None:
-            return Shared(texts, None, None)
+            return ReusePlan(texts, None, None)
         encoded = keys.dictionary_encode()
         distinct, first = encoded.dictionary.to_pylist(), self._next
         known = list(map(self._numbers.get, distinct))
         if len(distinct) == len(keys) and known.count(None) == len(keys):
             self._remember(distinct)
-            return Shared(texts, first, None)
+            return ReusePlan(texts, first, None)
         fresh = np.array([number is None for number in known], np.bool_)
         numbers = np.array([-1 if number is None else number for number in known], np.int64)
         numbers[fresh] = np.arange(first, first + int(fresh.sum()))
@@ -89,19 +89,19 @@ class Reuse:
         # Backwards, so that of equal texts the first one's row stays.
         rows[places[::-1]] = np.arange(len(places) - 1, -1, -1)
         self._remember([key for key, new in zip(distinct, fresh, strict=True) if new])
-        return Shared(texts.take(pa.array(rows[fresh])), first, numbers[places])
+        return ReusePlan(texts.take(pa.array(rows[fresh])), first, numbers[places])
 
-    def settle(self, shared: Shared, embedded: Embedded) -> WindowVectors:
+    def settle(self, plan: ReusePlan, embedded: Embedded) -> WindowVectors:
         """Give every row its vector; must be called in the order of the plans."""
-        if shared.first is None:
+        if plan.first is None:
             return WindowVectors(embedded.vectors, embedded.failures)
-        self._settled.append((shared.first, embedded))
-        if shared.sources is None:
+        self._settled.append((plan.first, embedded))
+        if plan.sources is None:
             outcome = WindowVectors(embedded.vectors, embedded.failures)
         else:
-            outcome = self._gather(shared.sources, embedded)
+            outcome = self._gather(plan.sources, embedded)
         # Whatever is planned from here on begins behind this window.
-        end = shared.first + len(embedded.vectors)
+        end = plan.first + len(embedded.vectors)
         while self._settled and end - self._settled[0][0] > self.capacity:
             self._settled.popleft()
         return outcome

@@ -1,6 +1,6 @@
 from . import journal as journal, staged as staged
 from .change import Change as Change, Edit as Edit
-from .claims import Held as Held, difference as difference
+from .claims import HeldRow as HeldRow, difference as difference
 from .commit import OnConflict as OnConflict
 from .disk import disk_errors as disk_errors
 from .filters import parse_where as parse_where, scalar as scalar

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from memworker.failpoints import reach
 from memworker.store import commit, read
-from memworker.store.claims import Claims, Held, claims_of, held
+from memworker.store.claims import Claims, HeldRow, claims_of, held
 from memworker.store.commit import Appended, OnConflict, Plan
 from memworker.store.filters import id_in
 from memworker.store.keys import string_array
@@ -142,7 +142,7 @@ class Appender:
         came = partial(self._writes.gone, where)
         self._writes.commit(doing, delete, came, seen=int(self._handle.version))
 
-    def _held(self, ids: list[str]) -> dict[str, Held]:
+    def _held(self, ids: list[str]) -> dict[str, HeldRow]:
         return held(self._handle, ids)
 
 

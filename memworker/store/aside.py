@@ -38,7 +38,7 @@ _AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptRows:
     """The files with the rows kept (None: no row could be read), and the ids that could be read."""
 
     sound: Path | None
@@ -46,7 +46,7 @@ class Kept:
     ids: tuple[str, ...]
 
 
-def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: int) -> Kept:
+def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: int) -> KeptRows:
     """Write what can be read of damaged rows below `folder`, and force it to the disk."""
     # Of a file that is missing or cut off there is nothing to be read.
     gone = [damage for damage in damages if damage.kind is DamageKind.FILE]
@@ -66,7 +66,7 @@ def keep(handle: LanceTable, damages: Sequence[Damage], folder: Path, version: i
             sync_path(path)
     sync_path(aside)
     sync_path(folder)
-    return Kept(writer.sound, writer.unsure, tuple(writer.ids))
+    return KeptRows(writer.sound, writer.unsure, tuple(writer.ids))
 
 
 class _AsideWriter(ExitStack):

@@ -19,7 +19,7 @@ _SHOWN_FIELDS = 5
 _COLUMNS = ("id", "dedup_key", *SCOPES, "metadata")
 
 
-class Held(NamedTuple):
+class HeldRow(NamedTuple):
     """What a table, or another row, holds under an id; `metadata` is a JSON object or None."""
 
     key: str
@@ -42,7 +42,7 @@ class Claims:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: Iterable[int]) -> list[tuple[str, Held]]:
+    def take(self, rows: Iterable[int]) -> list[tuple[str, HeldRow]]:
         """Give some rows, with their ids."""
         picked = pa.array(rows, pa.int64())
         count = len(picked)
@@ -50,16 +50,16 @@ class Claims:
         metadata = [None] * count if self.metadata is None else _picked(self.metadata, picked)
         keys = self.keys.take(picked).to_pylist()
         scope = zip(*scopes, strict=True)
-        held = map(Held, keys, scope, metadata)
+        held = map(HeldRow, keys, scope, metadata)
         return list(zip(self.ids.take(picked).to_pylist(), held, strict=True))
 
-    def differs(self, mine: Held, theirs: Held) -> bool:
+    def differs(self, mine: HeldRow, theirs: HeldRow) -> bool:
         """Tell whether two rows of one id and one scope differ in what is to be compared."""
         if mine.key != theirs.key:
             return True
         return self.metadata is not None and not same_metadata(mine.metadata, theirs.metadata)
 
-    def elsewhere(self, mine: Held, theirs: Held) -> bool:
+    def elsewhere(self, mine: HeldRow, theirs: HeldRow) -> bool:
         """Tell whether two rows of one id are of different scopes."""
         return self.scopes is not None and mine.scope != theirs.scope
 
@@ -69,11 +69,11 @@ def claims_of(batch: pa.Table, ids: pa.Array, keys: pa.Array) -> Claims:
     return Claims(ids, keys, {name: batch[name] for name in SCOPES}, batch["metadata"])
 
 
-def held(handle: LanceTable, ids: list[str]) -> dict[str, Held]:
+def held(handle: LanceTable, ids: list[str]) -> dict[str, HeldRow]:
     """Look up what a table holds under some ids."""
     found = read.find(handle, "id", ids, columns=_COLUMNS).to_pydict()
     scopes = zip(*(found[name] for name in SCOPES), strict=True)
-    facts = map(Held, found["dedup_key"], scopes, found["metadata"])
+    facts = map(HeldRow, found["dedup_key"], scopes, found["metadata"])
     return dict(zip(found["id"], facts, strict=True))
 
 
@@ -82,7 +82,7 @@ def same_metadata(one: str | None, other: str | None) -> bool:
     return one == other or _canonical(one) == _canonical(other)
 
 
-def difference(mine: Held, theirs: Held) -> str:
+def difference(mine: HeldRow, theirs: HeldRow) -> str:
     """Say in what a row differs from that which is there, in some words to go after its id."""
     if mine.scope != theirs.scope:
         pairs = zip(SCOPES, mine.scope, theirs.scope, strict=True)

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.store.claims import Claims, Held, claims_of
+from memworker.store.claims import Claims, HeldRow, claims_of
 from memworker.store.keys import Hashes, string_array
 from memworker.store.known import IdStatus, KnownIds, Statuses
 
 Indices = npt.NDArray[np.int64]
-LookUp = Callable[[list[str]], dict[str, Held]]
+LookUp = Callable[[list[str]], dict[str, HeldRow]]
 
 
 class OnConflict(StrEnum):
@@ -125,7 +125,7 @@ def _settle_repeated(
 ) -> None:
     found = list(zip(rows.tolist(), claims.take(rows), strict=True))
     found = _of_one_scope(statuses, standing, found, claims)
-    stands: dict[str, tuple[int, Held]] = {}
+    stands: dict[str, tuple[int, HeldRow]] = {}
     for row, (row_id, mine) in reversed(found) if last else found:
         if row_id not in stands:
             stands[row_id] = (row, mine)
@@ -141,11 +141,11 @@ def _settle_repeated(
 def _of_one_scope(
     statuses: Statuses,
     standing: npt.NDArray[np.bool_],
-    found: list[tuple[int, tuple[str, Held]]],
+    found: list[tuple[int, tuple[str, HeldRow]]],
     claims: Claims,
-) -> list[tuple[int, tuple[str, Held]]]:
+) -> list[tuple[int, tuple[str, HeldRow]]]:
     """Give the rows whose id is not that of an earlier row, or of the table's, in another scope."""
-    owners: dict[str, Held] = {}
+    owners: dict[str, HeldRow] = {}
     kept = []
     for row, (row_id, mine) in found:
         owner = owners.setdefault(row_id, mine) if statuses[row] != IdStatus.ELSEWHERE else None

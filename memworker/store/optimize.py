@@ -39,7 +39,7 @@ class StepOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Did:
+class StepReport:
     """One step: what it is, for which column if for one, and what became of it."""
 
     step: str
@@ -68,11 +68,11 @@ class Did:
 class Optimized:
     """What optimising did, step by step, and what it deleted of older versions."""
 
-    steps: tuple[Did, ...]
+    steps: tuple[StepReport, ...]
     cleaned: Cleaned
 
     @property
-    def failed(self) -> tuple[Did, ...]:
+    def failed(self) -> tuple[StepReport, ...]:
         """The steps that failed."""
         return tuple(did for did in self.steps if did.outcome is StepOutcome.FAILED)
 
@@ -126,7 +126,7 @@ class Optimizing:
 
     writes: Writes
     keep: timedelta
-    steps: list[Did] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
     cleaned: Cleaned = Cleaned()
     safe: bool = True
 
@@ -156,7 +156,7 @@ class Optimizing:
         except StoreError as error:
             outcome, what = StepOutcome.FAILED, str(error)
             self.safe = self.safe and not is_damage(error)
-        self.steps.append(Did(step, column, outcome, what, time.monotonic() - began))
+        self.steps.append(StepReport(step, column, outcome, what, time.monotonic() - began))
         return result
 
     def _compact(self) -> tuple[StepOutcome, str, list[str]]:

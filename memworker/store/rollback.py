@@ -22,7 +22,7 @@ from memworker.store.schema import read_field_metadata
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class RolledBack:
     """The newest version now; `damaged` were set aside, `copied` was put back from its copy."""
 
     version: int
@@ -31,7 +31,7 @@ class Back:
     copied: int | None
 
 
-def roll_back(db: Path, name: str, state: Path, suspects: list[int]) -> Back:
+def roll_back(db: Path, name: str, state: Path, suspects: list[int]) -> RolledBack:
     """Make the newest version one that can be opened.
 
     `suspects` are newest versions that are damaged or gone, though the table may open: these
@@ -46,7 +46,7 @@ def roll_back(db: Path, name: str, state: Path, suspects: list[int]) -> Back:
         try:
             identity = _identity(db, name)
             forget_hint(table)
-            return Back(newest, identity, tuple(version for version, _, _ in moved), copied)
+            return RolledBack(newest, identity, tuple(version for version, _, _ in moved), copied)
         except StoreError as error:
             if len(there) == 1:
                 _put_back(moved)

@@ -16,7 +16,7 @@ from memworker.paths import PathGiven
 from memworker.store import lock, read, spill
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
-from memworker.store.claims import Claims, Held, held
+from memworker.store.claims import Claims, HeldRow, held
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
 from memworker.store.handle import Handle
@@ -164,7 +164,7 @@ class Table:
         self.at_one_version(self._queries.must_have_the_same_vectors)
         return statuses
 
-    def held(self, ids: Sequence[str]) -> dict[str, Held]:
+    def held(self, ids: Sequence[str]) -> dict[str, HeldRow]:
         """Return what the newest version holds under some ids: keys, scopes, metadata."""
         with lance_errors(f"reading table {self.name!r}"):
             return self._readers.ask(lambda: held(self._handle, list(ids)))

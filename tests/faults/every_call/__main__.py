@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from tests.faults.every_call.cases import ANY, Case, News, Placed
+from tests.faults.every_call.cases import ANY, Case, Novelty, Placed
 from tests.faults.every_call.driver import Driver, Result, workshop
 from tests.faults.every_call.progress import Progress
 from tests.faults.every_call.scenarios import SCENARIOS
@@ -77,9 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 def _cases(lane: Driver, scenarios: list[str], seed: int) -> list[Placed]:
     """Return all cases of the scenarios, the most telling ones first."""
     cases: list[Placed] = []
-    news, mixed = News(), random.Random(seed)
+    novelty, mixed = Novelty(), random.Random(seed)
     for name in scenarios:
-        cases += news.placed(name, lane.count(name), mixed)
+        cases += novelty.placed(name, lane.count(name), mixed)
     return sorted(cases, key=lambda placed: placed[0])
 
 
@@ -159,7 +159,7 @@ def _figures(cases: list[Placed], results: list[Result]) -> Iterator[dict[str, o
         theirs = [(at, case) for at, case in cases if scenario in ("all", case.scenario)]
         ours = [result for result in results if scenario in ("all", result.case.scenario)]
         run = {result.case.name for result in ours}
-        news = [case.name for (rank, *_), case in theirs if rank == 0]
+        novel = [case.name for (rank, *_), case in theirs if rank == 0]
         ends = Counter(r.status for r in ours if r.acted)
         yield {
             "scenario": scenario,
@@ -167,8 +167,8 @@ def _figures(cases: list[Placed], results: list[Result]) -> Iterator[dict[str, o
             "reached": len(_calls(result.case for result in ours if result.acted)),
             "cases": len(theirs),
             "run": len(ours),
-            "of calls like none before": len(news),
-            "of these run": sum(name in run for name in news),
+            "of calls like none before": len(novel),
+            "of these run": sum(name in run for name in novel),
             "not reached": sum(not r.acted for r in ours),
             "acknowledged": ends[0] + ends[3],
             "refused": ends[1],

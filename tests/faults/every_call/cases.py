@@ -116,7 +116,7 @@ Placed = tuple[tuple[int, int, float], Case]
 """A case, and before it what it is sorted by: its rank, how special its mode is, and chance."""
 
 
-class News:
+class Novelty:
     """Says which calls are like none before, so that they are failed first."""
 
     def __init__(self) -> None:
