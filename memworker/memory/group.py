@@ -255,7 +255,9 @@ def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
     good = [row for row in range(len(batch.drafts)) if row not in failed]
     drafts = [batch.drafts[row] for row in good]
     vectors = [embedded.vectors[row] for row in good]
-    flaws = {batch.places[row]: _failed(why, batch.places[row]) for row, why in failed.items()}
+    flaws = {
+        batch.places[row]: _failed_error(why, batch.places[row]) for row, why in failed.items()
+    }
     places = [batch.places[row] for row in good]
     left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
     keys = keys_of(drafts, batch.scope)
@@ -265,7 +267,7 @@ def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
 def one_vector(embedded: Embedded) -> Vector:
     """Return float32[dim] of one embedded memory. Raises TextFailed."""
     for reason in embedded.unstorable().values():
-        raise _failed(reason, 0)
+        raise _failed_error(reason, 0)
     vector: Vector = embedded.vectors[0]
     return vector
 
@@ -292,7 +294,7 @@ def _outcome(deed: Callable[[], OperationResult]) -> OperationResult | Memworker
         return error
 
 
-def _failed(reason: str, place: int) -> TextFailed:
+def _failed_error(reason: str, place: int) -> TextFailed:
     return TextFailed(f"the text could not be embedded: {reason}", place)
 
 

@@ -36,7 +36,7 @@ def find(name: PathGiven, cache: ModelCache) -> ModelEntry:
     everything = entries(cache)
     if (entry := _named(name, everything)) is not None:
         return entry
-    raise _unknown(name, [known for entry in everything for known in entry.names])
+    raise _unknown_error(name, [known for entry in everything for known in entry.names])
 
 
 def entries(cache: ModelCache) -> list[ModelEntry]:
@@ -54,7 +54,7 @@ def _named(name: str, among: Sequence[ModelEntry]) -> ModelEntry | None:
     return full[0] if full else short[0] if len(short) == 1 else None
 
 
-def _unknown(name: str, known: list[str]) -> UnknownModel:
+def _unknown_error(name: str, known: list[str]) -> UnknownModel:
     by_lower = {full.lower(): full for full in known}
     by_lower |= {full.rpartition("/")[2].lower(): full for full in known}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.5)

@@ -50,13 +50,13 @@ class Embedded:
     @property
     def first_failure(self) -> TextFailed | None:
         """What to raise for the first row that failed, if one did."""
-        return self._failure_of(min(self.failures)) if self.failures else None
+        return self._error_of(min(self.failures)) if self.failures else None
 
     def raise_first(self) -> None:
         """Raise TextFailed for the first row that failed, if one did."""
         if self.failures:
             # No name for it here: its traceback would hold this frame, and so the vectors.
-            raise self._failure_of(min(self.failures))
+            raise self._error_of(min(self.failures))
 
     def unstorable(self) -> dict[int, str]:
         """Give the rows without a vector that a search could find, each with its reason.
@@ -66,7 +66,7 @@ class Embedded:
         """
         return unstorable(self.vectors, self.failures)
 
-    def _failure_of(self, row: int) -> TextFailed:
+    def _error_of(self, row: int) -> TextFailed:
         return TextFailed(f"texts[{row}] could not be embedded: {self.failures[row]}", row)
 
 

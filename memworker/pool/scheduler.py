@@ -169,10 +169,10 @@ class Scheduler:
             # Any exception, a signal handler's too: else the turn would never be taken.
             entry.admission.give_up(ticket)
             if isinstance(error, TimeoutError) and wait_s is not None:
-                raise self._busy(entry) from None
+                raise self._busy_error(entry) from None
             raise
 
-    def _busy(self, entry: QueueEntry) -> PoolBusy:
+    def _busy_error(self, entry: QueueEntry) -> PoolBusy:
         work, admission = self.meter.work, entry.admission
         worked_s = (work.tokenize_s + work.encode_s) / self.workers
         tokens_per_s = work.real_tokens / worked_s if worked_s else 0.0

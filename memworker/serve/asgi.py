@@ -24,7 +24,7 @@ async def read_body(scope: AsgiScope, receive: Receive, most: int) -> bytes:
     """Read a body of at most so many bytes; Refusal 413 as soon as it is larger."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > most:
-            raise _too_large(most)
+            raise _too_large_error(most)
     message = await receive()
     body = _part(message)
     if len(body) <= most and not message.get("more_body"):
@@ -35,7 +35,7 @@ async def read_body(scope: AsgiScope, receive: Receive, most: int) -> bytes:
             return bytes(whole)
         message = await receive()
         whole += _part(message)
-    raise _too_large(most)
+    raise _too_large_error(most)
 
 
 async def disconnected(receive: Receive) -> None:
@@ -67,5 +67,5 @@ def _part(message: Message) -> bytes:
     return part
 
 
-def _too_large(most: int) -> Refusal:
+def _too_large_error(most: int) -> Refusal:
     return Refusal(413, f"The body is over the {most:,} bytes that are taken.", code="too_large")

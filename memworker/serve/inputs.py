@@ -51,7 +51,7 @@ class Inputs:
                 code="max_tokens_per_request",
             )
 
-    def too_large(self, most: int) -> Refusal:
+    def too_large_error(self, most: int) -> Refusal:
         """Give the refusal for the largest input, of which the pool said that it is too large."""
         if self.token_rows:
             row = max(range(len(self.token_rows)), key=lambda row: len(self.token_rows[row]))
@@ -72,7 +72,7 @@ class Inputs:
         The latter unless it may be truncated.
         """
         if embedded.failures:
-            raise self._failure(embedded)
+            raise self._failed_error(embedded)
         if not self.truncate and embedded.truncated.any():
             row = int(embedded.truncated.argmax())
             raise Refusal(
@@ -83,7 +83,7 @@ class Inputs:
                 code="context_length_exceeded",
             )
 
-    def _failure(self, embedded: Embedded) -> Refusal:
+    def _failed_error(self, embedded: Embedded) -> Refusal:
         row = min(embedded.failures)
         reason = embedded.failures[row]
         # Of bare token ids the vocabulary is the one thing that a caller can get wrong.
@@ -152,7 +152,7 @@ def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[s
                 code="invalid_type",
             )
         if not item:
-            raise _empty(f"{param}[{position}] is an empty string", param)
+            raise _empty_error(f"{param}[{position}] is an empty string", param)
         texts.append(item)
     return texts
 
@@ -162,7 +162,7 @@ def _token_rows(given: object, options: ServeOptions) -> list[list[int]]:
     _check_count(len(given), "input", options)
     for position, row in enumerate(given):
         if not row:
-            raise _empty(f"input[{position}] is an empty list of tokens", "input")
+            raise _empty_error(f"input[{position}] is an empty list of tokens", "input")
         if min(row) < 0 or max(row) > _HIGHEST_TOKEN:
             raise Refusal(
                 400,
@@ -175,7 +175,7 @@ def _token_rows(given: object, options: ServeOptions) -> list[list[int]]:
 
 def _check_count(count: int, param: str, options: ServeOptions) -> None:
     if not count:
-        raise _empty(f"{param} is an empty list", param)
+        raise _empty_error(f"{param} is an empty list", param)
     if count > options.max_inputs:
         raise Refusal(
             400,
@@ -185,5 +185,5 @@ def _check_count(count: int, param: str, options: ServeOptions) -> None:
         )
 
 
-def _empty(what: str, param: str) -> Refusal:
+def _empty_error(what: str, param: str) -> Refusal:
     return Refusal(400, f"{what}; there is nothing to embed.", param=param, code="empty_input")

@@ -81,14 +81,14 @@ def starting_error() -> Refusal:
     return Refusal(503, "The model is still being loaded.", code="starting", headers=retry_after(2))
 
 
-def draining() -> Refusal:
+def draining_error() -> Refusal:
     """Refuse because the server is shutting down."""
     return Refusal(
         503, "The server is shutting down.", code="shutting_down", headers=retry_after(2)
     )
 
 
-def no_worker(retry_after_s: float) -> Refusal:
+def no_worker_error(retry_after_s: float) -> Refusal:
     """Refuse because no worker process can be had at the moment."""
     return Refusal(
         503,
@@ -113,8 +113,8 @@ def translated() -> Iterator[None]:
     except (TextTooLarge, TextFailed, UsageError) as error:
         raise Refusal(400, str(error), param="input", code="invalid_input") from error
     except PoolUnavailable as error:
-        raise no_worker(error.retry_after_s) from error
+        raise no_worker_error(error.retry_after_s) from error
     except PoolClosed as error:
-        raise draining() from error
+        raise draining_error() from error
     except MemworkerError as error:
         raise Refusal(500, str(error), code="pool_failed") from error

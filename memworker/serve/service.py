@@ -81,7 +81,7 @@ class Service:
     def pool(self) -> EmbeddingPool:
         """The pool; Refusal 503 before it is ready and when the server ends."""
         if self.state in (State.DRAINING, State.FAILED):
-            raise refusals.draining()
+            raise refusals.draining_error()
         if self._pool is None:
             raise refusals.starting_error()
         return self._pool
@@ -248,7 +248,7 @@ class Service:
                 return pool.submit_tokens(inputs.token_rows, wait_s=0)
             return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
         except TextTooLarge as error:
-            raise inputs.too_large(pool.max_text_bytes) from error
+            raise inputs.too_large_error(pool.max_text_bytes) from error
 
 
 async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Embedded:

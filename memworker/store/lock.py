@@ -64,7 +64,7 @@ def hold(
     try:
         lock.acquire(timeout_s)
     except Busy as busy:
-        raise _locked(folder, purpose, timeout_s, busy.holder) from None
+        raise _locked_error(folder, purpose, timeout_s, busy.holder) from None
     except OSError as error:
         raise StoreUnwritable(_unwritable(folder, error)) from error
     with lock:
@@ -140,7 +140,9 @@ def _ensure_table_writable(folder: Path) -> None:
             )
 
 
-def _locked(folder: Path, purpose: str, timeout_s: float, holder: Process | None) -> TableLocked:
+def _locked_error(
+    folder: Path, purpose: str, timeout_s: float, holder: Process | None
+) -> TableLocked:
     who, pid = (str(holder), holder.pid) if holder else ("another process", None)
     if purpose in _DOING:
         doing = _DOING[purpose].format(folder.name)

@@ -196,7 +196,7 @@ class Writes:
             except MemworkerError:
                 raise
             except Stalled as stalled:
-                raise _unknown(doing, stalled) from stalled
+                raise _unknown_error(doing, stalled) from stalled
             except Exception as error:
                 forget_frames(error)
                 landed = self._came(doing, came, seen, error)
@@ -214,7 +214,7 @@ class Writes:
             # It may write again.
             return self.table.run(partial(came, seen)) if newest != seen else None
         except Stalled as stalled:
-            raise _unknown(doing, stalled) from stalled
+            raise _unknown_error(doing, stalled) from stalled
         except Exception as error:
             raise StoreError(
                 f"{explain(doing, why)}; and whether it was committed cannot be told, for the"
@@ -230,7 +230,7 @@ class Writes:
                 self._do(work)
                 return
             except Stalled as stalled:
-                raise _unknown(doing, stalled) from stalled
+                raise _unknown_error(doing, stalled) from stalled
             except Exception as error:
                 forget_frames(error)
                 if not is_commit_conflict(error):
@@ -266,7 +266,7 @@ class Writes:
         return None
 
 
-def _unknown(doing: str, stalled: Stalled) -> StoreError:
+def _unknown_error(doing: str, stalled: Stalled) -> StoreError:
     return StillWriting(
         f"{doing}: LanceDB does not come back, {stalled}. Whether it was committed is not"
         " known, and it may still be, so that no other process can write into the table until"
