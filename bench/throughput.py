@@ -124,7 +124,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=common.positive, help="default: 256, static: its own")
     parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     parser.add_argument("--repeats", type=common.positive, default=3)
-    parser.add_argument("--precisions", type=common.names, help="default: fp32, int8 if there is")
+    parser.add_argument("--precisions", type=common.names, help="default: all")
     parser.add_argument("--peers", type=common.names, help="default: all")
     parser.add_argument(
         "--peer-limit",
@@ -141,7 +141,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.static:
         options.precisions, options.coordination = options.precisions or ["fp32"], False
     else:
-        options.precisions = options.precisions or ["fp32", "int8"]
+        options.precisions = options.precisions or ["fp32", "bf16", "int8"]
         options.max_tokens = options.max_tokens or 256
     return options
 
