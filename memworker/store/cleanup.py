@@ -123,7 +123,7 @@ class _Version:
 class _Cleaning:
     """One clean-up. `read` are the versions that were read already.
 
-    `nobody_apart`: no process is at work whose parent, which had the locks, is gone.
+    `none_apart`: no child is still at work whose parent, which held the locks, has ended.
     """
 
     writes: Writes
