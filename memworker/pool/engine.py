@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import count, takewhile
 from os import PathLike
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -28,9 +28,9 @@ _SHARD_TOKENS = 4096
 # An int8 token takes less time, and less of a run's time is anything else: with smaller runs more
 # of it stays in the cache, and less is padding.
 _INT8_BATCH_TOKENS, _INT8_RUN_TOKENS = 320, 5.0
-# Runs that OpenVINO does best with, and what its kernels for their shapes grow to.
-_BF16_RUN = 1024
-_BF16_WORKER_BYTES = 150 << 20
+# OpenVINO does larger runs better; its libraries, and what its kernels for all shapes grow to.
+_BF16_BATCH_TOKENS, _BF16_RUN_TOKENS = 768, 16.0
+_BF16_WORKER_BYTES = 100 << 20
 _STATIC_WORKER_BYTES = 84 << 20
 _STATIC_TOKEN_BYTES = 8
 
@@ -163,26 +163,28 @@ class OpenVinoEngine(OnnxEngine):
         known = super().costs
         lengths = tuple(takewhile(lambda length: length < known.max_tokens, _lengths()))
         return replace(
-            known, batch_tokens=_BF16_RUN, run_tokens=16, lengths=(*lengths, known.max_tokens)
+            known,
+            batch_tokens=_BF16_BATCH_TOKENS,
+            run_tokens=_BF16_RUN_TOKENS,
+            lengths=(*lengths, known.max_tokens),
         )
 
     @property
     def footprint(self) -> Footprint:
-        # The weights of products are rounded in each worker; the file's own are half mapped.
-        return replace(super().footprint, worker_bytes=_BF16_WORKER_BYTES)
+        # Each worker holds the weights of products in bf16: two bytes for two operations a token.
+        weights = int(self.model.flops_per_token)
+        return replace(super().footprint, worker_bytes=_BF16_WORKER_BYTES + weights)
 
     def loader(self, costs: plan.Costs) -> Loader:
         return OpenVinoLoader(self.model, costs)
 
 
 def _lengths() -> Iterator[int]:
-    """Give the lengths that runs are padded to: a share of a text, not a number of tokens."""
-    length = step = 8
-    while True:
-        yield length
-        if length >= 8 * step:
-            step *= 2
-        length += step
+    """Give the lengths that runs are padded to: by 4 to 32, by 8 to 128, by 16 to 256, ..."""
+    yield from range(4, 32, 4)
+    yield from range(32, 128, 8)
+    for octave in count(7):
+        yield from range(1 << octave, 2 << octave, (1 << octave) // 8)
 
 
 class StaticEngine(OnnxEngine):

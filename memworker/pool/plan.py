@@ -17,7 +17,8 @@ Int64s = npt.NDArray[np.int64]
 
 SHARDS_PER_WINDOW = 16
 _WINDOW_ROWS = 8192
-_ROW_NUMBERS = (1, 4, 16, 64, 256)
+# 1, 2, 3, 4, 6, 8, 12 and so on.
+_ROW_NUMBERS = (1, *(share << power for power in range(9) for share in (2, 3)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -59,6 +61,44 @@ def test_micro_batches_are_the_cheapest_of_all_cuts(values):
         if all(len(b) * token_counts[b[0]] <= COSTS.batch_tokens or len(b) == 1 for b in batches):
             cheapest = min(cheapest, cost(batches, token_counts))
     assert cost(plan.cut_micro_batches(token_counts, COSTS), token_counts) == cheapest
+
+
+FEW = replace(COSTS, lengths=(4, 8, 16, 64), batch_tokens=256)
+
+
+@given(counts)
+def test_runs_have_few_shapes_where_each_is_compiled(token_counts):
+    step = 1 + len(token_counts) // 128
+    held = 0
+    for batch in plan.cut_micro_batches(token_counts, FEW):
+        longest = max(int(token_counts[batch].max()), 1)
+        length = FEW.length(longest)
+        rows = FEW.rows(len(batch), length)
+        held += len(batch)
+        assert length >= longest and (length in FEW.lengths or longest > FEW.lengths[-1])
+        assert len(batch) <= rows and (rows * length <= FEW.batch_tokens or len(batch) <= step)
+    assert held == len(token_counts)
+
+
+def test_rows_come_in_few_numbers_and_in_as_many_as_there_is_room_for():
+    assert [FEW.length(longest) for longest in (1, 4, 5, 17, 64, 70)] == [4, 4, 8, 64, 64, 70]
+    assert [FEW.rows(texts, 8) for texts in (1, 2, 5, 7, 13, 25, 32)] == [1, 2, 6, 8, 16, 32, 32]
+    assert {FEW.rows(texts, 4) for texts in range(1, 65)} == {
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+        12,
+        16,
+        24,
+        32,
+        48,
+        64,
+    }
+    assert FEW.rows(5, 48) == 5 and FEW.rows(3, 400) == 3
+    assert COSTS.length(37) == 37 and COSTS.rows(5, 37) == 5
 
 
 @given(lengths, st.integers(1, 9))
