@@ -18,6 +18,7 @@ from tests.models.tiny import make_bert
 JOBS = """
 import http.client, json, os, re, signal, subprocess, sys
 from memworker import EmbeddingPool, Memory, Table
+from memworker.models import bf16
 memworker, model, cache = sys.argv[1:]
 
 def run(*arguments, **environment):
@@ -38,6 +39,9 @@ run("ingest", "in.jsonl", "--db", "db", "--table", "t")
 run("search", "tea", "--db", "db", "--table", "t", "--json")
 run("embed", "in.jsonl", "--out", "v.npy", "--model", model, "--precision", "int8",
     MEMWORKER_CACHE=cache)
+if not bf16.obstacle():
+    run("embed", "in.jsonl", "--out", "v.npy", "--overwrite", "--model", model,
+        "--precision", "bf16", MEMWORKER_CACHE=cache)
 run("models", "list", MEMWORKER_CACHE=cache)
 serve()
 with Memory("db", table="memories") as memories:

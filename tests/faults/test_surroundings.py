@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from memworker import EmbeddingPool
 from memworker.errors import WorkerStartFailed
-from memworker.models import ready_model
+from memworker.models import bf16, ready_model
 from memworker.pool.messages import BootFailed, decode_for_parent
 from memworker.pool.spawn import _PROGRAM
 from tests.faults import harness
@@ -76,7 +76,10 @@ def filled(folder):
     rows = np.random.default_rng(3).standard_normal((len(WORDS), 4)).astype(np.float32)
     save_file({"embeddings": rows}, folder / "static/model.safetensors")
     cache = folder / "cache"
-    for name, precision in (("tiny", "fp32"), ("tiny", "int8"), ("static", "fp32")):
+    wanted = [("tiny", "fp32"), ("tiny", "int8"), ("static", "fp32")]
+    if not bf16.obstacle():
+        wanted.append(("tiny", "bf16"))
+    for name, precision in wanted:
         ready_model(folder / name, precision=precision, cache_dir=cache / "models")
     return folder
 
@@ -104,11 +107,13 @@ import json, sys
 from pathlib import Path
 from memworker import EmbeddingPool, Memory, ingest
 from memworker.ingestion.export import embed_to_file
+from memworker.models import bf16
 models, db = Path(sys.argv[1]), sys.argv[2]
 rows = [{"id": str(n), "text": f"w{n}"} for n in range(20)]
 ingest(rows, db=db, table="t", model=models / "tiny", workers=1)
-with EmbeddingPool(models / "tiny", precision="int8", workers=1) as pool:
-    pool.embed(["w1"])
+for precision in ["int8"] if bf16.obstacle() else ["int8", "bf16"]:
+    with EmbeddingPool(models / "tiny", precision=precision, workers=1) as pool:
+        pool.embed(["w1"])
 with EmbeddingPool(models / "static", workers=1) as pool, Memory(db, pool=pool) as memory:
     memory.add("w1 w2", user_id="u")
     assert len(memory.search("w1", filters={"user_id": "u"})["results"]) == 1
