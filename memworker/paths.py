@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from memworker.errors import UsageError
+from memworker.values import shown
 
 PathGiven: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """What names a file or a folder; bytes are a name as the system holds it."""
@@ -53,7 +54,7 @@ def named(given: Any, what: str = "a path") -> str:
     """
     if not is_path(given):
         raise UsageError(
-            f"{what} is named by a str or a Path, not by {type(given).__name__}: {given!r:.80}"
+            f"{what} is named by a str or a Path, not by {type(given).__name__}: {shown(given)}"
         )
     text = os.fsdecode(given)
     if not text.strip() or "\0" in text:
@@ -92,3 +93,15 @@ def used_path(given: Any, what: str = "a path") -> Path:
 def place(given: Any, what: str = "a path") -> Path:
     """Return the path without links of what a path names: the same for all names of a place."""
     return Path(os.path.realpath(used_path(given, what)))
+
+
+def database_place(given: Any) -> Path:
+    """Return the place of a database, as `place` does. Raises UsageError for what cannot be one."""
+    found = place(given, "a database directory")
+    name = shown_name(str(found))
+    if name != str(found):
+        raise UsageError(
+            f"the name of a database directory must be UTF-8, as LanceDB has it, and {name} is not;"
+            " rename it, or name another"
+        )
+    return found

@@ -160,13 +160,13 @@ def _fine(values: Iterable[Any], depth: int) -> bool:
     return True
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = _SHOWN) -> str:
     """Return how a value is written in a message: short, and whatever it is."""
     try:
         told = repr(value)
     except Exception as error:
         return f"a {type(value).__name__} that cannot be written ({type(error).__name__})"
-    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"
+    return told if len(told) <= longest else f"{told[:longest]}…"
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -219,7 +219,7 @@ def _object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, inner in value.items():
         if not isinstance(key, str):
-            raise Unsayable(f"has the key {key!r:.80}, which is not a str")
+            raise Unsayable(f"has the key {shown(key)}, which is not a str")
         name = _text(key if type(key) is str else exact_str(key))
         try:
             found[name] = _plain(inner, depth + 1)

@@ -282,6 +282,35 @@ def test_what_is_missing_is_told_as_that(tmp_path):
     assert done.written == 1
 
 
+class Unwritable:
+    def __repr__(self):
+        raise RuntimeError("no words for it")
+
+
+@pytest.mark.parametrize("bad", [10**5000, Unwritable()], ids=["digits", "repr"])
+def test_a_value_that_cannot_be_written_out_costs_its_row(echo, tmp_path, bad):
+    rows = [{"text": "a", "v": bad}, {"text": bad}, {"text": "a", "id": bad}, bad]
+    rows += [{"text": "a", "m": {bad: 1}}, {"text": "a"}]
+    done = ingest(rows, db=tmp_path / "db", table="t", pool=echo)
+    assert (done.read, done.written, done.rejected) == (6, 1, 5)
+    assert len(Path(done.rejects).read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("bad", [10**5000, Unwritable()], ids=["digits", "repr"])
+def test_a_value_that_cannot_be_written_out_is_refused_as_any_other(echo, tmp_path, bad):
+    with pytest.raises(TypeError, match="cannot be written"):
+        echo.embed([bad])
+    with Memory(tmp_path / "db", pool=echo) as memory:
+        for door in (memory.get, memory.delete, memory.history, lambda x: memory.search(x)):
+            with pytest.raises(errors.UsageError, match="cannot be written"):
+                door(bad)
+        with pytest.raises(errors.UsageError, match="cannot be written"):
+            memory.add("a", user_id="u", metadata={bad: 1})
+    for where in ({"db": bad, "table": "t"}, {"db": tmp_path, "table": bad}):
+        with pytest.raises(errors.UsageError, match="cannot be written"):
+            ingest([{"text": "a"}], pool=echo, **where)
+
+
 def taken(frame):
     return pa.Table.from_batches(rows_in(frame))
 

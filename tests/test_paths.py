@@ -78,6 +78,19 @@ def test_patterns_and_names_that_are_shown_stay_as_they_are(home):
     assert named(b"\xff.jsonl") == "\udcff.jsonl"
 
 
+def test_a_database_whose_name_is_not_utf_8_is_refused_before_anything_is_made(home):
+    for door in (
+        lambda db: Memory(db, model="echo"),
+        lambda db: AsyncMemory(db, model="echo"),
+        lambda db: Table.open(db, "t"),
+        lambda db: ingest([{"text": "a"}], db=db, table="t", model="echo"),
+        table_names,
+    ):
+        with pytest.raises(errors.UsageError, match=r"must be UTF-8.*db\\xff"):
+            door(os.fsencode(home) + b"/db\xff")
+    assert os.listdir(home) == []
+
+
 @pytest.mark.parametrize(
     "bad", ["", "  ", "a\0b", "s3://bucket/x", Path("s3://bucket/x"), "file:///x", 7, None, ["x"]]
 )

@@ -26,7 +26,7 @@ import pyarrow as pa
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
 from memworker.integrations.pools import PoolArguments, PoolSource, TextKind, framework
-from memworker.paths import PathGiven, place
+from memworker.paths import PathGiven, database_place
 
 with framework("mem0"):
     from mem0.configs.embeddings.base import BaseEmbedderConfig
@@ -110,7 +110,7 @@ class MemworkerVectorStore(VectorStoreBase):
         pool: EmbeddingPool | None = None,
         embedding_model_dims: int = 384,
     ) -> None:
-        self.db = place(db, "a database directory")
+        self.db = database_place(db)
         self._space = _space(pool, embedding_model_dims)
         self.create_col(collection_name)
 

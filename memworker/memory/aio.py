@@ -25,7 +25,7 @@ from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
-from memworker.paths import PathGiven, place
+from memworker.paths import PathGiven, database_place
 from memworker.pool import DEFAULT_MODEL, AsyncEmbeddingPool, Background, EmbeddingPool
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class AsyncMemory:
     ) -> None:
         made = (model, precision, max_tokens, workers, durable)
         # It is opened later, when the working folder may be another one.
-        where = place(db, "a database directory")
+        where = database_place(db)
         self._stand_on(lambda: Core.made(MemoryOptions(where, table, _sync(pool), *made)))
 
     @classmethod
@@ -74,9 +74,7 @@ class AsyncMemory:
     ) -> Self:
         """Open memories that are there, as `Memory.open`, in the background."""
         memory = cls.__new__(cls)
-        options = MemoryOptions(
-            place(db, "a database directory"), table, model=model, workers=workers
-        )
+        options = MemoryOptions(database_place(db), table, model=model, workers=workers)
         memory._stand_on(lambda: Core.opened(options))
         return memory
 

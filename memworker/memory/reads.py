@@ -28,10 +28,12 @@ def checked_search(
 ) -> Mapping[str, Any]:
     """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
     if not isinstance(query, str) or not query.strip():
-        raise UsageError(f"a query is some text, not {query!r:.80}")
+        raise UsageError(f"a query is some text, not {values.shown(query)}")
     values.checked_choice("mode", mode, get_args(Mode))
     if threshold is not None and values.number(threshold) is None:
-        raise UsageError(f"threshold must be a finite number or None, not {threshold!r}")
+        raise UsageError(
+            f"threshold must be a finite number or None, not {values.shown(threshold)}"
+        )
     _checked_limit(limit)
     return scoped(filters)
 
@@ -107,7 +109,7 @@ def query_vector(embedded: Embedded) -> Vector:
 def checked_id(memory_id: Any) -> str:
     """Return a memory's id. Raises UsageError for what is none."""
     if not isinstance(memory_id, str) or not memory_id:
-        raise UsageError(f"a memory's id is a str, not {memory_id!r}")
+        raise UsageError(f"a memory's id is a str, not {values.shown(memory_id)}")
     try:
         memory_id.encode()
     except UnicodeEncodeError as error:

@@ -20,6 +20,7 @@ from memworker.arrow_values import decoded
 from memworker.containers import texts_in
 from memworker.errors import TextFailed, UsageError
 from memworker.pool.arena import Slot
+from memworker.values import shown
 
 Int64s = npt.NDArray[np.int64]
 
@@ -126,7 +127,7 @@ def _packed_ids(ids: Sequence[int], position: int) -> bytes:
     except (TypeError, ValueError, OverflowError):
         pass  # told below, as what can be read and is no id
     raise UsageError(
-        f"rows[{position}] must be a list of token ids, whole numbers from 0, not {ids!r:.80}"
+        f"rows[{position}] must be a list of token ids, whole numbers from 0, not {shown(ids)}"
     )
 
 
@@ -166,7 +167,7 @@ def _decoded(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 def _refuse_other_types(texts: list[object]) -> None:
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{position}] is {type(text).__name__}, not str: {text!r:.80}")
+            raise TypeError(f"texts[{position}] is {type(text).__name__}, not str: {shown(text)}")
 
 
 def _surrogate_error(texts: list[str]) -> TextFailed:

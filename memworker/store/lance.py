@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from memworker.diagnosis import told
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
-from memworker.paths import PathGiven, place
+from memworker.paths import PathGiven, database_place
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
+from memworker.values import shown
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -52,7 +53,7 @@ def table_name(name: str) -> str:
     """Return `name` when it can name a table and a folder; raise UsageError otherwise."""
     if not isinstance(name, str) or not _TABLE_NAME.match(name) or name.endswith(".lance"):
         raise UsageError(
-            f"{name!r} cannot name a table; use letters, digits, '_', '-' and '.', "
+            f"{shown(name)} cannot name a table; use letters, digits, '_', '-' and '.', "
             "beginning with a letter, a digit or '_', at most 200"
         )
     return name
@@ -63,7 +64,7 @@ def database_path(db: PathGiven) -> Path:
 
     Raises UsageError for what cannot be one.
     """
-    return place(db, "a database directory")
+    return database_place(db)
 
 
 def connect(

@@ -156,7 +156,10 @@ def _mapping(
 
 def _shown(records: list[Any], i: int) -> str:
     record = records[i]
-    text = record[:EXCERPT_CHARS] if isinstance(record, str) else repr(record)
+    if isinstance(record, str):
+        text = record[:EXCERPT_CHARS]
+    else:
+        text = values.shown(record, EXCERPT_CHARS)
     return text.encode(errors="replace").decode()
 
 

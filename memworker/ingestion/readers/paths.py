@@ -14,6 +14,7 @@ from memworker.errors import InputError, InputNotFound, UsageError
 from memworker.ingestion.readers.folders import Folders, LeftOut
 from memworker.ingestion.records import ReadProgress
 from memworker.paths import PathGiven, is_path, named
+from memworker.values import shown
 
 STDIN = "-"
 
@@ -230,9 +231,11 @@ def _by_suffix(name: str) -> tuple[str | None, str]:
 
 
 def _known_format(format: str) -> str:
-    known = _FORMATS.get("." + format.lower().lstrip("."))
+    known = None
+    if isinstance(format, str):
+        known = _FORMATS.get("." + format.lower().lstrip("."))
     if known is None:
-        raise UsageError(f"unknown format {format!r}; there are {', '.join(_format_names())}")
+        raise UsageError(f"unknown format {shown(format)}; there are {', '.join(_format_names())}")
     return known
 
 
