@@ -174,5 +174,15 @@ def _missing(path: str, name: str, fields: Fields, present: Collection[str], why
     if name in {scope_field for _, scope_field in fields.scopes} and name != fields.text:
         option = "--scope COLUMN=FIELD"
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    told = f"{path}: no field {name!r}; its fields are: {_listed(shown)}. {hint}"
-    return f"{told}{why or f'Name it with {option}.'}"
+    told = f"{path}: no field {name!r}; its fields are: {_listed(shown)}. "
+    if len(shown) == 1 and (parted := _other_delimiter(name, shown[0])):
+        return f"{told}{parted}"
+    return f"{told}{hint}{why or f'Name it with {option}.'}"
+
+
+def _other_delimiter(name: str, header: str) -> str:
+    """Say how columns are parted where a whole header was taken for one name; "" if it was not."""
+    for mark, how in ((";", "convert it"), ("|", "convert it"), ("\t", "say --format tsv")):
+        if name in (each.strip(' "') for each in header.split(mark)):
+            return f"They seem to be parted by {mark!r}: csv is read with commas alone; {how}."
+    return ""
