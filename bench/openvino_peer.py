@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bench.processes import Outcome, Run, Workload
 from bench.transformers_peers import feed, openvino_file
+from memworker import interpreters
 
 # Padded tokens a run; the quickest on all texts is kept.
 BUDGETS = (512, 1024, 2048)
@@ -43,6 +44,7 @@ def openvino_expert(load: Workload, precision: str) -> Iterator[Run]:
 
 class _Expert:
     def __init__(self, load: Workload, precision: str) -> None:
+        interpreters.without_telemetry()
         import openvino  # type: ignore[import-not-found]
         from tokenizers import Tokenizer
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bench import static_peers
 from bench.openvino_peer import HINTS, openvino_expert
 from bench.processes import Absent, Opener, Outcome, Run, Workload, serve
-from bench.transformers_peers import sentence_transformer, sentence_transformers
+from bench.transformers_peers import feed, sentence_transformer, sentence_transformers
 
 FASTEMBED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 FASTEMBED_BATCH = 256
@@ -308,18 +308,8 @@ def _encode_one(session: Any, tokenizer: Any, text: str) -> npt.NDArray[Any]:
 
 def run_padded(session: Any, ids: list[list[int]]) -> npt.NDArray[np.float32]:
     """Run token ids as one batch, padded to the longest."""
-    input_ids = np.zeros((len(ids), max(map(len, ids))), np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, tokens in enumerate(ids):
-        input_ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    feeds = {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "token_type_ids": np.zeros_like(input_ids),
-    }
     wanted = {given.name for given in session.get_inputs()}
-    feeds = {name: value for name, value in feeds.items() if name in wanted}
+    feeds = {name: value for name, value in feed(ids).items() if name in wanted}
     return session.run([session.get_outputs()[0].name], feeds)[0]  # type: ignore[no-any-return]
 
 

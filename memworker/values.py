@@ -32,7 +32,7 @@ EXACT_FLOAT = 2**53
 _SHOWN = 100
 _WRITTEN_BITS = 1000
 _MISSING = frozenset((("NAType", "pandas"), ("NaTType", "pandas"), ("MaskedConstant", "numpy")))
-_TYPE_NAMES = {
+TYPE_NAMES = {
     bool: "true or false",
     list: "an array",
     tuple: "an array",
@@ -297,7 +297,7 @@ def _named(value: Any) -> str:
     """Name a value's type as JSON does."""
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return "a number" if value == value else "nan"
-    return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
+    return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def _scalar(value: Any, depth: int) -> Any:

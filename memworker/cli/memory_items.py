@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from memworker.cli import options
 from memworker.cli.memory_options import print_json, say
 from memworker.cli.output import printable
 from memworker.errors import UsageError
-from memworker.json_lines import MAX_LINE_BYTES, text_of, value_of
+from memworker.json_lines import MAX_LINE_BYTES, object_of, text_of, value_of, without_doubles
 
 # What of a stream is embedded and committed together.
 _BATCH = 512
@@ -89,16 +88,19 @@ def metadata_of(items: list[str]) -> dict[str, Any] | None:
     """
     from memworker.store import scalar
 
-    found: dict[str, Any] = {}
+    fields: list[tuple[str, Any]] = []
     for item in items:
         if item.lstrip().startswith("{"):
             try:
-                found |= json.loads(item)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"--metadata {item!r} is not valid JSON: {error}") from None
+                fields += object_of(item).items()
+            except UsageError as error:
+                raise UsageError(f"--metadata {item!r}: {error}") from None
         else:
-            found |= {k: scalar(v) for k, v in options.pairs([item], "--metadata").items()}
-    return found or None
+            fields += ((k, scalar(v)) for k, v in options.pairs([item], "--metadata").items())
+    try:
+        return without_doubles(fields) or None
+    except ValueError as error:
+        raise UsageError(f"--metadata: {error}") from None
 
 
 class Told:

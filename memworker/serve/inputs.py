@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from memworker.json_lines import without_doubles
 from memworker.pool import Costs, Embedded, TextKind, estimate_tokens
 from memworker.serve.bodies import EmbeddingsRequest, EmbedRequest
 from memworker.serve.options import ServeOptions
@@ -129,6 +131,7 @@ def of_embed(request: EmbedRequest, options: ServeOptions) -> Inputs:
 
 def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     try:
+        _refuse_doubles(body, decoder.type)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$.")
@@ -137,6 +140,21 @@ def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         raise Refusal(400, f"{message}{where}.", param=param, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
+
+
+def _refuse_doubles(body: bytes, kind: Any) -> None:
+    """Refuse a field that stands twice, of which the decoder would keep the last.
+
+    Texts may hold a name as well: only then the body is read once more.
+    """
+    names = (f'"{name}"'.encode() for name in kind.__struct_encode_fields__)
+    if any(body.count(name) > 1 for name in names):
+        try:
+            json.loads(body, object_pairs_hook=without_doubles)
+        except (UnicodeDecodeError, RecursionError, json.JSONDecodeError):
+            return  # no JSON, as the decoder says
+        except ValueError as error:
+            raise Refusal(400, f"The body is not taken: {error}.", code="invalid_json") from error
 
 
 def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[str]:

@@ -36,7 +36,7 @@ class TakeBack:
         """Return the newest version, having put a torn manifest aside that cannot be read."""
         try:
             return int(self._table.handle.version)
-        except Exception:
+        except Exception:  # whatever LanceDB calls it; what it was is raised by the second look
             newest = max(versions(self._folder), default=0)
             try:
                 read_manifest(self._folder, newest)

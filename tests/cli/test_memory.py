@@ -296,6 +296,8 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(filled, tmp_path):
         (["add", "DB", *ALICE], UsageError),
         (["add", "DB", "x", *ALICE, "--metadata", "n"], UsageError),
         (["add", "DB", "x", *ALICE, "--metadata", "{n"], UsageError),
+        (["add", "DB", "x", *ALICE, "--metadata", '{"n": 1, "n": 2}'], UsageError),
+        (["add", "DB", "x", *ALICE, "--metadata", "n=1", "--metadata", "n=2"], UsageError),
         (["add", "DB", "x", *ALICE, "--expires-at", "soon"], UsageError),
         (["add", "DB", "x", *ALICE, "--on-duplicate", "never"], UsageError),
         (["add", "DB", "x", *ALICE, "--precision", "int3"], UsageError),

@@ -95,6 +95,17 @@ def test_bodies_that_are_no_request(echo, body):
     assert echo.http.post("/embed", content=body).json()["error_type"] == "Validation"
 
 
+def test_a_field_that_stands_twice_is_refused_and_one_in_a_text_is_not(echo):
+    double = b'{"model":"echo","input":["a"],"input":["b"]}'
+    answer = echo.http.post("/v1/embeddings", content=double)
+    assert answer.status_code == 400 and "'input' twice" in answer.json()["error"]["message"]
+    assert echo.http.post("/embed", content=b'{"inputs":"a","inputs":"b"}').status_code == 400
+    body = {"model": "echo", "input": ['"input"', 'say "model": "input"']}
+    assert echo.http.post("/v1/embeddings", json=body).status_code == 200
+    named = b'{"model":"echo","input":"a","input_type":"query","user":"\\"input\\""}'
+    assert echo.http.post("/v1/embeddings", content=named).status_code == 200
+
+
 def test_a_lone_surrogate_is_the_callers_fault(echo):
     body = b'{"model":"echo","input":"\\ud800"}'
     assert echo.http.post("/v1/embeddings", content=body).status_code == 400

@@ -23,17 +23,7 @@ RECORDS_PATH = "<records>"
 _ABSENT: Any = object()
 # Sorted as LanceDB gives it back: so that equal metadata are equal bytes.
 _ENCODE = msgspec.json.Encoder(order="sorted").encode
-_TYPE_NAMES = {
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    list: "an array",
-    tuple: "an array",
-    dict: "an object",
-    bytes: "bytes",
-    type(None): "null",
-}
+_TYPE_NAMES = {**values.TYPE_NAMES, str: "a string", int: "a number", float: "a number"}
 _LONE_SURROGATE = "holds a lone surrogate, which is no character"
 
 
