@@ -126,8 +126,8 @@ def texts_of(
     """Yield the texts of the first `limit` rows of inputs, those that are refused left out."""
     from memworker.ingestion import Fields, read
 
-    for chunk in read(inputs, Fields(text=field, metadata=False), format=format, limit=limit):
-        yield from chunk.rows["text"].to_pylist()
+    for batch in read(inputs, Fields(text=field, metadata=False), format=format, limit=limit):
+        yield from batch.rows["text"].to_pylist()
 
 
 def _print_out(text: str) -> None:

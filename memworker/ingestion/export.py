@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.ingestion.loop import JobLoop, RunningJob
-from memworker.ingestion.readers import Chunk, Fields
+from memworker.ingestion.readers import Fields, ReadBatch
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts, IngestReport, report
@@ -93,20 +93,20 @@ def embed_to_file(
     with vectors_file(path, use.pool.dim) as file, refused:
         refusals = options.refusals(job.counts, refused)
         sink = _Sink(file, refusals, use.pool.dim)
-        with loop.running(), source.coming(job, stop) as chunks:
-            loop.run(_windows(chunks, refusals), sink.take)
+        with loop.running(), source.coming(job, stop) as batches:
+            loop.run(_windows(batches, refusals), sink.take)
         sink.finish(job.counts.read)
         return report(job.counts, loop.work, loop.setting(refused, source.notes))
 
 
-def _windows(chunks: Iterable[Chunk], refusals: Refusals) -> Iterator[Window]:
-    """Turn chunks into windows whose rows keep their ids as they were."""
-    for chunk in chunks:
-        refusals.counts.add(read=chunk.read)
-        refusals.add(chunk.rejects)
-        keys = dedup_keys(chunk.rows["text"])
-        if chunk.rows.num_rows:
-            yield Window(chunk.path, chunk.rows.append_column("key", keys))
+def _windows(batches: Iterable[ReadBatch], refusals: Refusals) -> Iterator[Window]:
+    """Turn batches into windows whose rows keep their ids as they were."""
+    for batch in batches:
+        refusals.counts.add(read=batch.read)
+        refusals.add(batch.rejects)
+        keys = dedup_keys(batch.rows["text"])
+        if batch.rows.num_rows:
+            yield Window(batch.path, batch.rows.append_column("key", keys))
 
 
 class _Sink:

@@ -15,7 +15,7 @@ from memworker.errors import StoreError, TableNotFound
 from memworker.ingestion.committer import Committer
 from memworker.ingestion.history import Command, history
 from memworker.ingestion.loop import JobLoop, RunningJob
-from memworker.ingestion.readers import Chunk, Fields
+from memworker.ingestion.readers import Fields, ReadBatch
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, IngestReport, report
@@ -208,7 +208,7 @@ def _ingest(
 
 
 def _embedded(
-    coming: AbstractContextManager[Iterator[Chunk]],
+    coming: AbstractContextManager[Iterator[ReadBatch]],
     sieve: Sieve,
     loop: JobLoop,
     committing: Callable[[], Committer],
@@ -218,8 +218,8 @@ def _embedded(
     with loop.running():
         committer = committing()
         try:
-            with coming as chunks:
-                loop.run(sieve.windows(chunks), committer.put)
+            with coming as batches:
+                loop.run(sieve.windows(batches), committer.put)
         finally:
             # What is embedded is kept, also when the rest failed or was interrupted.
             table = committer.finish() or sieve.table

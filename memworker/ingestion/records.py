@@ -104,24 +104,24 @@ class Reject:
 
 
 def path_of(rows: pa.RecordBatch, row: int, path: str) -> str:
-    """Name the input of a row: that of its chunk, where the chunk is not of several."""
+    """Name the input of a row: that of its batch, where the batch is not of several."""
     return rows["path"][row].as_py() if "path" in rows.schema.names else path
 
 
 def rejected(path: str, rows: pa.RecordBatch, row: int, reason: str) -> Reject:
-    """Describe one row of a chunk as refused."""
+    """Describe one row of a batch as refused."""
     line, ordinal, row_id = (rows[name][row].as_py() for name in ("line", "ordinal", "id"))
     path = path_of(rows, row, path)
     return Reject(path, line, ordinal, reason, row_id, rows["text"][row].as_py()[:EXCERPT_CHARS])
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ReadBatch:
     """A run of rows of one input: those accepted, in input order, and those refused.
 
     `rows` has the columns of `row_batch`, none of its texts null, and `ordinal` int64,
     which counts all rows of all inputs from 0, refused ones included. Small inputs share
-    a chunk: it has a column `path` then, and `path` names the first of them.
+    a batch: it has a column `path` then, and `path` names the first of them.
     """
 
     path: str

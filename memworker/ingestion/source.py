@@ -16,8 +16,8 @@ from memworker.errors import InputNotFound, NoRows
 from memworker.ingestion.ahead import ahead, timed_reads
 from memworker.ingestion.loop import RunningJob
 from memworker.ingestion.readers import (
-    Chunk,
     Fields,
+    ReadBatch,
     Source,
     found,
     read_options,
@@ -76,13 +76,13 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """An input that is about to be read: its chunks, its names, and its files if it has any.
+    """An input that is about to be read: its batches, its names, and its files if it has any.
 
     Python records are not read ahead: their iterator may belong to one thread, as
     a database cursor does. `left_out` tells what of folders and globs is not read.
     """
 
-    chunks: Iterator[Chunk]
+    batches: Iterator[ReadBatch]
     names: tuple[str, ...]
     sources: tuple[Source, ...] = ()
     read_ahead: bool = False
@@ -108,16 +108,16 @@ class Input:
 
         return RejectFile(output.path, is_read)
 
-    def coming(self, job: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[Chunk]]:
-        """Give the chunks, their reading timed and, where it may be, ahead of their use."""
-        timed = timed_reads(self.chunks, job.counts)
+    def coming(self, job: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[ReadBatch]]:
+        """Give the batches, their reading timed and, where it may be, ahead of their use."""
+        timed = timed_reads(self.batches, job.counts)
         return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
 
 
 def open_input(
     given: Records, options: JobOptions, job: RunningJob, outputs: Sequence[Output] = ()
 ) -> Input:
-    """Open paths or Python records, whichever `given` holds, and look at the first chunk.
+    """Open paths or Python records, whichever `given` holds, and look at the first batch.
 
     `outputs` are what the job writes: no inputs, where folders or globs name them, and
     UsageError is raised where the input names them itself.
@@ -144,14 +144,14 @@ def open_input(
         raise InputNotFound(f"{error}{_perhaps_texts(given, paths)}") from error
     for output in outputs:
         output.not_among(source.path for source in there.sources)
-    chunks = read_sources(
+    batches = read_sources(
         there.sources,
         read_options(fields, max_text_bytes=options.max_text_bytes, allow_empty=empty),
         limit=limit,
         progress=job.progress,
     )
     names, sources = tuple(map(named, paths)), tuple(there.sources)
-    return Input(_not_empty(chunks), names, sources, read_ahead=True, left_out=there.left_out)
+    return Input(_not_empty(batches), names, sources, read_ahead=True, left_out=there.left_out)
 
 
 def _perhaps_texts(given: Any, paths: list[Any]) -> str:
@@ -164,8 +164,8 @@ def _perhaps_texts(given: Any, paths: list[Any]) -> str:
     return " If these are texts and no paths, give them as records: [{'text': t} for t in texts]"
 
 
-def _not_empty(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    first = next(chunks, None)
+def _not_empty(batches: Iterator[ReadBatch]) -> Iterator[ReadBatch]:
+    first = next(batches, None)
     if first is None:
         raise NoRows(_NO_ROWS)
-    return chain([first], chunks)
+    return chain([first], batches)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.ingestion.conflicts import note_on_ids, told_conflicts
-from memworker.ingestion.records import SCOPE_COLUMNS, Chunk, Reject, rejected, scopes_of
+from memworker.ingestion.records import SCOPE_COLUMNS, ReadBatch, Reject, rejected, scopes_of
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts
 from memworker.store import IdStatus, OnConflict, Table, dedup_keys
@@ -22,7 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows of one input: a chunk's columns, each row with its id, and `key`, its dedup key."""
+    """Rows of one input: a batch's columns, each row with its id, and `key`, its dedup key."""
 
     path: str
     rows: pa.RecordBatch
@@ -77,14 +77,14 @@ class Sieve:
     def counts(self) -> Counts:
         return self.refusals.counts
 
-    def windows(self, chunks: Iterable[Chunk]) -> Iterator[Window]:
-        """Turn chunks into windows of new rows, in input order, none of them empty."""
-        for chunk in chunks:
-            self.counts.add(read=chunk.read)
-            self.refusals.add(chunk.rejects)
-            if not self.notes and (note := note_on_ids(chunk.rows)):
+    def windows(self, batches: Iterable[ReadBatch]) -> Iterator[Window]:
+        """Turn batches into windows of new rows, in input order, none of them empty."""
+        for batch in batches:
+            self.counts.add(read=batch.read)
+            self.refusals.add(batch.rejects)
+            if not self.notes and (note := note_on_ids(batch.rows)):
                 self.notes.append(note)
-            window = self._new_rows(_window(chunk))
+            window = self._new_rows(_window(batch))
             if len(window):
                 yield window
 
@@ -124,9 +124,9 @@ class Sieve:
             self.refusals.list(window.rejects(reasons))
 
 
-def _window(chunk: Chunk) -> Window:
-    rows, scopes = chunk.rows, scopes_of(chunk.rows)
+def _window(batch: ReadBatch) -> Window:
+    rows, scopes = batch.rows, scopes_of(batch.rows)
     keys = dedup_keys(rows["text"], *(scopes.get(name) for name in SCOPE_COLUMNS))
     ids = pc.coalesce(rows["id"], keys)
     place = rows.schema.get_field_index("id")
-    return Window(chunk.path, rows.set_column(place, "id", ids).append_column("key", keys))
+    return Window(batch.path, rows.set_column(place, "id", ids).append_column("key", keys))

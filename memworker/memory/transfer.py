@@ -2,8 +2,8 @@
 
 ::
 
-    lines ─► checked one by one ─► known ids left out ─► pool ─► one commit a chunk
-                                   while the next chunk is embedded
+    lines ─► checked one by one ─► known ids left out ─► pool ─► one commit a batch
+                                   while the next batch is embedded
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from memworker.memory.shapes import iso
 from memworker.pool import Embedded, EmbeddingPool
 from memworker.store import IdStatus, Table, dedup_keys
 
-# Rows of one commit; with the chunks in flight a few tens of megabytes.
-CHUNK_ROWS = 2048
+# Rows of one commit; with the batches in flight a few tens of megabytes.
+BATCH_ROWS = 2048
 # An index a column, and what follows from that.
 _STEPS_OF_UPKEEP = 12
 _TIMES = ("created_at", "updated_at", "expires_at", "superseded_at")
@@ -113,7 +113,7 @@ def import_lines(
 
     A line that could not even be read is given as its Flaw.
 
-    Every chunk is committed by itself, and ids decide what is written: the same
+    Every batch is committed by itself, and ids decide what is written: the same
     import again goes on where this one ended. A memory without created_at gets
     the time of its import. Raises StoreError, TableLocked, PoolError.
     """
@@ -126,17 +126,17 @@ class _Import:
         self._done = Imported()
 
     def run(self, lines: Iterable[str | bytes | Flaw]) -> Imported:
-        for chunk, embedded in self._pool.stream(self._chunks(lines), texts=_texts):
-            self._commit(self._with_vectors(chunk, embedded))
+        for batch, embedded in self._pool.stream(self._batches(lines), texts=_texts):
+            self._commit(self._with_vectors(batch, embedded))
         if self._done.written:
             self._tend()
         return self._done
 
-    def _chunks(self, lines: Iterable[str | bytes | Flaw]) -> Iterator[list[Line]]:
-        """Yield what must be embedded; a chunk of which nothing must be needs no worker."""
+    def _batches(self, lines: Iterable[str | bytes | Flaw]) -> Iterator[list[Line]]:
+        """Yield what must be embedded; a batch of which nothing must be needs no worker."""
         checked = self._checked(lines)
-        while chunk := list(islice(checked, CHUNK_ROWS)):
-            if unknown := self._unknown(chunk):
+        while batch := list(islice(checked, BATCH_ROWS)):
+            if unknown := self._unknown(batch):
                 yield unknown
 
     def _checked(self, lines: Iterable[str | bytes | Flaw]) -> Iterator[Line]:
@@ -170,27 +170,27 @@ class _Import:
             self._refuse(number, str(error))
             return []
 
-    def _unknown(self, chunk: list[Line]) -> list[Line]:
+    def _unknown(self, batch: list[Line]) -> list[Line]:
         """Key the rows, and leave out those that need no vector as their ids are there."""
-        keys = _keys([line.row for line in chunk])
+        keys = _keys([line.row for line in batch])
         keyed = [
             replace(line, row=replace(line.row, key=key))
-            for line, key in zip(chunk, keys.to_pylist(), strict=True)
+            for line, key in zip(batch, keys.to_pylist(), strict=True)
         ]
-        statuses = self._statuses(chunk, keys)
+        statuses = self._statuses(batch, keys)
         self._done.differing += sum(map(statuses.count, _DIFFERING))
-        self._done.skipped += len(chunk) - statuses.count(IdStatus.NEW)
+        self._done.skipped += len(batch) - statuses.count(IdStatus.NEW)
         pairs = zip(keyed, statuses, strict=True)
         return [line for line, status in pairs if status == IdStatus.NEW]
 
-    def _statuses(self, chunk: list[Line], keys: pa.Array) -> list[int]:
+    def _statuses(self, batch: list[Line], keys: pa.Array) -> list[int]:
         """Compare rows with the table, the scopes too: an id is one in all of it."""
         scopes = {
-            name: pa.array([getattr(line.row.scope, name) for line in chunk], pa.string())
+            name: pa.array([getattr(line.row.scope, name) for line in batch], pa.string())
             for name in SCOPE_IDS
         }
-        metadata = pa.array([line.row.metadata_json for line in chunk], pa.string())
-        ids = [line.row.id for line in chunk]
+        metadata = pa.array([line.row.metadata_json for line in batch], pa.string())
+        ids = [line.row.id for line in batch]
         statuses = self._table.classify(ids, keys, scopes=scopes, metadata=metadata)
         found: list[int] = statuses.tolist()
         return found
@@ -199,7 +199,7 @@ class _Import:
         if not good:
             return
         appended = self._table.append(rows.build(good), on_conflict="skip")
-        # Another process, or a line of the chunk before, had some of the ids meanwhile.
+        # Another process, or a line of the batch before, had some of the ids meanwhile.
         self._done.written += appended.written
         self._done.skipped += len(good) - appended.written
         self._done.differing += len(appended.conflicts)
@@ -228,8 +228,8 @@ class _Import:
         self._tell(Flaw(number, reason))
 
 
-def _texts(chunk: list[Line]) -> list[str]:
-    return [line.row.text for line in chunk]
+def _texts(batch: list[Line]) -> list[str]:
+    return [line.row.text for line in batch]
 
 
 def _object(row: Row) -> dict[str, Any]:

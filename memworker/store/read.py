@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
 SCAN_ROWS = 65_536
-# What is handed on batch by batch, as large as a reader's chunk.
+# What is handed on batch by batch, as large as a reader's batch.
 BATCH_ROWS = 8192
 # Planning `id IN (…)` costs about 40 µs an id; from here on a scan of the column is cheaper.
 IN_LIST_MAX = 256

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
-# What is read, embedded and copied at once, as large as a reader's chunk.
-CHUNK_ROWS = 8192
+# What is read, embedded and copied at once, as large as a reader's batch.
+BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ class Reembedding:
         self._readers = Readers(db, name)
 
     def missing(self) -> Iterator[Missing]:
-        """Look at every row, chunk by chunk, and give the texts whose vectors are not staged.
+        """Look at every row, batch by batch, and give the texts whose vectors are not staged.
 
         Rows that others write meanwhile come last, for the addresses of rows
-        grow; each chunk is read from the newest version, so that none has to be
+        grow; each batch is read from the newest version, so that none has to be
         kept for as long as the embedding takes.
         """
         address = -1
@@ -137,7 +137,7 @@ class Reembedding:
             query = self._handle.search().select(["id", "text"]).with_row_id(True)
             if address >= 0:
                 query = query.where(f"_rowid > {address}")
-            return query.limit(CHUNK_ROWS).to_arrow()
+            return query.limit(BATCH_ROWS).to_arrow()
 
         with lance_errors(f"reading table {self._name!r}"):
             return self._readers.ask(read)
@@ -227,7 +227,7 @@ class _TableCopy:
 
     def _rows(self) -> Iterator[pa.RecordBatch]:
         names = [name for name in self._schema.names if name != "vector"]
-        for batch in self._handle.search().select(names).to_batches(CHUNK_ROWS):
+        for batch in self._handle.search().select(names).to_batches(BATCH_ROWS):
             yield self._with_vectors(batch)
         reach("reembed_before_switch")
         if int(self._handle.version) != self._seen:

@@ -34,12 +34,12 @@ def as_file(tmp_path, columns, suffix):
 
 
 def read_all(source, fields=None):
-    (chunk,) = read([source], fields) if not isinstance(source, list) else read_records(source)
-    metadata = chunk.rows["metadata"].to_pylist()
+    (batch,) = read([source], fields) if not isinstance(source, list) else read_records(source)
+    metadata = batch.rows["metadata"].to_pylist()
     return (
-        chunk.rows["id"].to_pylist(),
+        batch.rows["id"].to_pylist(),
         [None if each is None else json.loads(each) for each in metadata],
-        [reject.reason for reject in chunk.rejects],
+        [reject.reason for reject in batch.rejects],
     )
 
 

@@ -22,9 +22,9 @@ FORMS = {
 
 
 def texts_and_rejects(*inputs, **options):
-    chunks = list(read(inputs, **options))
-    texts = [t for c in chunks for t in c.rows["text"].to_pylist()]
-    return texts, [reject for c in chunks for reject in c.rejects]
+    batches = list(read(inputs, **options))
+    texts = [t for c in batches for t in c.rows["text"].to_pylist()]
+    return texts, [reject for c in batches for reject in c.rejects]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])

@@ -40,9 +40,9 @@ def told(*inputs):
 
 
 def rows_and_rejects(*inputs, **options):
-    chunks = list(read(inputs, **options))
-    texts = [t for c in chunks for t in c.rows["text"].to_pylist()]
-    return texts, [reject for c in chunks for reject in c.rejects]
+    batches = list(read(inputs, **options))
+    texts = [t for c in batches for t in c.rows["text"].to_pylist()]
+    return texts, [reject for c in batches for reject in c.rejects]
 
 
 def test_what_is_left_out_is_counted_with_its_reason_and_up_to_ten_names(here):
@@ -236,8 +236,8 @@ def test_a_pipe_is_read_once_and_parquet_from_it_too(here):
 MANY = """
 import sys
 from memworker.ingestion.readers import read
-chunks = list(read(sys.argv[1:], format="json"))
-print(sum(c.rows.num_rows for c in chunks), sum(len(c.rejects) for c in chunks))
+batches = list(read(sys.argv[1:], format="json"))
+print(sum(c.rows.num_rows for c in batches), sum(len(c.rejects) for c in batches))
 """
 
 
@@ -291,15 +291,15 @@ def test_the_cap_on_texts_can_be_set(here):
     assert ingest(records, max_text_bytes=3_000_000, **ECHO).written == 1
 
 
-def test_many_small_files_share_a_chunk_and_a_commit(here):
+def test_many_small_files_share_a_batch_and_a_commit(here):
     Path("many").mkdir()
     for i in range(500):
         line = LINE % (i, i) if i % 100 else "bad\n"
         Path(f"many/{i:03}.jsonl").write_text(line)
-    chunks = list(read(["many"]))
-    assert [chunk.read for chunk in chunks] == [500]
-    assert [r.path for r in chunks[0].rejects] == [f"many/{i}00.jsonl" for i in range(5)]
-    assert [r.ordinal for r in chunks[0].rejects] == [0, 100, 200, 300, 400]
+    batches = list(read(["many"]))
+    assert [batch.read for batch in batches] == [500]
+    assert [r.path for r in batches[0].rejects] == [f"many/{i}00.jsonl" for i in range(5)]
+    assert [r.ordinal for r in batches[0].rejects] == [0, 100, 200, 300, 400]
     report = ingest("many", **ECHO)
     assert (report.written, report.rejected) == (495, 5)
     Path("many/001.jsonl").write_text('{"id": "1", "text": "another"}\n')

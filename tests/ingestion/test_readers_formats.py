@@ -73,29 +73,29 @@ CONTENT = {
 def test_every_format_gives_the_same_rows(tmp_path, suffix, packing):
     path = tmp_path / f"in.{suffix}{packing}"
     path.write_bytes(PACK[packing](CONTENT[suffix]))
-    chunks = list(read([path], batch_rows=256))
-    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == TEXTS
-    assert max(c.read for c in chunks) <= 256
-    assert [o for c in chunks for o in c.rows["ordinal"].to_pylist()] == list(range(1000))
+    batches = list(read([path], batch_rows=256))
+    assert sum((c.rows["text"].to_pylist() for c in batches), []) == TEXTS
+    assert max(c.read for c in batches) <= 256
+    assert [o for c in batches for o in c.rows["ordinal"].to_pylist()] == list(range(1000))
     first = 2 if suffix in ("csv", "tsv") else 1
-    assert [n for c in chunks for n in c.rows["line"].to_pylist()] == list(
+    assert [n for c in batches for n in c.rows["line"].to_pylist()] == list(
         range(first, first + 1000)
     )
     if suffix == "txt":
-        assert chunks[0].rows["id"].null_count == chunks[0].rows.num_rows
-        assert chunks[0].rows["metadata"].null_count == chunks[0].rows.num_rows
+        assert batches[0].rows["id"].null_count == batches[0].rows.num_rows
+        assert batches[0].rows["metadata"].null_count == batches[0].rows.num_rows
     else:
-        assert sum((c.rows["id"].to_pylist() for c in chunks), []) == [r["id"] for r in ROWS]
-        assert chunks[0].rows["metadata"][3].as_py() == '{"tag":"3"}'
+        assert sum((c.rows["id"].to_pylist() for c in batches), []) == [r["id"] for r in ROWS]
+        assert batches[0].rows["metadata"][3].as_py() == '{"tag":"3"}'
 
 
 @pytest.mark.parametrize("suffix", [s for s in CONTENT if s != "json"])
 def test_format_overrides_the_suffix_and_limit_holds(tmp_path, suffix):
     path = tmp_path / "in.data"
     path.write_bytes(CONTENT[suffix])
-    chunks = list(read([path], format=suffix, limit=300, batch_rows=256))
-    assert [c.read for c in chunks][-1] <= 256
-    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == TEXTS[:300]
+    batches = list(read([path], format=suffix, limit=300, batch_rows=256))
+    assert [c.read for c in batches][-1] <= 256
+    assert sum((c.rows["text"].to_pylist() for c in batches), []) == TEXTS[:300]
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
@@ -124,17 +124,19 @@ def test_rows_before_the_damage_are_delivered_and_the_next_file_is_read(
     path, after = tmp_path / f"a.{suffix}{packing}", tmp_path / f"b.{suffix}"
     path.write_bytes(damaged)
     after.write_bytes(CONTENT[suffix])
-    chunks = list(read([path, after]))
-    rejects = [r for c in chunks for r in c.rejects if "gzip" in r.reason or "zstd" in r.reason]
+    batches = list(read([path, after]))
+    rejects = [r for c in batches for r in c.rejects if "gzip" in r.reason or "zstd" in r.reason]
     (reject,) = rejects
     assert ("ends too early" if damage == "cut" else "damaged") in reject.reason
     assert reject.path == str(path)
-    before = [t for c in chunks for t in c.rows["text"].to_pylist() if c.path == str(path)]
+    before = [t for c in batches for t in c.rows["text"].to_pylist() if c.path == str(path)]
     assert before[:1000] == TEXTS
-    assert sum(c.rows.num_rows for c in chunks if c.path == str(after)) == 1000
-    read_rows = sum(c.read for c in chunks)
+    assert sum(c.rows.num_rows for c in batches if c.path == str(after)) == 1000
+    read_rows = sum(c.read for c in batches)
     ordinals = [
-        o for c in chunks for o in (*c.rows["ordinal"].to_pylist(), *(r.ordinal for r in c.rejects))
+        o
+        for c in batches
+        for o in (*c.rows["ordinal"].to_pylist(), *(r.ordinal for r in c.rejects))
     ]
     assert sorted(ordinals) == list(range(read_rows))
 
@@ -145,11 +147,11 @@ def test_a_damaged_columnar_file_is_one_reject(tmp_path, suffix, packing):
     path, after = tmp_path / f"a.{suffix}{packing}", tmp_path / "b.jsonl"
     path.write_bytes(PACK[packing](CONTENT[suffix][:2000]))
     after.write_bytes(CONTENT["jsonl"])
-    chunks = list(read([path, after]))
-    (reject,) = [r for c in chunks for r in c.rejects]
+    batches = list(read([path, after]))
+    (reject,) = [r for c in batches for r in c.rejects]
     assert reject.path == str(path)
     assert "cannot be read from here on" in reject.reason
-    assert sum(c.rows.num_rows for c in chunks) == 1000
+    assert sum(c.rows.num_rows for c in batches) == 1000
 
 
 @pytest.mark.parametrize("suffix", CONTENT)
@@ -157,17 +159,17 @@ def test_a_damaged_columnar_file_is_one_reject(tmp_path, suffix, packing):
 def test_an_empty_file_gives_no_rows(tmp_path, suffix, packing):
     path = tmp_path / f"a.{suffix}{packing}"
     path.write_bytes(b"")
-    chunks = list(read([path]))
-    assert sum(c.rows.num_rows for c in chunks) == 0
+    batches = list(read([path]))
+    assert sum(c.rows.num_rows for c in batches) == 0
 
 
 def test_csv_rows_that_span_lines_keep_their_first_line(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('text,id\n"one\ntwo\nthree",a\nfour,b\n\n"five, ""5""",\n')
-    (chunk,) = read([path])
-    assert chunk.rows["text"].to_pylist() == ["one\ntwo\nthree", "four", 'five, "5"']
-    assert chunk.rows["id"].to_pylist() == ["a", "b", None]
-    assert chunk.rows["line"].to_pylist() == [2, 5, 7]
+    (batch,) = read([path])
+    assert batch.rows["text"].to_pylist() == ["one\ntwo\nthree", "four", 'five, "5"']
+    assert batch.rows["id"].to_pylist() == ["a", "b", None]
+    assert batch.rows["line"].to_pylist() == [2, 5, 7]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])
@@ -175,9 +177,9 @@ def test_csv_rows_may_span_blocks(tmp_path, batch_rows):
     path = tmp_path / "in.csv"
     texts = [f"line {i}\n\n{'more' * i}" for i in range(20)]
     path.write_text("text\n" + "".join(f'"{t}"\n' for t in texts))
-    chunks = list(read([path], batch_rows=batch_rows))
-    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == texts
-    assert [n for c in chunks for n in c.rows["line"].to_pylist()] == list(range(2, 62, 3))
+    batches = list(read([path], batch_rows=batch_rows))
+    assert sum((c.rows["text"].to_pylist() for c in batches), []) == texts
+    assert [n for c in batches for n in c.rows["line"].to_pylist()] == list(range(2, 62, 3))
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 100])
@@ -186,9 +188,9 @@ def test_a_bad_csv_row_costs_one_line(tmp_path, batch_rows):
     lines = [b"id,text", b"a,fine", b"b,too,many", b"c", b'd,"open', b"e,good"]
     lines += [b"f,bad \xff byte", b'g,"stray"quote', b"h,", b"i,\x00 nul", b'j,"never closed']
     path.write_bytes(b"\n".join(lines))
-    chunks = list(read([path], batch_rows=batch_rows))
-    assert sum((c.rows["text"].to_pylist() for c in chunks), []) == ["fine", "good", "\0 nul"]
-    rejects = {r.line: r.reason for c in chunks for r in c.rejects}
+    batches = list(read([path], batch_rows=batch_rows))
+    assert sum((c.rows["text"].to_pylist() for c in batches), []) == ["fine", "good", "\0 nul"]
+    rejects = {r.line: r.reason for c in batches for r in c.rejects}
     assert sorted(rejects) == [3, 4, 5, 7, 8, 9, 11]
     assert rejects[3] == "3 columns where the header has 2"
     assert rejects[4] == "1 columns where the header has 2"
@@ -202,18 +204,18 @@ def test_a_bad_csv_row_costs_one_line(tmp_path, batch_rows):
 def test_a_csv_quote_left_open_does_not_swallow_the_file(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('text\n"open\n' + "row of some length\n" * 5000)
-    chunks = list(read([path], max_line_bytes=10_000))
-    assert sum(c.rows.num_rows for c in chunks) == 5000
-    assert [r.line for c in chunks for r in c.rejects] == [2]
+    batches = list(read([path], max_line_bytes=10_000))
+    assert sum(c.rows.num_rows for c in batches) == 5000
+    assert [r.line for c in batches for r in c.rejects] == [2]
 
 
 def test_a_csv_cell_may_be_large_and_line_caps_hold(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("text\n" + "x" * 200_000 + "\nnext\n" + "y" * 900_000 + "\nlast\n")
-    chunks = list(read([path], max_line_bytes=500_000))
-    texts = sum((c.rows["text"].to_pylist() for c in chunks), [])
+    batches = list(read([path], max_line_bytes=500_000))
+    texts = sum((c.rows["text"].to_pylist() for c in batches), [])
     assert texts == ["x" * 200_000, "next", "last"]
-    assert [(r.line, r.reason[:17]) for c in chunks for r in c.rejects] == [
+    assert [(r.line, r.reason[:17]) for c in batches for r in c.rejects] == [
         (4, "line over the cap")
     ]
 
@@ -229,11 +231,11 @@ def test_a_missing_column_names_those_there_are(tmp_path, suffix):
 def test_blank_lines_of_a_text_file_are_no_rows(tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  \ntwo \xff\nthree")
-    (chunk,) = read([path])
-    assert chunk.rows["text"].to_pylist() == ["one", "three"]
-    assert chunk.rows["line"].to_pylist() == [1, 5]
-    assert [(r.line, r.ordinal) for r in chunk.rejects] == [(4, 1)]
-    assert "not valid UTF-8" in chunk.rejects[0].reason
+    (batch,) = read([path])
+    assert batch.rows["text"].to_pylist() == ["one", "three"]
+    assert batch.rows["line"].to_pylist() == [1, 5]
+    assert [(r.line, r.ordinal) for r in batch.rejects] == [(4, 1)]
+    assert "not valid UTF-8" in batch.rejects[0].reason
 
 
 def test_a_text_file_has_no_scopes(tmp_path):
@@ -254,20 +256,20 @@ def columnar(tmp_path, columns) -> object:
 )
 def test_text_columns_of_any_string_type_are_taken(tmp_path, kind):
     texts = pa.array(["one", None, "", "vier ä"]).cast(kind)
-    (chunk,) = read([columnar(tmp_path, {"text": texts})])
-    assert chunk.rows["text"].type == pa.string()
-    assert chunk.rows["text"].to_pylist() == ["one", "vier ä"]
-    assert chunk.rows["line"].to_pylist() == [1, 4]
-    assert [r.line for r in chunk.rejects] == [2, 3]
-    assert chunk.rejects[0].reason == "field 'text' is null"
+    (batch,) = read([columnar(tmp_path, {"text": texts})])
+    assert batch.rows["text"].type == pa.string()
+    assert batch.rows["text"].to_pylist() == ["one", "vier ä"]
+    assert batch.rows["line"].to_pylist() == [1, 4]
+    assert [r.line for r in batch.rejects] == [2, 3]
+    assert batch.rejects[0].reason == "field 'text' is null"
 
 
 def test_dictionary_columns_are_taken(tmp_path):
     columns = {"text": pa.array(["a", "b", "a", " "]).dictionary_encode(), "id": [1, 2, 3, 4]}
-    (chunk,) = read([columnar(tmp_path, columns)])
-    assert chunk.rows["text"].to_pylist() == ["a", "b", "a"]
-    assert chunk.rows["id"].to_pylist() == ["1", "2", "3"]
-    assert chunk.rejects[0].id == "4"
+    (batch,) = read([columnar(tmp_path, columns)])
+    assert batch.rows["text"].to_pylist() == ["a", "b", "a"]
+    assert batch.rows["id"].to_pylist() == ["1", "2", "3"]
+    assert batch.rejects[0].id == "4"
 
 
 def test_invalid_utf8_in_a_column_costs_its_row(tmp_path):
@@ -275,9 +277,9 @@ def test_invalid_utf8_in_a_column_costs_its_row(tmp_path):
     (offsets, values) = raw.buffers()[1:]
     unchecked = pa.Array.from_buffers(pa.string(), 3, [None, offsets, values])
     for column in (raw, unchecked):
-        (chunk,) = read([columnar(tmp_path, {"text": column, "id": ["a", "b", "c"]})])
-        assert chunk.rows["text"].to_pylist() == ["good", "fine"]
-        (reject,) = chunk.rejects
+        (batch,) = read([columnar(tmp_path, {"text": column, "id": ["a", "b", "c"]})])
+        assert batch.rows["text"].to_pylist() == ["good", "fine"]
+        (reject,) = batch.rejects
         assert (reject.line, reject.id, reject.excerpt) == (2, "b", "bad \ufffd")
         assert "not valid UTF-8" in reject.reason
 
@@ -291,9 +293,9 @@ def test_other_columns_become_json(tmp_path):
         "blob": [b"\x00\xff", None],
     }
     path = columnar(tmp_path, columns)
-    (chunk,) = read([path], Fields(scopes=(("agent_id", "who"),)))
-    assert chunk.rows["agent_id"].to_pylist() == ["ann", ""]
-    first, second = chunk.rows["metadata"].to_pylist()
+    (batch,) = read([path], Fields(scopes=(("agent_id", "who"),)))
+    assert batch.rows["agent_id"].to_pylist() == ["ann", ""]
+    first, second = batch.rows["metadata"].to_pylist()
     assert json.loads(first) == {
         "when": "2025-01-02T03:00:00",
         "vector": [0.5, 1.0],

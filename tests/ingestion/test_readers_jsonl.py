@@ -15,9 +15,9 @@ GOOD = b'{"id": "a", "text": "fine"}'
 
 
 def rows_and_rejects(path, fields=None, **options):
-    chunks = list(read([path], fields, **options))
-    rows = [t for c in chunks for t in c.rows["text"].to_pylist()]
-    return rows, [reject for c in chunks for reject in c.rejects]
+    batches = list(read([path], fields, **options))
+    rows = [t for c in batches for t in c.rows["text"].to_pylist()]
+    return rows, [reject for c in batches for reject in c.rejects]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_columns_of_a_batch(tmp_path):
         b'{"text": "three", "author": null, "n": null}\n'
         b'{"id": null, "text": "four"}\n'
     )
-    (chunk,) = read([path], Fields(scopes=(("user_id", "author"),)))
-    rows = chunk.rows
+    (batch,) = read([path], Fields(scopes=(("user_id", "author"),)))
+    rows = batch.rows
     assert rows["text"].type == pa.string()
     assert rows["id"].to_pylist() == ["a", "12345678901234567890123", None, None]
     assert {k: v.to_pylist() for k, v in scopes_of(rows).items()} == {
@@ -98,42 +98,42 @@ def test_columns_of_a_batch(tmp_path):
     assert metadata == [{"n": 1, "deep": {"x": [1, None]}}, None, {"n": None}, None]
     assert rows["line"].to_pylist() == [1, 2, 3, 4]
     assert rows["ordinal"].type == rows["line"].type == pa.int64()
-    assert (rows.num_rows, chunk.read) == (4, 4)
+    assert (rows.num_rows, batch.read) == (4, 4)
 
 
 def test_columns_that_no_row_has_are_none(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"text": "one", "n": 1}\n')
-    (chunk,) = read([path], Fields(metadata=False))
-    assert chunk.rows["id"].null_count == chunk.rows.num_rows
-    assert chunk.rows["metadata"].null_count == chunk.rows.num_rows
+    (batch,) = read([path], Fields(metadata=False))
+    assert batch.rows["id"].null_count == batch.rows.num_rows
+    assert batch.rows["metadata"].null_count == batch.rows.num_rows
 
 
 def test_byte_order_mark_crlf_blank_lines_and_no_last_newline(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}\r\n\n{"text": "c"}')
-    (chunk,) = read([path])
-    assert chunk.rows["text"].to_pylist() == ["a", "b", "c"]
-    assert chunk.rows["line"].to_pylist() == [1, 4, 6]
-    assert chunk.rows["ordinal"].to_pylist() == [0, 1, 2]
+    (batch,) = read([path])
+    assert batch.rows["text"].to_pylist() == ["a", "b", "c"]
+    assert batch.rows["line"].to_pylist() == [1, 4, 6]
+    assert batch.rows["ordinal"].to_pylist() == [0, 1, 2]
 
 
 def test_chunks_ordinals_and_limit_over_several_files(tmp_path):
     for name in "ab":
         lines = [f'{{"text": "{name}{i}"}}' if i % 10 else "bad" for i in range(1, 101)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    chunks = list(read([tmp_path], batch_rows=32, limit=150))
-    assert [c.read for c in chunks] == [32, 32, 32, 4, 32, 18]
-    ordinals = [o for c in chunks for o in c.rows["ordinal"].to_pylist()] + [
-        r.ordinal for c in chunks for r in c.rejects
+    batches = list(read([tmp_path], batch_rows=32, limit=150))
+    assert [c.read for c in batches] == [32, 32, 32, 4, 32, 18]
+    ordinals = [o for c in batches for o in c.rows["ordinal"].to_pylist()] + [
+        r.ordinal for c in batches for r in c.rejects
     ]
     assert sorted(ordinals) == list(range(150))
-    for chunk in chunks:
-        name = chunk.path[-len("a.jsonl")]
-        assert chunk.rows["text"].to_pylist() == [
-            f"{name}{line}" for line in chunk.rows["line"].to_pylist()
+    for batch in batches:
+        name = batch.path[-len("a.jsonl")]
+        assert batch.rows["text"].to_pylist() == [
+            f"{name}{line}" for line in batch.rows["line"].to_pylist()
         ]
-    rejects = [r for c in chunks for r in c.rejects]
+    rejects = [r for c in batches for r in c.rejects]
     assert [(r.path[-len("a.jsonl")], r.line) for r in rejects[-2:]] == [("b", 40), ("b", 50)]
 
 
@@ -208,12 +208,12 @@ def test_a_json_file_may_be_one_array(tmp_path):
 def test_python_records_are_read_alike():
     records = ["plain", {"id": 1, "text": "mapped", "tag": ("a",)}, 5, {"text": "\ud800"}, {"x": 1}]
     records += [{"text": "f", "tag": object()}, {"text": b"bytes"}, {1: "x", "text": "y"}]
-    (chunk,) = read_records(records)
-    assert chunk.rows["text"].to_pylist() == ["plain", "mapped"]
-    assert chunk.rows["id"].to_pylist() == [None, "1"]
-    assert chunk.rows["metadata"].to_pylist() == [None, '{"tag":["a"]}']
+    (batch,) = read_records(records)
+    assert batch.rows["text"].to_pylist() == ["plain", "mapped"]
+    assert batch.rows["id"].to_pylist() == [None, "1"]
+    assert batch.rows["metadata"].to_pylist() == [None, '{"tag":["a"]}']
     assert records[1] == {"id": 1, "text": "mapped", "tag": ("a",)}
-    reasons = {r.line: r.reason for r in chunk.rejects}
+    reasons = {r.line: r.reason for r in batch.rejects}
     assert reasons[3] == "not a string or mapping but a number"
     assert "lone surrogate" in reasons[4]
     assert reasons[5] == "no field 'text'"
@@ -230,8 +230,8 @@ def test_records_are_taken_as_they_are_asked_for():
             asked.append(1)
             yield "text"
 
-    chunks = read_records(endless(), batch_rows=10, limit=25)
-    assert [chunk.read for chunk in chunks] == [10, 10, 5]
+    batches = read_records(endless(), batch_rows=10, limit=25)
+    assert [batch.read for batch in batches] == [10, 10, 5]
     assert len(asked) == 30
 
 
@@ -245,9 +245,9 @@ def test_edge_texts_are_taken_but_for_empty_and_oversized_ones(data_dir):
 
 
 def test_real_texts_come_in_order_with_their_ids(data_dir):
-    chunks = list(read([data_dir / "mix_open.jsonl.gz"], limit=20_000))
-    assert [c.read for c in chunks] == [8192, 8192, 3616]
-    assert not [c for c in chunks if c.rejects]
-    ids = [i for c in chunks for i in c.rows["id"].to_pylist()]
+    batches = list(read([data_dir / "mix_open.jsonl.gz"], limit=20_000))
+    assert [c.read for c in batches] == [8192, 8192, 3616]
+    assert not [c for c in batches if c.rejects]
+    ids = [i for c in batches for i in c.rows["id"].to_pylist()]
     assert ids[0] == "wordnet/noun/04184316"
     assert len(set(ids)) == 20_000

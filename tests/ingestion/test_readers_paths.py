@@ -90,7 +90,7 @@ def test_usage_errors(tree):
         expand([])
 
 
-def test_errors_come_before_the_first_chunk_is_asked_for(tree):
+def test_errors_come_before_the_first_batch_is_asked_for(tree):
     with pytest.raises(InputNotFound):
         read(["b.jsonl", "nothing.jsonl"])
 
@@ -107,9 +107,9 @@ def test_a_named_pipe_is_read_as_jsonl(tmp_path):
 COUNT = """
 import sys
 from memworker.ingestion.readers import read
-chunks = list(read(["-"], format=sys.argv[1] if sys.argv[1:] else None))
-print(sum(c.rows.num_rows for c in chunks), sum(len(c.rejects) for c in chunks),
-      {c.path for c in chunks})
+batches = list(read(["-"], format=sys.argv[1] if sys.argv[1:] else None))
+print(sum(c.rows.num_rows for c in batches), sum(len(c.rejects) for c in batches),
+      {c.path for c in batches})
 """
 
 
@@ -132,12 +132,12 @@ def test_standard_input(given, format, expected):
 
 ROW_BY_ROW = """
 from memworker.ingestion.readers import read
-for chunk in read(["-"]):
-    print(chunk.rows["text"].to_pylist(), flush=True)
+for batch in read(["-"]):
+    print(batch.rows["text"].to_pylist(), flush=True)
 """
 
 
-def test_rows_of_a_slow_producer_do_not_wait_for_a_full_chunk():
+def test_rows_of_a_slow_producer_do_not_wait_for_a_full_batch():
     child = subprocess.Popen(
         [sys.executable, "-c", ROW_BY_ROW], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -155,10 +155,10 @@ import resource, sys
 from memworker.ingestion.readers import read
 import msgspec, pyarrow.compute
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-chunks = list(read(["-"]))
+batches = list(read(["-"]))
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-rejects = [r for c in chunks for r in c.rejects]
-print(sum(c.rows.num_rows for c in chunks), [r.line for r in rejects], rejects[0].reason, sep="|")
+rejects = [r for c in batches for r in c.rejects]
+print(sum(c.rows.num_rows for c in batches), [r.line for r in rejects], rejects[0].reason, sep="|")
 assert grown < 40_000, f"{grown} KiB"
 """
 

@@ -41,9 +41,9 @@ SHAPES = {
 
 
 def texts_and_rejects(*inputs, **options):
-    chunks = list(read(inputs, **options))
-    texts = [t for c in chunks for t in c.rows["text"].to_pylist()]
-    return texts, [reject for c in chunks for reject in c.rejects]
+    batches = list(read(inputs, **options))
+    texts = [t for c in batches for t in c.rows["text"].to_pylist()]
+    return texts, [reject for c in batches for reject in c.rejects]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "jsonl.gz"])
@@ -113,8 +113,8 @@ def test_rows_within_one_object_are_pointed_at(tmp_path):
 
 ROW_BY_ROW = """
 from memworker.ingestion.readers import read
-for chunk in read(["-"]):
-    print(chunk.rows["text"].to_pylist(), flush=True)
+for batch in read(["-"]):
+    print(batch.rows["text"].to_pylist(), flush=True)
 """
 
 

@@ -77,7 +77,7 @@ def test_an_id_that_is_there_keeps_its_text(echo, memory, db):
 
 
 def test_an_id_twice_in_the_input_is_written_once(echo, db, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(transfer, "BATCH_ROWS", 2)
     lines = [json.dumps({"id": f"m{i % 3}", "memory": f"text {i}"}) for i in range(9)]
     done, _ = import_into(db, echo, lines)
     assert (done.written, done.skipped, done.differing) == (3, 6, 6)
@@ -133,7 +133,7 @@ def test_a_line_that_could_not_be_read_is_a_flaw_among_the_others(echo, db):
 
 
 def test_what_was_committed_before_an_interruption_is_not_embedded_again(echo, db, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(transfer, "BATCH_ROWS", 4)
 
     def interrupted():
         for i in range(40):
@@ -155,7 +155,7 @@ def test_what_was_committed_before_an_interruption_is_not_embedded_again(echo, d
 
 
 def test_two_imports_at_once_write_each_memory_once(echo, db, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(transfer, "BATCH_ROWS", 16)
     with Memory(db, pool=echo):
         pass
     lines = [json.dumps({"id": f"m{i}", "memory": f"text {i}"}).encode() for i in range(200)]

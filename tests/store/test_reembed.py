@@ -14,7 +14,7 @@ import pytest
 
 from memworker.errors import StoreError, TableMismatch
 from memworker.store import Table, VectorSpace, lock
-from memworker.store.reembed import CHUNK_ROWS, Reembedding
+from memworker.store.reembed import BATCH_ROWS, Reembedding
 from memworker.store.staged import FOLDER, Staged, discard, text_digests, unfinished
 from tests.store.helpers import SPACE, numbered, texts_by_id
 
@@ -137,9 +137,9 @@ def filled(table, staged):
     return work, looked
 
 
-def test_every_chunk_is_looked_at_and_switched(tmp_path):
+def test_every_batch_is_looked_at_and_switched(tmp_path):
     table = Table.create(tmp_path, "t", SPACE)
-    rows = 2 * CHUNK_ROWS + 10
+    rows = 2 * BATCH_ROWS + 10
     for start in range(0, rows, 3000):
         table.append(numbered(start, min(start + 3000, rows)))
     table.delete({"id": {"in": ["id-0", "id-8192"]}})

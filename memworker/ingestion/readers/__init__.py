@@ -23,12 +23,12 @@ from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
 from memworker.ingestion.readers.shapes import Shape, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
-from memworker.ingestion.records import Chunk, Fields, ReadProgress, Reject
+from memworker.ingestion.records import Fields, ReadBatch, ReadProgress, Reject
 from memworker.paths import PathGiven, shown_name
 from memworker.values import shown, whole
 
 __all__ = [
-    "Chunk",
+    "ReadBatch",
     "Fields",
     "Found",
     "Reject",
@@ -67,8 +67,8 @@ def read(
     format: str | None = None,
     allow_empty: bool = False,
     progress: ReadProgress | None = None,
-) -> Iterator[Chunk]:
-    """Read files, folders, globs and "-" in the order given, in chunks of at most `batch_rows`.
+) -> Iterator[ReadBatch]:
+    """Read files, folders, globs and "-" in the order given, in batches of at most `batch_rows`.
 
     `limit` counts rows read, refused ones included. A line over
     `max_line_bytes` (default: 4 times `max_text_bytes` and 1 MiB) is skipped
@@ -90,10 +90,10 @@ def read_sources(
     *,
     limit: int | None = None,
     progress: ReadProgress | None = None,
-) -> Iterator[Chunk]:
+) -> Iterator[ReadBatch]:
     """Read what was found, as `read` does. What is wrong with one of several costs that one."""
     options.alone = len(sources) == 1
-    return _chunks(joined(_parts(followed(sources, progress), options), options), limit, options)
+    return _batches(joined(_parts(followed(sources, progress), options), options), limit, options)
 
 
 def _parts(
@@ -166,14 +166,14 @@ def read_records(
     limit: int | None = None,
     max_text_bytes: int = MIB,
     allow_empty: bool = False,
-) -> Iterator[Chunk]:
+) -> Iterator[ReadBatch]:
     """Read Python records: strings, mappings with the fields' names, Arrow batches; as `read`.
 
-    The path of their chunks is "<records>", and `line` counts them from 1.
+    The path of their batches is "<records>", and `line` counts them from 1.
     """
     options = read_options(fields, batch_rows, max_text_bytes, None, allow_empty)
     checked = ((RECORDS_PATH, rows) for rows in _of_records(records, options))
-    return _chunks(checked, limit, options)
+    return _batches(checked, limit, options)
 
 
 def _of_records(records: Iterable[Any], options: ReadOptions) -> Iterator[CheckedRows]:
@@ -208,9 +208,9 @@ def read_options(
     )
 
 
-def _chunks(
+def _batches(
     parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
-) -> Iterator[Chunk]:
+) -> Iterator[ReadBatch]:
     found = None if limit is None else whole(limit)
     if limit is not None and (found is None or found < 1):
         raise UsageError(f"limit must be a whole number of at least 1, not {shown(limit)}")
@@ -219,14 +219,14 @@ def _chunks(
 
 def _numbered(
     parts: Iterable[tuple[str, CheckedRows]], limit: int | None, options: ReadOptions
-) -> Iterator[Chunk]:
+) -> Iterator[ReadBatch]:
     ordinal = 0
     for path, checked in parts:
         if limit is not None:
             checked = checked.head(limit - ordinal)
         count = checked.rows.num_rows
         if count:
-            yield checked.chunk(path, ordinal)
+            yield checked.batch(path, ordinal)
         ordinal += count
         if ordinal == limit:
             break

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import InputError, MissingField
-from memworker.ingestion.records import EXCERPT_CHARS, Chunk, Fields, Reject, path_of, row_batch
+from memworker.ingestion.records import EXCERPT_CHARS, Fields, ReadBatch, Reject, path_of, row_batch
 
 # So many rows of the first files may lack a field before it is taken for a wrong name.
 _ROWS_WITHOUT_FIELDS = 100_000
@@ -65,7 +65,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
-    """All rows of a chunk, faulty ones included: their values are never looked at.
+    """All rows of a batch, faulty ones included: their values are never looked at.
 
     `rows` has the columns of `row_batch`, and `path` where they are of several sources;
     `faults` tells why a row is refused; `raw(i)` gives the beginning of row i as it stood
@@ -83,17 +83,17 @@ class CheckedRows:
         faults = {i: reason for i, reason in self.faults.items() if i < count}
         return CheckedRows(self.rows.slice(0, count), self.raw, faults)
 
-    def chunk(self, path: str, first_ordinal: int) -> Chunk:
+    def batch(self, path: str, first_ordinal: int) -> ReadBatch:
         """Part the accepted rows from the refused ones."""
         count = self.rows.num_rows
         ordinals = np.arange(first_ordinal, first_ordinal + count, dtype=np.int64)
         numbered = self.rows.append_column("ordinal", pa.array(ordinals))
         if not self.faults:
-            return Chunk(path, numbered)
+            return ReadBatch(path, numbered)
         accepted = np.ones(count, dtype=bool)
         accepted[list(self.faults)] = False
         rejects = tuple(self._reject(path, i, first_ordinal + i) for i in sorted(self.faults))
-        return Chunk(path, numbered.filter(pa.array(accepted)), rejects)
+        return ReadBatch(path, numbered.filter(pa.array(accepted)), rejects)
 
     def _reject(self, path: str, i: int, ordinal: int) -> Reject:
         line, row_id = self.rows["line"][i].as_py(), self.rows["id"][i].as_py()
