@@ -128,15 +128,20 @@ def _pooling_mode(path: Path) -> Pooling:
     modes = on & {"cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"}
     modes |= on & {"weightedmean_tokens", "lasttoken"}
     if isinstance(named := config.get("pooling_mode"), str):
-        modes = {f"{named}_token" if named == "cls" else f"{named}_tokens"}
+        modes = {_MODE_NAMES.get(named, f"{named}_tokens")}
     if modes == {"cls_token"}:
         return Pooling.CLS
+    if modes == {"lasttoken"}:
+        return Pooling.LAST
     if modes in ({"mean_tokens"}, set()):
         return Pooling.MEAN
     raise ModelUnsupported(
         f"{path / _POOLING_FILE} asks for {' and '.join(sorted(modes))} pooling; "
-        "memworker does mean_tokens or cls_token."
+        "memworker does mean_tokens, cls_token or lasttoken."
     )
+
+
+_MODE_NAMES = {"cls": "cls_token", "lasttoken": "lasttoken"}
 
 
 def token_limits(path: Path) -> tuple[int, int]:

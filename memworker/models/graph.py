@@ -6,7 +6,7 @@
       └ word + position embeddings ─ LayerNormalization
           └ layer × N: Q, K, V ─ scores ─ softmax ─ context ─ Gemm (+ rows) ─ LayerNormalization
                        Gemm ─ Gelu ─ Gemm (+ rows) ─ LayerNormalization
-              └ mean or CLS pooling ─ L2 ─ embedding  float32[n, dim]
+              └ mean, CLS or last-token pooling ─ L2 ─ embedding  float32[n, dim]
 
 The residual is what a product adds to. Its bias rides on the rows (`quantise.Entry`), the keys'
 own changes no softmax. Sessions must be opened at ORT_ENABLE_BASIC, or ONNX Runtime fuses what

@@ -6,7 +6,7 @@
       └ word + position embeddings ─ normalisation
           └ layer × N: Q, K, V ─ scores ─ softmax ─ context ─ product + rows ─ normalisation
                        product ─ GELU ─ product + rows ─ normalisation
-              └ mean or CLS pooling ─ L2 ─ embedding  float32[n, dim]
+              └ mean, CLS or last-token pooling ─ L2 ─ embedding  float32[n, dim]
 
 Weights stay float32 in the file: OpenVINO rounds those of products when a worker compiles the
 graph, and maps the rest. Attention is written out in plain operators, which OpenVINO fuses.
@@ -113,6 +113,10 @@ def _pool(pooling: Pooling, rows: Any, mask: Any) -> Any:
 
     if pooling is Pooling.CLS:
         return op.gather(rows, op.constant(np.int64(0)), op.constant(np.int64(1)))
+    if pooling is Pooling.LAST:
+        counted = op.convert(op.reduce_sum(mask, _ints(1), True), "i64")
+        place = op.maximum(op.subtract(counted, _ints(1)), _ints(0))
+        return op.squeeze(op.gather(rows, place, op.constant(np.int64(1)), 1), _ints(1))
     sums = op.matmul(op.unsqueeze(mask, _ints(1)), rows, False, False)
     count = op.maximum(op.reduce_sum(mask, _ints(1), True), _floats(1.0))
     return op.divide(op.squeeze(sums, _ints(1)), count)

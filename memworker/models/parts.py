@@ -97,9 +97,29 @@ def pool(graph: GraphWriter, pooling: Pooling, hidden: str) -> str:
     """Turn token rows into text rows; the last layer of a CLS model gives one row a text."""
     if pooling is Pooling.CLS:
         return hidden
+    if pooling is Pooling.LAST:
+        return last_rows(graph, hidden)
     texts = graph.op("Reshape", hidden, "by_text", name="tokens_by_text")
     row = mask_row(graph)
     return mean(graph, graph.fused("FusedMatMul", row, texts, name="masked_sum", transBatchB=1))
+
+
+def last_rows(graph: GraphWriter, rows: str) -> str:
+    """Keep the last token of each text that is not masked, the first where all are."""
+    count = graph.op("ReduceSum", "attention_mask", ints(graph, 1), name="last_count", keepdims=0)
+    place = graph.op("Sub", count, ints(graph, 1), name="last_place_or_none")
+    place = graph.op("Max", place, ints(graph, 0), name="last_place")
+    begin = graph.op("Mul", place, "texts", name="last_begin")
+    zero, one, texts = (
+        graph.op("Squeeze", value, name=f"{name}.scalar")
+        for name, value in (
+            ("last_zero", ints(graph, 0)),
+            ("last_one", ints(graph, 1)),
+            ("last_texts", "texts"),
+        )
+    )
+    which = graph.op("Range", zero, texts, one, name="text_numbers")
+    return graph.op("Gather", rows, graph.op("Add", begin, which, name="last_at"), name="last")
 
 
 def mask_row(graph: GraphWriter) -> str:

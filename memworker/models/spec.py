@@ -24,6 +24,7 @@ class Pooling(StrEnum):
 
     MEAN = "mean"
     CLS = "cls"
+    LAST = "last"
 
 
 @dataclass(frozen=True, slots=True)

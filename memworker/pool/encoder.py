@@ -110,6 +110,9 @@ class OnnxEncoder(TokenEncoder):
 def _pool(tokens: npt.NDArray[Any], mask: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:
     if pooling is Pooling.CLS:
         return tokens[:, 0]
+    if pooling is Pooling.LAST:
+        # Padding is on the right.
+        return np.asarray(tokens[np.arange(len(tokens)), np.maximum(mask.sum(1) - 1, 0)])
     weights = mask[:, :, None].astype(np.float32)
     return np.asarray((tokens * weights).sum(1) / np.maximum(weights.sum(1), 1e-9))
 

@@ -22,7 +22,7 @@ needed = pytest.mark.skipif(bool(bf16.obstacle()), reason=f"for bf16 {bf16.obsta
 
 
 @needed
-@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "lasttoken"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_any_pooling(tmp_path, pooling, normalize):
     folder = make_bert(tmp_path / "model")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 
 from bench.reference import export_reference
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models import Pooling, ready_model
+from memworker.pool.encoder import OnnxEncoder
+from memworker.pool.plan import Costs
 from tests.models.conftest import open_session, run_padded
+from tests.models.test_graph import expected_vector
 from tests.models.tiny import make_bert, write_config, write_modules
 
 
@@ -55,6 +59,15 @@ def test_an_onnx_file_runs_as_it_is(onnx_folder, cache, place):
     changed[100] ^= 1
     weights.write_bytes(changed)
     assert ready_model(onnx_folder, cache_dir=cache).fingerprint != before
+
+
+def test_token_vectors_of_an_onnx_file_are_pooled_as_its_settings_say(onnx_folder, folder, cache):
+    rows = [[2, 10, 11, 3], [2, 40, 3], [2, *range(5, 20), 3]]
+    for pooling in ("mean_tokens", "cls_token", "lasttoken"):
+        write_modules(onnx_folder, pooling=pooling)
+        encoder = OnnxEncoder(ready_model(onnx_folder, cache_dir=cache), Costs(1))
+        expected = np.array([expected_vector(folder, ids, pooling=pooling) for ids in rows])
+        assert np.abs(encoder.run(rows, (3, 20)) - expected).max() < 1e-5
 
 
 def test_an_onnx_file_that_pools(folder, tmp_path, cache):

@@ -44,9 +44,10 @@ def tokens(minilm):
     return [encoding.ids for encoding in tokenizer.encode_batch(TEXTS)]
 
 
-def expected_vector(folder, ids, *, cls=False, normalize=True):
+def expected_vector(folder, ids, *, pooling="mean_tokens", normalize=True):
     hidden = numpy_bert(folder, ids)
-    pooled = hidden[0] if cls else hidden.mean(0)
+    tokens = {"cls_token": hidden[:1], "lasttoken": hidden[-1:], "mean_tokens": hidden}
+    pooled = tokens[pooling].mean(0)
     return pooled / np.linalg.norm(pooled) if normalize else pooled
 
 
@@ -103,7 +104,7 @@ ROWS = [[2, 10, 11, 12, 3], [2, 40, 3], [2, *range(5, 30), 3]]
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "lasttoken"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_tiny_bert_equals_numpy(tmp_path, prefix, pooling, normalize):
     folder = make_bert(tmp_path / "model", prefix=prefix)
@@ -111,8 +112,7 @@ def test_tiny_bert_equals_numpy(tmp_path, prefix, pooling, normalize):
     model = ready_model(folder, cache_dir=tmp_path / "cache")
     assert model.pooled and model.spec.normalize is normalize
     vectors = run_padded(open_session(model.graph), ROWS, extra=4)
-    cls = pooling == "cls_token"
-    expected = [expected_vector(folder, ids, cls=cls, normalize=normalize) for ids in ROWS]
+    expected = [expected_vector(folder, i, pooling=pooling, normalize=normalize) for i in ROWS]
     assert np.abs(vectors - np.array(expected)).max() < 1e-5
 
 

@@ -121,7 +121,7 @@ def test_zero_is_a_code_and_ends_are_within_reach(least):
     assert np.abs(back - rows).max() < 1.01 * grid.scale
 
 
-@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "lasttoken"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_any_pooling(tmp_path, cache, pooling, normalize):
     folder = make_bert(tmp_path / "model")
