@@ -1,5 +1,6 @@
 from . import records as records
 from .cache import cache_home as cache_home
+from .head import apply_layers as apply_layers, read_layers as read_layers
 from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,

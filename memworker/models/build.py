@@ -15,6 +15,7 @@ from pathlib import Path
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, ModelCache
+from memworker.models.head import head_facts, read_head, weight_files
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.records import HashBook
 from memworker.models.spec import ModelEntry, Precision
@@ -79,7 +80,8 @@ def digest_of(facts: list[str]) -> str:
 def _recipe_digest(entry: ModelEntry, hashes: dict[str, str], precision: Precision) -> str:
     facts = [*_recipe(entry, precision, hashes), hashes[entry.weights]]
     facts.append(hashes.get("config.json", ""))
-    return digest_of([*facts, entry.spec.pooling, str(entry.spec.normalize)])
+    facts += [*head_facts(entry.spec), *(hashes[n] for n in weight_files(entry.spec.dense))]
+    return digest_of(facts)
 
 
 def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> list[str]:
@@ -95,6 +97,7 @@ def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> 
     if precision is Precision.BF16:
         return [graph_bf16.RECIPE]
     calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
+    calibration += ["lowercase"] if entry.spec.lowercase else []
     return [graph_int8.RECIPE, str(PAIR_LIMIT), *calibration]
 
 
@@ -157,7 +160,7 @@ def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:
             f"{folder / entry.weights} has rows of {table.shape[1]}; {entry.spec.name} should "
             f"have {entry.spec.dim} (hidden_dim in config.json). Fetch the model again."
         )
-    build_static(table, entry.spec.normalize, draft / GRAPH_FILE)
+    build_static(table, read_head(entry.spec, folder), draft / GRAPH_FILE)
     faster = faster_tokenizer(tokenizer)
     (draft / TOKENIZER_FILE).write_text(faster or tokenizer.read_text("utf-8"), "utf-8")
 
@@ -170,12 +173,13 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     from memworker.models.weights import read_bert
 
     spec, bert = entry.spec, read_bert(folder, entry.weights)
+    head = read_head(spec, folder)
     if precision is Precision.FP32:
-        build_bert(bert, spec.pooling, spec.normalize, path)
+        build_bert(bert, head, path)
         return
     texts = calibration_ids(spec, folder / TOKENIZER_FILE)
     layers = quantise_bert(bert, with_rare_tokens(texts, len(bert.words)))
-    build_bert_int8(bert, layers, spec.pooling, spec.normalize, path)
+    build_bert_int8(bert, layers, head, path)
 
 
 def _write_openvino(entry: ModelEntry, folder: Path, path: Path) -> None:
@@ -184,8 +188,11 @@ def _write_openvino(entry: ModelEntry, folder: Path, path: Path) -> None:
 
     # What is wrong with the files is said here, in our own words.
     read_bert(folder, entry.weights)
+    read_head(entry.spec, folder)
     spec = entry.spec
-    facts = (str(folder), entry.weights, str(spec.pooling), str(spec.normalize), str(path))
+    # Dense layers stay in fp32, in the worker; and the norm is that of what they give.
+    normalize = spec.normalize and not spec.dense
+    facts = (str(folder), entry.weights, str(spec.pooling), str(normalize), str(path))
     try:
         interpreters.output(interpreters.command(_OPENVINO, *facts), timeout_s=_PACK_TIMEOUT_S)
     except interpreters.Failed as failure:

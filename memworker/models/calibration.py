@@ -29,6 +29,7 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
         "texts": [spec.passage_prefix + text for text in calibration_texts()],
         "limit": min(spec.max_tokens, _MOST_TOKENS),
         "special": spec.add_special_tokens,
+        "lowercase": spec.lowercase,
     }
     # In a process of its own: this one neither tokenises nor starts tokenizers' threads.
     command = interpreters.command(_TOKENISE, str(tokenizer))
@@ -85,6 +86,7 @@ job = json.load(sys.stdin)
 tokenizer = Tokenizer.from_file(sys.argv[1])
 tokenizer.no_padding()
 tokenizer.enable_truncation(job["limit"])
-encoded = tokenizer.encode_batch(job["texts"], add_special_tokens=job["special"])
+texts = [text.lower() for text in job["texts"]] if job["lowercase"] else job["texts"]
+encoded = tokenizer.encode_batch(texts, add_special_tokens=job["special"])
 print(json.dumps([e.ids for e in encoded]))
 """

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from memworker.errors import ModelUnsupported, UnknownModel
+from memworker.models.head import weight_files
+from memworker.models.modules import (
+    Modules,
+    read_json,
+    read_modules,
+    read_prompts,
+    transformer_settings,
+)
 from memworker.models.prefixes import prefixes_of
 from memworker.models.spec import ModelEntry, ModelFile, ModelSpec, Pooling
 
@@ -30,10 +37,12 @@ def read_directory(path: Path) -> ModelEntry:
         raise UnknownModel(f"{path} is no directory. Give a directory in Hugging Face layout.")
     path = path.resolve()
     weights = _weights(path)
+    spec = _spec(path)
+    files = (weights, *_READ, *weight_files(spec.dense))
     return ModelEntry(
-        spec=_spec(path),
+        spec=spec,
         weights=weights,
-        files=tuple(ModelFile(name, required=False) for name in (weights, *_READ)),
+        files=tuple(ModelFile(name, required=False) for name in files),
         directory=path,
     )
 
@@ -72,20 +81,45 @@ def _spec(path: Path) -> ModelSpec:
     config = read_json(path / "config.json")
     if config.get("model_type") == _MODEL2VEC:
         return _static_spec(path, config)
-    pooling, normalize = _pooling(path)
+    modules = read_modules(path)
+    hidden = int(config.get("hidden_size") or config.get("dim") or 0)
     limit, positions = token_limits(path)
     query, passage = _prefixes(path, config)
+    _refuse_prompt_left_out(path, modules, query, passage)
     return ModelSpec(
         name=path.name,
-        dim=int(config.get("hidden_size") or config.get("dim") or 0),
-        pooling=pooling,
-        normalize=normalize,
+        dim=_dim(path, modules, hidden),
+        pooling=modules.pooling,
+        normalize=modules.normalize,
         max_tokens=limit,
         position_limit=positions,
         query_prefix=query,
         passage_prefix=passage,
         description=f"local directory {path}",
+        lowercase=bool(transformer_settings(path).get("do_lower_case")),
+        dense=modules.dense,
     )
+
+
+def _dim(path: Path, modules: Modules, hidden: int) -> int:
+    """Return what comes out behind the dense layers, each of which must take what it is given."""
+    width = hidden
+    for layer in modules.dense:
+        if width not in (0, layer.inputs):
+            raise ModelUnsupported(
+                f"{path / layer.folder} takes {layer.inputs} numbers, and gets {width}: "
+                "its config.json is of another model."
+            )
+        width = layer.outputs
+    return width
+
+
+def _refuse_prompt_left_out(path: Path, modules: Modules, *prompts: str) -> None:
+    if any(prompts) and not modules.include_prompt:
+        raise ModelUnsupported(
+            f"{path}: its pooling leaves the tokens of prompts out (include_prompt is false), and"
+            f" it has prompts; memworker pools all tokens."
+        )
 
 
 def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
@@ -104,44 +138,7 @@ def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
 _MODEL2VEC = "model2vec"
 # What model2vec truncates at unless told otherwise.
 STATIC_MAX_TOKENS = 512
-_POOLING_FILE = "1_Pooling/config.json"
-_BERT_FILE = "sentence_bert_config.json"
-_PROMPT_FILE = "config_sentence_transformers.json"
 _READ = ("tokenizer.json", "config.json")
-
-
-def _pooling(path: Path) -> tuple[Pooling, bool]:
-    """Return pooling and whether to normalise; without modules.json: mean, and yes."""
-    modules = [str(module.get("type", "")) for module in _read_list(path / "modules.json")]
-    kinds = [kind.rpartition(".")[2] for kind in modules]
-    if extra := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise ModelUnsupported(
-            f"{path}/modules.json has {', '.join(sorted(extra))} after the transformer; memworker "
-            "knows Pooling and Normalize only. Export the whole pipeline to one ONNX file."
-        )
-    return _pooling_mode(path), not kinds or "Normalize" in kinds
-
-
-def _pooling_mode(path: Path) -> Pooling:
-    config = read_json(path / _POOLING_FILE)
-    on = {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
-    modes = on & {"cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"}
-    modes |= on & {"weightedmean_tokens", "lasttoken"}
-    if isinstance(named := config.get("pooling_mode"), str):
-        modes = {_MODE_NAMES.get(named, f"{named}_tokens")}
-    if modes == {"cls_token"}:
-        return Pooling.CLS
-    if modes == {"lasttoken"}:
-        return Pooling.LAST
-    if modes in ({"mean_tokens"}, set()):
-        return Pooling.MEAN
-    raise ModelUnsupported(
-        f"{path / _POOLING_FILE} asks for {' and '.join(sorted(modes))} pooling; "
-        "memworker does mean_tokens, cls_token or lasttoken."
-    )
-
-
-_MODE_NAMES = {"cls": "cls_token", "lasttoken": "lasttoken"}
 
 
 def token_limits(path: Path) -> tuple[int, int]:
@@ -156,7 +153,7 @@ def token_limits(path: Path) -> tuple[int, int]:
         positions = max(positions - 2, 0)
     tokenizer = read_json(path / "tokenizer_config.json")
     lengths = [_count(tokenizer.get(key)) for key in ("model_max_length", "max_length")]
-    advised = _count(read_json(path / _BERT_FILE).get("max_seq_length"))
+    advised = _count(transformer_settings(path).get("max_seq_length"))
     limit = advised or min(filter(None, lengths), default=0) or positions or 512
     return min(limit, positions or limit), positions
 
@@ -167,33 +164,7 @@ def _count(value: Any) -> int:
 
 
 def _prefixes(path: Path, config: dict[str, Any]) -> tuple[str, str]:
-    prompts = read_json(path / _PROMPT_FILE).get("prompts")
-    if isinstance(prompts, dict) and prompts:
-        passage = prompts.get("passage") or prompts.get("document") or ""
-        return str(prompts.get("query") or ""), str(passage)
+    if (prompts := read_prompts(path)) is not None:
+        return prompts.query, prompts.passage
     by_origin = prefixes_of(str(config.get("_name_or_path", "")))
     return by_origin if any(by_origin) else prefixes_of(path.name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file, {} where there is none; ModelUnsupported where torn."""
-    value = _read(path, {})
-    if not isinstance(value, dict):
-        raise ModelUnsupported(f"{path} is no JSON object. Fetch the model again.")
-    return value
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    value = _read(path, [])
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ModelUnsupported(f"{path} is no JSON list of objects. Fetch the model again.")
-    return value
-
-
-def _read(path: Path, absent: Any) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return absent
-    except (OSError, ValueError) as error:
-        raise ModelUnsupported(f"{path} cannot be read: {error}. Fetch the model again.") from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from memworker.models import parts
 from memworker.models.entry import Entry
+from memworker.models.head import Head
 from memworker.models.onnx_file import GraphWriter
 from memworker.models.spec import Pooling
 from memworker.models.weights import BertLayer, BertShape, BertWeights, Linear, Norm
@@ -34,7 +35,7 @@ RECIPE = "bert-fp32-1"
 LAYOUT = "token-major-1"
 
 
-def build_bert(bert: BertWeights, pooling: Pooling, normalize: bool, path: Path) -> None:
+def build_bert(bert: BertWeights, head: Head, path: Path) -> None:
     """Write the graph that gives ``embedding`` float32[n, dim], and its weights, to `path`."""
     graph = GraphWriter("memworker-bert")
     parts.add_shapes(graph, bert.shape)
@@ -42,13 +43,14 @@ def build_bert(bert: BertWeights, pooling: Pooling, normalize: bool, path: Path)
     for number, layer in enumerate(bert.layers):
         last = number == bert.shape.layers - 1
         # Only the first token of the last layer is pooled: the others' rows are not read.
-        first_only = last and pooling is Pooling.CLS
+        first_only = last and head.pooling is Pooling.CLS
         norm = layer.feed_norm
         if not last:
             norm = _entry(bert.layers[number + 1].attention_out).of_norm(norm)
         hidden = _layer(graph, f"layer{number}", layer, bert.shape, norm, hidden, first_only)
-    parts.finish(graph, parts.pool(graph, pooling, hidden), normalize)
-    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(bert.shape.hidden))
+    parts.finish(graph, parts.pool(graph, head.pooling, hidden), head)
+    width = head.width(bert.shape.hidden)
+    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
 
 
 def _entry(added: Linear) -> Entry:

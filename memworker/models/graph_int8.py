@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from memworker.models import parts
 from memworker.models.entry import Entry
+from memworker.models.head import Head
 from memworker.models.onnx_file import GraphWriter
 from memworker.models.quantise import Int8Layer
 from memworker.models.rounding import Grid, Int8Weight
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 RECIPE = "bert-int8-static-1"
 
 
-def build_bert_int8(
-    bert: BertWeights, layers: Iterable[Int8Layer], pooling: Pooling, normalize: bool, path: Path
-) -> None:
+def build_bert_int8(bert: BertWeights, layers: Iterable[Int8Layer], head: Head, path: Path) -> None:
     """Write the graph that gives ``embedding`` float32[n, dim], and its weights, to `path`."""
     graph = GraphWriter("memworker-bert-int8")
     shape, small = bert.shape, list(layers)
@@ -44,14 +43,15 @@ def build_bert_int8(
     for number, layer in enumerate(bert.layers):
         last = number == shape.layers - 1
         # Only the first token of the last layer is pooled: the others' rows are not read.
-        first_only = last and pooling is Pooling.CLS
+        first_only = last and head.pooling is Pooling.CLS
         feed_norm = layer.feed_norm
         if not last:
             feed_norm = small[number + 1].attention.of_norm(feed_norm)
         norms = (small[number].feed.of_norm(layer.attention_norm), feed_norm)
         hidden = _layer(graph, f"layer{number}", small[number], shape, norms, hidden, first_only)
-    parts.finish(graph, parts.pool(graph, pooling, hidden), normalize)
-    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(shape.hidden))
+    parts.finish(graph, parts.pool(graph, head.pooling, hidden), head)
+    width = head.width(shape.hidden)
+    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
 
 
 def _layer(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memworker.errors import ModelCorrupt
 from memworker.models import parts
+from memworker.models.head import Head
 from memworker.models.onnx_file import GraphWriter
 
 if TYPE_CHECKING:
@@ -24,15 +25,16 @@ RECIPE = "static-mean-1"
 _WORDLLAMA, _MODEL2VEC = "embedding.weight", "embeddings"
 
 
-def build_static(table: NDArray[Any], normalize: bool, path: Path) -> None:
+def build_static(table: NDArray[Any], head: Head, path: Path) -> None:
     """Write the graph of a table ``[tokens, dim]``, float16 or float32, to `path`."""
     graph = GraphWriter("memworker-static")
     rows = graph.op("Gather", graph.weight("words", table), "input_ids", name="word_rows")
     # A graph has one type for both; a Cast of float32 is nothing.
     rows = graph.op("Cast", rows, name="rows", to=parts.FLOAT)
     sums = graph.op("MatMul", parts.mask_row(graph), rows, name="masked_sum")
-    parts.finish(graph, parts.mean(graph, sums), normalize)
-    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(table.shape[1]))
+    parts.finish(graph, parts.mean(graph, sums), head)
+    width = head.width(table.shape[1])
+    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
 
 
 def read_table(weights: Path, tokenizer: Path) -> NDArray[Any]:

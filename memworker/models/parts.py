@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from memworker.models.head import Head, Layer
 from memworker.models.onnx_file import GraphWriter, tensor_info
-from memworker.models.spec import Pooling
+from memworker.models.spec import Activation, Pooling
 from memworker.models.weights import BertShape, BertWeights, Norm
 
 FLOAT, BOOL = 1, 9  # TensorProto's element types, known without importing onnx
@@ -136,14 +137,33 @@ def mean(graph: GraphWriter, sums: str) -> str:
     return graph.op("Div", total, at_least_one, name="mean")
 
 
-def finish(graph: GraphWriter, pooled: str, normalize: bool) -> None:
-    """Add the graph's output ``embedding``, divided by its L2 norm if asked."""
-    if not normalize:
+def finish(graph: GraphWriter, pooled: str, head: Head) -> None:
+    """Add the layers behind pooling and the output ``embedding``, divided by its norm if asked."""
+    for place, layer in enumerate(head.layers):
+        pooled = dense(graph, f"dense{place}", layer, pooled)
+    if not head.normalize:
         graph.op("Identity", pooled, name="embedding")
         return
     norm = graph.op("ReduceL2", pooled, name="l2", axes=[1], keepdims=1)
     safe = graph.op("Max", norm, number(graph, "tiny", 1e-12), name="safe_l2")
     graph.op("Div", pooled, safe, name="embedding")
+
+
+def dense(graph: GraphWriter, at: str, layer: Layer, rows: str) -> str:
+    """Add a dense layer in fp32, whatever precision the encoder has."""
+    weight = graph.weight(f"{at}.weight", layer.weight)
+    bias = graph.weight(f"{at}.bias", layer.bias)
+    summed = graph.op("Gemm", rows, weight, bias, name=at)
+    match layer.activation:
+        case Activation.IDENTITY:
+            return summed
+        case Activation.GELU:
+            return graph.fused("Gelu", summed, name=f"{at}.active")
+        case Activation.SILU:
+            opened = graph.op("Sigmoid", summed, name=f"{at}.opened")
+            return graph.op("Mul", summed, opened, name=f"{at}.active")
+    kind = {Activation.TANH: "Tanh", Activation.RELU: "Relu", Activation.SIGMOID: "Sigmoid"}
+    return graph.op(kind[layer.activation], summed, name=f"{at}.active")
 
 
 def encoder_inputs() -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
 from memworker.models import bf16, catalog, sources
@@ -16,9 +17,13 @@ from memworker.models.build import (
 )
 from memworker.models.cache import ModelCache
 from memworker.models.directory import token_limits
-from memworker.models.spec import ModelEntry, ModelSpec, Precision, ReadyModel
+from memworker.models.head import head_facts, weight_files
+from memworker.models.spec import Dense, ModelEntry, ModelSpec, Precision, ReadyModel
 from memworker.models.weights import flops_per_token
 from memworker.paths import PathGiven
+
+if TYPE_CHECKING:
+    from memworker.models.foreign import ForeignGraph
 
 # Special tokens at both ends and one between them.
 _FEWEST_TOKENS = 3
@@ -68,6 +73,8 @@ def ready_model(
     limit = token_limit(entry.spec, max_tokens)
     # The tokenizer beside a static graph gives the same ids in less time.
     home = graph.parent if entry.spec.static else folder
+    # OpenVINO would compute them in bf16 too.
+    outside = chosen is Precision.BF16 and bool(entry.spec.dense)
     return ReadyModel(
         spec=entry.spec,
         precision=chosen,
@@ -76,7 +83,9 @@ def ready_model(
         tokenizer=home / TOKENIZER_FILE,
         pooled=True,
         fingerprint=_fingerprint(entry.spec, recipe, hashes[TOKENIZER_FILE], chosen, limit),
+        needs_l2=outside and entry.spec.normalize,
         flops_per_token=0.0 if entry.spec.static else flops_per_token(folder),
+        home=folder if outside else None,
     )
 
 
@@ -180,11 +189,12 @@ def _foreign(
 
     path = folder / entry.weights
     facts = inspect(path, hashes[entry.weights], folder, cache)
-    spec = _completed(entry, folder, facts.dim)
+    spec = _completed(entry, folder, facts)
     limit = token_limit(spec, max_tokens)
     data = external_hashes(entry, path, facts, hashes, cache)
-    shape = [spec.pooling, str(spec.normalize), str(facts.rank)]
-    recipe = digest_of(["as-is-1", hashes[entry.weights], *data, *shape])
+    shape = [*head_facts(spec), str(facts.rank)]
+    layers = [hashes[name] for name in weight_files(spec.dense)]
+    recipe = digest_of(["as-is-1", hashes[entry.weights], *data, *shape, *layers])
     return ReadyModel(
         spec=spec,
         precision=Precision.FP32,
@@ -193,14 +203,20 @@ def _foreign(
         tokenizer=folder / TOKENIZER_FILE,
         pooled=facts.rank == 2,
         fingerprint=_fingerprint(spec, recipe, hashes[TOKENIZER_FILE], Precision.FP32, limit),
-        needs_l2=facts.rank == 2 and spec.normalize,
+        needs_l2=spec.normalize,
         flops_per_token=facts.flops_per_token,
+        # A graph that pools has what is behind pooling too.
+        home=folder if spec.dense and facts.rank == 3 else None,
     )
 
 
-def _completed(entry: ModelEntry, folder: Path, dim: int) -> ModelSpec:
+def _completed(entry: ModelEntry, folder: Path, facts: ForeignGraph) -> ModelSpec:
     """Add to the catalogue's facts what only the files say."""
     spec = entry.spec
+    dim = facts.dim
+    if spec.dense and facts.rank == 3:
+        _refuse_misfit(folder, spec.dense[0], dim)
+        dim = spec.dim
     if entry.directory is None:
         limit, positions = token_limits(folder)
         spec = replace(spec, max_tokens=limit, position_limit=positions)
@@ -217,8 +233,17 @@ def _completed(entry: ModelEntry, folder: Path, dim: int) -> ModelSpec:
     return replace(spec, dim=dim or spec.dim)
 
 
+def _refuse_misfit(folder: Path, first: Dense, width: int) -> None:
+    if width not in (0, first.inputs):
+        raise ModelCorrupt(
+            f"{folder / first.folder} takes {first.inputs} numbers, and the graph of {folder} gives"
+            f" {width}: they are not of one model."
+        )
+
+
 def _fingerprint(
     spec: ModelSpec, recipe: str, tokenizer: str, precision: Precision, max_tokens: int
 ) -> str:
     facts = [recipe, tokenizer, precision, str(max_tokens), str(spec.add_special_tokens)]
-    return digest_of([*facts, spec.query_prefix, spec.passage_prefix])[:32]
+    facts += [spec.query_prefix, spec.passage_prefix, *(["lowercase"] if spec.lowercase else [])]
+    return digest_of(facts)[:32]

@@ -27,6 +27,28 @@ class Pooling(StrEnum):
     LAST = "last"
 
 
+class Activation(StrEnum):
+    """What a dense layer behind pooling ends with."""
+
+    IDENTITY = "identity"
+    TANH = "tanh"
+    RELU = "relu"
+    GELU = "gelu"
+    SIGMOID = "sigmoid"
+    SILU = "silu"
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A dense layer behind pooling; its weights lie in `folder` of the model's folder."""
+
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: Activation
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What is known of a model before any file of it is on disk.
@@ -35,7 +57,8 @@ class ModelSpec:
     `position_limit` the most its position table can hold (0: not known). A
     `static` model is a table of token vectors and their mean, of any length. The
     first numbers of a `matryoshka` model's vectors are a vector too, once normalised
-    again.
+    again. `dense` are the layers behind pooling. A `lowercase` model
+    is given texts in lower case, whatever its tokenizer does.
     """
 
     name: str
@@ -51,6 +74,8 @@ class ModelSpec:
     position_limit: int = 0
     static: bool = False
     matryoshka: bool = False
+    dense: tuple[Dense, ...] = ()
+    lowercase: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +148,10 @@ class ReadyModel:
 
     `graph` is an ONNX file, its weights beside it as external data; in bf16 a
     file of OpenVINO's. Where
-    `pooled` is true one run gives the final ``float32[n, dim]``; otherwise it
-    gives ``float32[n, tokens, dim]`` and pooling and normalisation follow
-    `spec`. A foreign graph that pools but does not normalise has `needs_l2`:
-    its rows are still to be divided by their L2 norm. The result is always the
+    `pooled` is true one run gives ``float32[n, dim]``; otherwise it gives
+    ``float32[n, tokens, dim]``, and pooling follows `spec`. Dense layers that are not in
+    the graph are read from the model's folder, `home`. Where the graph does not
+    normalise, and `spec` does, it `needs_l2`. The result is always the
     graph's first output. Vectors of equal `fingerprint` may be compared with
     each other: it covers weights, tokenizer, pooling, precision, graph recipe
     and `max_tokens`, the truncation in force. `flops_per_token` counts the linear
@@ -142,3 +167,4 @@ class ReadyModel:
     fingerprint: str
     needs_l2: bool = False
     flops_per_token: float = 0.0
+    home: Path | None = None

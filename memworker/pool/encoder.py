@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memworker.models import Pooling, ReadyModel
+from memworker.models import Pooling, ReadyModel, apply_layers, read_layers
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus
 from memworker.pool.tokenize import Tokenizer
@@ -43,8 +43,12 @@ class TokenEncoder(ABC):
         self._spec = model.spec
         self._model = model
         self._costs = costs
+        self._layers = read_layers(model.spec.dense, model.home) if model.home else ()
         self._tokenizer = Tokenizer(
-            model.tokenizer, model.max_tokens, add_special_tokens=model.spec.add_special_tokens
+            model.tokenizer,
+            model.max_tokens,
+            add_special_tokens=model.spec.add_special_tokens,
+            lowercase=model.spec.lowercase,
         )
 
     def encode(self, texts: SlotTexts, rows: SlotResults) -> Iterator[None]:
@@ -73,8 +77,15 @@ class TokenEncoder(ABC):
         return self._tokenizer([prefix + text for text in texts.decode_all()])
 
     @abstractmethod
+    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+        """Run the graph on one micro-batch, padded to `shape`; a row a text, float32[n, width]."""
+
     def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
-        """Run one micro-batch of token ids, padded to `shape`; float32[n, dim]."""
+        """Run one micro-batch of token ids; do what the graph leaves undone; float32[n, dim]."""
+        vectors = apply_layers(self._layers, self.pooled(ids, shape))
+        if self._model.needs_l2:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
 
 
 class OnnxEncoder(TokenEncoder):
@@ -86,7 +97,7 @@ class OnnxEncoder(TokenEncoder):
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name
 
-    def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
         input_ids = np.zeros(shape, np.int64)
         mask = np.zeros(shape, np.int64)
         for row, tokens in enumerate(ids):
@@ -97,14 +108,8 @@ class OnnxEncoder(TokenEncoder):
             feeds["token_type_ids"] = np.zeros_like(input_ids)
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         (output,) = self._session.run([self._output], feeds)
-        return self._finish(output, mask)
-
-    def _finish(self, output: npt.NDArray[Any], mask: npt.NDArray[Any]) -> Floats:
-        """Do what the graph leaves undone: pooling, normalisation, or nothing."""
-        vectors = output if self._model.pooled else _pool(output, mask, self._model.spec.pooling)
-        if self._model.needs_l2 or (not self._model.pooled and self._model.spec.normalize):
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return np.asarray(vectors, np.float32)
+        pooled = output if self._model.pooled else _pool(output, mask, self._spec.pooling)
+        return np.asarray(pooled, np.float32)
 
 
 def _pool(tokens: npt.NDArray[Any], mask: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:

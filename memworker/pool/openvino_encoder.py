@@ -55,7 +55,7 @@ class OpenVinoEncoder(TokenEncoder):
         for length in costs.lengths[:_WARM_SHAPES]:
             self.run([[0]], (1, length))
 
-    def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
         input_ids = np.zeros(shape, np.int32)
         mask = np.zeros(shape, np.float32)
         for row, tokens in enumerate(ids):

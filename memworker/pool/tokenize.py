@@ -16,10 +16,22 @@ class Tokenizer:
     truncated at `max_tokens`, special tokens included, and never padded.
     """
 
-    def __init__(self, path: Path, max_tokens: int, *, add_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_tokens: int,
+        *,
+        add_special_tokens: bool = True,
+        lowercase: bool = False,
+    ) -> None:
         from tokenizers import Tokenizer as HuggingFaceTokenizer
+        from tokenizers.normalizers import Lowercase, Sequence
 
         self._tokenizer: Any = HuggingFaceTokenizer.from_file(str(path))
+        if lowercase:
+            first = Lowercase()
+            own = self._tokenizer.normalizer
+            self._tokenizer.normalizer = first if own is None else Sequence([first, own])
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens

@@ -51,7 +51,7 @@ def test_an_onnx_file_runs_as_it_is(onnx_folder, cache, place):
     write_modules(onnx_folder, pooling="cls_token")
     ready = ready_model(onnx_folder, cache_dir=cache)
     assert ready.graph == onnx_folder / place
-    assert (ready.pooled, ready.needs_l2, ready.spec.pooling) == (False, False, Pooling.CLS)
+    assert (ready.pooled, ready.needs_l2, ready.spec.pooling) == (False, True, Pooling.CLS)
     assert ready.spec.dim == 32
     before = ready.fingerprint
     weights = ready.graph.with_name("weights.bin")
