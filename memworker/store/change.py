@@ -14,7 +14,7 @@ from memworker.failpoints import reach
 from memworker.store import read
 from memworker.store.filters import assignments, to_sql
 from memworker.store.lance import lance_errors
-from memworker.store.schema import conform, refuse_bad_vectors, widen
+from memworker.store.schema import conform, has_chunks, refuse_bad_vectors, widen
 from memworker.store.writes import Came, Landed, Write, Writes
 
 KeyColumn = Literal["id", "dedup_key"]
@@ -134,7 +134,7 @@ class Edit(_Committing):
     def set(self, where: Mapping[str, Any], values: Mapping[str, datetime | None]) -> int:
         """Set times (`superseded_at` and the like). Refuses an empty filter."""
         _refuse_all("set", where)
-        sql, changed = to_sql(where), assignments(values)
+        sql, changed = to_sql(where, chunks=has_chunks(self._handle.schema)), assignments(values)
 
         def update() -> Landed:
             result = self._handle.update(where=sql, values_sql=changed)
@@ -150,7 +150,7 @@ class Edit(_Committing):
     def erase(self, where: Mapping[str, Any]) -> int:
         """Delete the rows. Refuses an empty filter."""
         _refuse_all("erase", where)
-        sql = to_sql(where)
+        sql = to_sql(where, chunks=has_chunks(self._handle.schema))
 
         def delete() -> Landed:
             gone = self._handle.delete(sql)

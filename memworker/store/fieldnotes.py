@@ -15,8 +15,15 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memworker.store.filters import LOGIC, TEXT_COLUMNS, TIME_COLUMNS, to_sql
-from memworker.store.schema import SCOPES
+from memworker.store.filters import (
+    CHUNK_NUMBERS,
+    CHUNK_TEXTS,
+    LOGIC,
+    TEXT_COLUMNS,
+    TIME_COLUMNS,
+    to_sql,
+)
+from memworker.store.schema import SCOPES, has_chunks
 from memworker.store.untyped import field_of
 
 if TYPE_CHECKING:
@@ -48,6 +55,8 @@ class FieldNotes:
     def note(self, at: LanceTable, where: Mapping[str, Any] | None) -> str:
         """Say which fields of a filter no row of its scope has; "" where all are there."""
         names = dict.fromkeys(_fields(where)) if where else {}
+        if has_chunks(at.schema):
+            names = {name: None for name in names if name not in CHUNK_TEXTS | CHUNK_NUMBERS}
         scope = _scope(where) if names and where else {}
         return ". ".join(filter(None, (self._of(at, scope, name) for name in names)))
 

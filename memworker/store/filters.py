@@ -30,6 +30,9 @@ from memworker.store.untyped import ORDER
 from memworker.values import exact_str, shown
 
 TEXT_COLUMNS = frozenset({"id", "dedup_key", "text", "user_id", "agent_id", "run_id"})
+# Of a table of chunks alone; in other tables they are metadata fields like any other.
+CHUNK_TEXTS = frozenset({"parent_id", "context"})
+CHUNK_NUMBERS = frozenset({"chunk", "char_start", "char_end"})
 TIME_COLUMNS = frozenset({"created_at", "updated_at", "expires_at", "superseded_at"})
 OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "contains")
 LOGIC = ("AND", "OR", "NOT")
@@ -47,13 +50,13 @@ _SQL = {"eq": "=", **ORDER}
 Compare = Callable[[str, Any], str]
 
 
-def to_sql(where: Mapping[str, Any]) -> str:
-    """Return the SQL of a filter; an empty one is ``true``.
+def to_sql(where: Mapping[str, Any], *, chunks: bool = False) -> str:
+    """Return the SQL of a filter; an empty one is ``true``. `chunks`: of a table of chunks.
 
     Raises FilterError for an unknown operator, a value of a type that the
     field does not hold, or text that is not valid Unicode.
     """
-    return _mapping(where, 0)
+    return _mapping(where, 0, chunks)
 
 
 def parse_where(items: Iterable[str]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def id_in(ids: Iterable[str]) -> str:
 
 def key_in(column: str, values: Iterable[str]) -> str:
     """Return the SQL that selects rows by the exact values of a text column."""
-    if column not in TEXT_COLUMNS:
+    if column not in TEXT_COLUMNS | {"parent_id"}:
         raise FilterError(f"{column!r} is no key; there are {', '.join(sorted(TEXT_COLUMNS))}")
     quoted = ", ".join(literals.text(value, column) for value in values)
     return f"{column} IN ({quoted})" if quoted else "false"
@@ -109,24 +112,24 @@ def assignments(values: Mapping[str, datetime | None]) -> dict[str, str]:
     return set_to
 
 
-def _mapping(where: Any, depth: int) -> str:
+def _mapping(where: Any, depth: int, chunks: bool) -> str:
     if not isinstance(where, Mapping):
         raise FilterError(f"a filter is a mapping of fields to values, got {shown(where)}")
     if depth > _MAX_DEPTH:
         raise FilterError(f"the filter is nested deeper than {_MAX_DEPTH} levels; flatten it")
     parts = [
-        _logic(key, value, depth) if key in LOGIC else _field(key, value)
+        _logic(key, value, depth, chunks) if key in LOGIC else _field(key, value, chunks)
         for key, value in where.items()
     ]
     return _all(parts)
 
 
-def _logic(word: str, operands: Any, depth: int) -> str:
+def _logic(word: str, operands: Any, depth: int, chunks: bool) -> str:
     if word == "NOT" and isinstance(operands, Mapping):
         operands = [operands]
     if not isinstance(operands, list | tuple) or (word != "AND" and not operands):
         raise FilterError(f"{word} needs a list of filters, got {shown(operands)}")
-    parts = [_mapping(operand, depth + 1) for operand in operands]
+    parts = [_mapping(operand, depth + 1, chunks) for operand in operands]
     if word == "AND":
         return _all(parts)
     # As in Mem0 and Qdrant, NOT of several filters excludes rows that meet any.
@@ -134,19 +137,19 @@ def _logic(word: str, operands: Any, depth: int) -> str:
     return either if word == "OR" else f"NOT {either}"
 
 
-def _field(name: Any, condition: Any) -> str:
+def _field(name: Any, condition: Any, chunks: bool) -> str:
     if not isinstance(name, str) or not name or name == "vector":
         raise FilterError(f"{name!r} cannot be filtered by; name a column or a metadata field")
     name = exact_str(name)
-    compare = _comparer(name)
+    compare = _comparer(name, chunks)
     if not isinstance(condition, Mapping):
         return compare("eq", condition)
     if not condition:
         raise FilterError(f"{name!r} has no condition; operators: {', '.join(OPERATORS)}")
-    return _all(_operator(name, compare, op, value) for op, value in condition.items())
+    return _all(_operator(name, compare, op, value, chunks) for op, value in condition.items())
 
 
-def _operator(name: str, compare: Compare, op: Any, value: Any) -> str:
+def _operator(name: str, compare: Compare, op: Any, value: Any, chunks: bool) -> str:
     if op not in OPERATORS:
         raise FilterError(f"unknown operator {op!r} for {name!r}; there are {', '.join(OPERATORS)}")
     if op == "ne":
@@ -155,25 +158,32 @@ def _operator(name: str, compare: Compare, op: Any, value: Any) -> str:
         return compare(op, value)
     if not isinstance(value, list | tuple | set | frozenset):
         raise FilterError(f"{op!r} of {name!r} needs a list, got {shown(value)}")
-    inside = _any_of(name, compare, list(value))
+    inside = _any_of(name, compare, list(value), chunks)
     return inside if op == "in" else f"NOT {inside}"
 
 
-def _any_of(name: str, compare: Compare, values: list[Any]) -> str:
+def _any_of(name: str, compare: Compare, values: list[Any], chunks: bool) -> str:
     if not values:
         return "false"
     # One IN instead of many ORs: a long chain of ORs is a deep tree to the planner.
     if name in TEXT_COLUMNS:
         texts = ", ".join(literals.text(untyped.given(name, value), name) for value in values)
         return f"({name} IN ({texts}))"
-    if name not in TIME_COLUMNS and all(isinstance(value, str) for value in values):
+    if chunks and name in CHUNK_TEXTS and all(isinstance(value, str) for value in values):
+        return f"(({name} IN ({', '.join(literals.text(v, name) for v in values)})) IS TRUE)"
+    of_metadata = name not in TIME_COLUMNS and not (chunks and name in CHUNK_NUMBERS)
+    if of_metadata and all(isinstance(value, str) for value in values):
         return untyped.one_of(name, values)
     if len(values) > _MAX_ALTERNATIVES:
         raise FilterError(f"{name!r} has {len(values)} values; use at most {_MAX_ALTERNATIVES}")
     return _any(compare("eq", value) for value in values)
 
 
-def _comparer(name: str) -> Compare:
+def _comparer(name: str, chunks: bool) -> Compare:
+    if chunks and name in CHUNK_TEXTS:
+        return lambda op, value: _compare_chunk_text(name, op, untyped.given(name, value))
+    if chunks and name in CHUNK_NUMBERS:
+        return lambda op, value: _compare_number(name, op, untyped.given(name, value))
     if name in TEXT_COLUMNS:
         return lambda op, value: _compare_text(name, op, untyped.given(name, value))
     if name in TIME_COLUMNS:
@@ -187,6 +197,20 @@ def _compare_text(column: str, op: str, value: Any) -> str:
     if op == "contains":
         return f"contains({column}, {literal})"
     return f"({column} {_SQL[op]} {literal})"
+
+
+def _compare_chunk_text(column: str, op: str, value: Any) -> str:
+    if value is None and op == "eq":
+        return f"({column} IS NULL)"
+    return f"({_compare_text(column, op, value)} IS TRUE)"
+
+
+def _compare_number(column: str, op: str, value: Any) -> str:
+    if value is None and op == "eq":
+        return f"({column} IS NULL)"
+    if op == "contains" or isinstance(value, bool) or not isinstance(value, int | float):
+        raise FilterError(f"{column!r} holds a number; {op!r} cannot compare it with {value!r}")
+    return f"(({column} {_SQL[op]} {literals.number(column, value)}) IS TRUE)"
 
 
 def _compare_time(column: str, op: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from memworker.store.search import MAX_LIMIT, Hit, checked_limit
@@ -23,17 +23,21 @@ def depth(limit: int) -> int:
     return min(MAX_LIMIT, max(_MIN_RANKS, ranks))
 
 
-def fuse(rankings: Sequence[Sequence[Hit]], limit: int) -> list[Hit]:
+def fuse(
+    rankings: Sequence[Sequence[Hit]],
+    limit: int,
+    key: Callable[[Hit], str] = lambda hit: hit.id,
+) -> list[Hit]:
     """Return the best of several rankings; a hit's score is the sum of ``1 / (60 + rank)``.
 
-    Of equal scores the one found by the earlier ranking comes first.
+    Hits of one `key` are one. Of equal scores the one found by the earlier ranking comes first.
     """
     hits: dict[str, Hit] = {}
     scores: dict[str, float] = {}
     for ranking in rankings:
         for rank, hit in enumerate(ranking, start=1):
-            hits.setdefault(hit.id, hit)
-            scores[hit.id] = scores.get(hit.id, 0.0) + 1 / (K + rank)
+            hits.setdefault(key(hit), hit)
+            scores[key(hit)] = scores.get(key(hit), 0.0) + 1 / (K + rank)
     return [replace(hits[row_id], score=scores[row_id]) for row_id in _best(scores)[:limit]]
 
 

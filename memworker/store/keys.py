@@ -44,9 +44,13 @@ def dedup_keys(
 
 
 def hash_rows(
-    ids: pa.Array, keys: pa.Array, seed: int, metadata: pa.Array | None = None
+    ids: pa.Array,
+    keys: pa.Array,
+    seed: int,
+    metadata: pa.Array | None = None,
+    places: pa.Array | None = None,
 ) -> tuple[Hashes, Hashes]:
-    """Return (uint64[n] of the id, uint64[n] of id, dedup key and metadata).
+    """Return (uint64[n] of the id, uint64[n] of id, dedup key, metadata and place).
 
     The two are independent: rows that agree in both have the same id, dedup key and
     metadata but for one chance in 2^128. Equal metadata may be written in two ways, and
@@ -58,7 +62,16 @@ def hash_rows(
     records = halves[:, 1] ^ (_hash_keys(string_array(keys)) * _SPREAD)
     if metadata is not None and metadata.null_count < len(metadata):
         records ^= _hash_metadata(metadata, seed)
+    if places is not None and places.null_count < len(places):
+        # By another seed, for a place may read as some metadata do.
+        records ^= _hash_metadata(places, seed + 1)
     return halves[:, 0].copy(), records
+
+
+def hash_texts(texts: pa.Array, seed: int) -> Hashes:
+    """Return uint64[n], equal where the texts are."""
+    rows = string_array(texts).cast(pa.binary()).to_pylist()
+    return np.fromiter((xxh3_64_intdigest(row, seed) for row in rows), np.uint64, len(rows))
 
 
 def string_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:

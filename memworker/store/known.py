@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.store.keys import Hashes, hash_rows
+from memworker.store.keys import Hashes, hash_rows, hash_texts
 from memworker.store.sortedruns import SortedRuns
 
 Statuses = npt.NDArray[np.uint8]
@@ -42,12 +42,17 @@ class KnownIds:
     def __init__(self, folder: Path | None = None) -> None:
         self._seed = secrets.randbits(64)
         self._records = SortedRuns(np.uint64, folder)
+        self._parents = SortedRuns(np.bool_, folder)
 
     def hash(
-        self, ids: pa.Array, dedup_keys: pa.Array, metadata: pa.Array | None = None
+        self,
+        ids: pa.Array,
+        dedup_keys: pa.Array,
+        metadata: pa.Array | None = None,
+        places: pa.Array | None = None,
     ) -> tuple[Hashes, Hashes]:
         """Return the two hashes of each row that `find` and `add` take."""
-        return hash_rows(ids, dedup_keys, self._seed, metadata)
+        return hash_rows(ids, dedup_keys, self._seed, metadata, places)
 
     def find(self, keys: Hashes, records: Hashes) -> Statuses:
         """Return an IdStatus a row; CONFLICT is not yet confirmed."""
@@ -58,3 +63,13 @@ class KnownIds:
     def add(self, keys: Hashes, records: Hashes) -> None:
         """Add rows; of equal ids the ones added last count."""
         self._records.add(keys, records)
+
+    def add_parents(self, parents: pa.Array) -> None:
+        """Note that there are chunks of these texts; nulls are none."""
+        hashes = hash_texts(parents.drop_null().unique(), self._seed)
+        fresh = hashes[~self._parents.find(hashes)[0]]
+        self._parents.add(fresh, np.ones(len(fresh), np.bool_))
+
+    def has_chunks_of(self, parents: pa.Array) -> npt.NDArray[np.bool_]:
+        """Tell of which texts there may be chunks: of all of which there are, and hardly more."""
+        return self._parents.find(hash_texts(parents, self._seed))[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from memworker.store import fuse, search, text as words
@@ -18,6 +19,9 @@ from memworker.store.search import Hit, SearchOptions
 from memworker.store.snapshot import Snapshot
 
 T = TypeVar("T")
+
+_CHUNKS_A_TEXT = 4
+_MORE = 8
 
 
 class Queries:
@@ -60,7 +64,7 @@ class Queries:
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
             self.must_have_the_same_vectors(at)
-            return search.search(at.table, self._table.space, vector, options)
+            return _texts(partial(search.search, at.table, self._table.space, vector), options)
 
         return self._found(ask, options, visible_only)
 
@@ -71,7 +75,10 @@ class Queries:
 
         def ask(at: Snapshot, options: SearchOptions) -> list[list[Hit]]:
             self.must_have_the_same_vectors(at)
-            return search.search_many(at.table, self._table.space, vectors, options)
+            if not options.group:
+                return search.search_many(at.table, self._table.space, vectors, options)
+            ask_one = partial(search.search, at.table, self._table.space)
+            return [_texts(partial(ask_one, vector), options) for vector in vectors]
 
         return self._found(ask, options, visible_only)
 
@@ -79,7 +86,7 @@ class Queries:
         """Return the rows that share words with a text, best first."""
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
-            return words.search(at.table, text, options)
+            return _texts(partial(words.search, at.table, text), options)
 
         return self._found(ask, options, visible_only)
 
@@ -91,8 +98,9 @@ class Queries:
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
             self.must_have_the_same_vectors(at)
-            near = search.search(at.table, self._table.space, vector, options)
-            return fuse.fuse([near, words.search(at.table, text, options)], limit)
+            near = _texts(partial(search.search, at.table, self._table.space, vector), options)
+            said = _texts(partial(words.search, at.table, text), options)
+            return fuse.fuse([near, said], limit, _text_of if options.group else _row_of)
 
         return self._found(ask, replace(options, limit=fuse.depth(limit)), visible_only)
 
@@ -120,3 +128,31 @@ class Queries:
         # Where there were any, they are left out ever after, without the question.
         self._may_hide = self._may_hide or at.may_hide
         return self._may_hide
+
+
+def _texts(ask: Callable[[SearchOptions], list[Hit]], options: SearchOptions) -> list[Hit]:
+    """Search; where texts are wanted, ask for more chunks until there are enough of them."""
+    if not options.group:
+        return ask(options)
+    limit, chunks = search.checked_limit(options.limit), options.limit * _CHUNKS_A_TEXT
+    while True:
+        asked = min(chunks, search.MAX_LIMIT)
+        hits = ask(replace(options, limit=asked))
+        best: dict[str, Hit] = {}
+        for hit in hits:
+            best.setdefault(_text_of(hit), hit)
+        if len(best) >= limit or (len(hits) < asked and options.exact):
+            return list(best.values())[:limit]
+        if len(hits) < asked:
+            # An index looks at a part of the rows: whether these are all, only a scan can tell.
+            options = replace(options, exact=True)
+        else:
+            chunks *= _MORE
+
+
+def _text_of(hit: Hit) -> str:
+    return hit.id if hit.parent_id is None else hit.parent_id
+
+
+def _row_of(hit: Hit) -> str:
+    return hit.id

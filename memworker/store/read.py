@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from memworker.errors import UsageError
 from memworker.store.filters import key_in, to_sql, visible
 from memworker.store.keys import string_array
-from memworker.store.schema import table_schema
+from memworker.store.schema import CHUNK_COLUMNS, has_chunks, table_schema
 from memworker.values import shown, whole
 
 if TYPE_CHECKING:
@@ -38,13 +38,23 @@ def rows(
     visible_only: bool = False,
 ) -> pa.Table:
     """Return the rows that meet a filter, in the order of their commits."""
-    query = table.search().select(list(columns or ROW_COLUMNS))
+    query = table.search().select(list(columns or row_columns(table)))
     where = visible(where) if visible_only else where
-    query = query.where(to_sql(where)) if where else query
+    query = query.where(sql_of(table, where)) if where else query
     most = None if limit is None else _count("limit", limit)
     # To LanceDB a limit of 0 is none.
     query = query if most is None else query.limit(max(1, most))
     return query.offset(_count("offset", offset)).to_arrow().slice(0, most)
+
+
+def row_columns(table: LanceTable) -> tuple[str, ...]:
+    """Name the columns of a row; those that another program has added are none of them."""
+    return ROW_COLUMNS + CHUNK_COLUMNS if has_chunks(table.schema) else ROW_COLUMNS
+
+
+def sql_of(table: LanceTable, where: Mapping[str, Any]) -> str:
+    """Return the SQL of a filter on a table."""
+    return to_sql(where, chunks=has_chunks(table.schema))
 
 
 def _count(name: str, value: Any) -> int:
@@ -59,14 +69,14 @@ def scan(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows that meet a filter, some thousand at a time."""
     query = table.search().select(list(columns))
-    query = query.where(to_sql(where)) if where else query
+    query = query.where(sql_of(table, where)) if where else query
     yield from query.to_batches(BATCH_ROWS)
 
 
 def count(table: LanceTable, where: Mapping[str, Any] | None, *, visible_only: bool = False) -> int:
     """Return how many rows meet a filter."""
     where = visible(where) if visible_only else where
-    return int(table.count_rows(to_sql(where) if where else None))
+    return int(table.count_rows(sql_of(table, where) if where else None))
 
 
 def find(
@@ -78,7 +88,7 @@ def find(
     visible_only: bool = False,
 ) -> pa.Table:
     """Return the rows whose `column` has exactly one of these values."""
-    names = list(columns or ROW_COLUMNS)
+    names = list(columns or row_columns(table))
     condition = to_sql(visible(None)) if visible_only else ""
     if len(values) <= IN_LIST_MAX:
         parts = [key_in(column, values), condition] if condition else [key_in(column, values)]

@@ -34,8 +34,11 @@ from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.opened import OpenTable
 from memworker.store.readers import Readers
 from memworker.store.schema import (
+    embedded_texts,
+    has_chunks,
     is_durable,
     new_field_metadata,
+    read_chunking,
     read_field_metadata,
     table_schema,
     vector_array,
@@ -134,10 +137,13 @@ class Reembedding:
 
     def _rows_after(self, address: int) -> pa.Table:
         def read() -> pa.Table:
-            query = self._handle.search().select(["id", "text"]).with_row_id(True)
+            context = ["context"] if has_chunks(self._handle.schema) else []
+            query = self._handle.search().select(["id", "text", *context]).with_row_id(True)
             if address >= 0:
                 query = query.where(f"_rowid > {address}")
-            return query.limit(BATCH_ROWS).to_arrow()
+            rows = query.limit(BATCH_ROWS).to_arrow()
+            place = rows.schema.get_field_index("text")
+            return rows.set_column(place, "text", embedded_texts(rows))
 
         with lance_errors(f"reading table {self._name!r}"):
             return self._readers.ask(read)
@@ -146,7 +152,8 @@ class Reembedding:
         """Return the columns of the table, also those beyond ours, with the new vector's."""
         space = self._staged.space
         durable = is_durable(self._handle.schema)
-        facts = new_field_metadata(space, self._writes.table.identity, durable=durable)
+        identity, chunking = self._writes.table.identity, read_chunking(self._handle.schema)
+        facts = new_field_metadata(space, identity, durable=durable, chunking=chunking)
         ours = table_schema(space.dim, facts)
         others = [field for field in self._handle.schema if field.name not in ours.names]
         return pa.schema([*ours, *others])
@@ -234,7 +241,7 @@ class _TableCopy:
             self._give_up("another program wrote into the table")
 
     def _with_vectors(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        vectors, there = self._staged.take(text_digests(batch["text"]))
+        vectors, there = self._staged.take(text_digests(embedded_texts(batch)))
         if self._why is not None or not there.all():
             self._give_up("a text has no vector")
         if len(bad_vectors(vectors)):

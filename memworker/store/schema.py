@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memworker.chunking import Chunking
 from memworker.errors import BadVector, StoreError, TableMismatch, UsageError
 from memworker.json_lines import without_doubles
 from memworker.store.keys import dedup_keys as make_dedup_keys, string_array
@@ -29,10 +30,22 @@ Rows = TypeVar("Rows", bound=Any)
 
 _PREFIX = "memworker."
 _DURABLE = "durable"
+_CHUNKING = "chunking"
 # What set_unenforced_primary_key("id") would write in a second commit; it wants the
 # column non-null in the table and in every batch.
 _PRIMARY_KEY = {"lance-schema:unenforced-primary-key:position": "1"}
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
+# What a table of chunks has beside the other columns; null in a row that is no chunk. Each may be
+# null, so that rows without them can be added.
+CHUNK_FIELDS = (
+    pa.field("parent_id", pa.string()),
+    pa.field("chunk", pa.int32()),
+    pa.field("char_start", pa.int64()),
+    pa.field("char_end", pa.int64()),
+    pa.field("last_chunk", pa.bool_()),
+    pa.field("context", pa.string()),
+)
+CHUNK_COLUMNS = tuple(field.name for field in CHUNK_FIELDS)
 
 
 class MadeWith(Protocol):
@@ -111,7 +124,9 @@ class VectorSpace:
             )
 
 
-def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> pa.Schema:
+def table_schema(
+    dim: int, field_metadata: Mapping[str, str] | None = None, *, chunks: bool = False
+) -> pa.Schema:
     """Return the columns of a table, or of a batch, of `dim`-dimensional vectors."""
     return pa.schema(
         [
@@ -125,12 +140,17 @@ def table_schema(dim: int, field_metadata: Mapping[str, str] | None = None) -> p
             pa.field("updated_at", _TIMESTAMP, nullable=False),
             pa.field("expires_at", _TIMESTAMP),
             pa.field("superseded_at", _TIMESTAMP),
+            *(CHUNK_FIELDS if chunks else ()),
         ]
     )
 
 
 def new_field_metadata(
-    space: VectorSpace, identity: str | None = None, *, durable: bool = False
+    space: VectorSpace,
+    identity: str | None = None,
+    *,
+    durable: bool = False,
+    chunking: Chunking | None = None,
 ) -> dict[str, str]:
     """Return the vector field's metadata for a table that is about to be made.
 
@@ -146,6 +166,8 @@ def new_field_metadata(
     }
     if durable:
         facts[_DURABLE] = "true"
+    if chunking is not None:
+        facts[_CHUNKING] = chunking.facts()
     return {_PREFIX + key: value for key, value in facts.items()}
 
 
@@ -157,6 +179,36 @@ def durability(durable: bool) -> dict[str, str | None]:
 def is_durable(schema: pa.Schema) -> bool:
     """Tell whether each commit to the table is forced to the disk."""
     return (schema.field("vector").metadata or {}).get((_PREFIX + _DURABLE).encode()) == b"true"
+
+
+def has_chunks(schema: pa.Schema) -> bool:
+    """Tell whether a table's rows may be chunks of texts."""
+    return "parent_id" in schema.names and all(name in schema.names for name in CHUNK_COLUMNS)
+
+
+def read_chunking(schema: pa.Schema) -> Chunking | None:
+    """Return how the texts of a table were cut, or None where its rows are whole texts."""
+    facts = (schema.field("vector").metadata or {}).get((_PREFIX + _CHUNKING).encode())
+    if facts is None or not has_chunks(schema):
+        return None
+    try:
+        return Chunking.of_facts(facts.decode())
+    except (ValueError, KeyError, TypeError, UsageError) as error:
+        raise TableMismatch(
+            f"what the table says of its chunks cannot be read: {facts!r}: {error}"
+        ) from error
+
+
+def embedded_texts(rows: pa.Table | pa.RecordBatch) -> pa.Array | pa.ChunkedArray:
+    """Return what the vectors of rows are made of: their texts, behind their context."""
+    if "context" not in rows.schema.names or rows["context"].null_count == rows.num_rows:
+        return rows["text"]
+    before = pc.if_else(
+        pc.equal(pc.binary_length(rows["context"]), 0),
+        "",
+        pc.binary_join_element_wise(rows["context"], "\n\n", ""),
+    )
+    return pc.binary_join_element_wise(pc.fill_null(before, ""), rows["text"], "")
 
 
 def is_ours(schema: pa.Schema) -> bool:
@@ -239,13 +291,13 @@ def records(
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def conform(batch: pa.Table | pa.RecordBatch, dim: int) -> pa.Table:
+def conform(batch: pa.Table | pa.RecordBatch, dim: int, *, chunks: bool = False) -> pa.Table:
     """Return `batch` with exactly a table's columns, in its order and types.
 
     Columns that may be null may be missing. Raises UsageError for a missing or
     unknown column, a null where there must be none, or vectors of another size.
     """
-    schema = table_schema(dim)
+    schema = table_schema(dim, chunks=chunks)
     if isinstance(batch, pa.RecordBatch):
         batch = pa.Table.from_batches([batch])
     if batch.schema == schema:

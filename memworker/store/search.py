@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.errors import BadVector, UsageError
-from memworker.store import index
-from memworker.store.filters import to_sql
+from memworker.store import index, read
 from memworker.store.lance import lance_errors
-from memworker.store.schema import Vectors, VectorSpace
+from memworker.store.schema import Vectors, VectorSpace, has_chunks
 from memworker.values import shown, whole
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ HIT_COLUMNS = (
     "updated_at",
     "expires_at",
 )
+CHUNK_HIT_COLUMNS = ("parent_id", "chunk", "char_start", "char_end", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Hit:
 
     `score` is the cosine or the dot product of a search by vector, BM25 of one by
     text, the fused ranks (see fuse.py) of a hybrid one. What was not asked for by
-    `columns` has its default.
+    `columns` has its default. Of a chunk `parent_id` is the text that it is of, `chunk` its
+    number there, and `char_start` to `char_end` are its characters; others have None.
     """
 
     id: str
@@ -55,6 +56,11 @@ class Hit:
     created_at: datetime | None = None
     updated_at: datetime | None = None
     expires_at: datetime | None = None
+    parent_id: str | None = None
+    chunk: int | None = None
+    char_start: int | None = None
+    char_end: int | None = None
+    context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class SearchOptions:
     where: Mapping[str, Any] | None = None
     exact: bool = False
     columns: Sequence[str] | None = None
+    group: bool = False
 
 
 def search(
@@ -95,14 +102,14 @@ def search_many(
 def _nearest(
     table: LanceTable, space: VectorSpace, query: Vectors | list[Vectors], options: SearchOptions
 ) -> pa.Table:
-    columns = asked_columns(options)
+    columns = asked_columns(options, table)
     with lance_errors(f"searching table {table.name!r}"):
         builder = table.search(query, vector_column_name="vector")
         builder = builder.distance_type(space.distance).limit(checked_limit(options.limit))
         builder = builder.bypass_vector_index() if options.exact else index.tune(builder)
         if options.where:
             # Before the search, so that a small scope still gets its `limit` hits.
-            builder = builder.where(to_sql(options.where), prefilter=True)
+            builder = builder.where(read.sql_of(table, options.where), prefilter=True)
         return builder.select([*columns, "_distance"]).to_arrow()
 
 
@@ -119,12 +126,15 @@ def _checked(vector: Vectors, space: VectorSpace) -> Vectors:
     return query
 
 
-def asked_columns(options: SearchOptions) -> list[str]:
+def asked_columns(options: SearchOptions, table: LanceTable) -> list[str]:
     """Return the columns to read. Raises UsageError for a limit or a column that cannot be."""
-    unknown = [name for name in options.columns or () if name not in HIT_COLUMNS]
+    chunks = has_chunks(table.schema)
+    there = (*HIT_COLUMNS, *(CHUNK_HIT_COLUMNS if chunks else ()))
+    unknown = [name for name in options.columns or () if name not in there]
     if unknown:
-        raise UsageError(f"a hit has no {unknown}; it has {', '.join(HIT_COLUMNS)}")
-    return list(dict.fromkeys(["id", *(options.columns or HIT_COLUMNS)]))
+        raise UsageError(f"a hit has no {unknown}; it has {', '.join(there)}")
+    grouped = ("parent_id",) if options.group and chunks else ()
+    return list(dict.fromkeys(["id", *(options.columns or there), *grouped]))
 
 
 def checked_limit(limit: int) -> int:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.store.keys import Hashes, string_array
 from memworker.store.known import IdStatus, KnownIds
+from memworker.store.schema import has_chunks
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
 # Of metadata a row may have much.
 ROWS_AT_ONCE = 8192
+PLACE_COLUMNS = ("parent_id", "chunk", "char_start", "char_end", "last_chunk")
 
 
 class KnownRows:
@@ -62,17 +65,37 @@ class KnownRows:
         """Note rows that this process has written, new or in the place of others, as `version`."""
         if version == self._version + 1:
             ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
-            self.committed(version, *self._ids.hash(ids, keys, rows["metadata"]))
+            hashes = self._ids.hash(ids, keys, rows["metadata"], places_of(rows))
+            self.committed(version, *hashes)
+            if has_chunks(rows.schema):
+                self._ids.add_parents(rows["parent_id"].combine_chunks())
+
+    def replaced(self, version: int, rows: pa.Table, gone: pa.Table, *, moved: int) -> None:
+        """Note chunks written as `version`, `moved` of them in the place of others, and gone ones.
+
+        What is gone stays known, with a record that no row has, so that it is looked up.
+        """
+        if version == self._version + 1:
+            keys, _ = self._ids.hash(string_array(gone["id"]), string_array(gone["dedup_key"]))
+            self._ids.add(keys, np.zeros(len(keys), np.uint64))
+            self._loaded_rows -= gone.num_rows + moved
+            self.wrote(version, rows)
 
     def _read_newer(self, table: LanceTable) -> bool:
         """Read the rows beyond the last address; tell whether no earlier one has gone."""
-        query = table.search().select(["id", "dedup_key", "metadata"]).with_row_id(True)
+        chunks = has_chunks(table.schema)
+        columns = ["id", "dedup_key", "metadata", *(PLACE_COLUMNS if chunks else ())]
+        query = table.search().select(columns).with_row_id(True)
         if self._last_address >= 0:
             query = query.where(f"_rowid > {self._last_address}")
         rows = self._loaded_rows
         for batch in query.to_batches(ROWS_AT_ONCE):
             if batch.num_rows:
-                hashes = self._ids.hash(batch["id"], batch["dedup_key"], batch["metadata"])
+                hashes = self._ids.hash(
+                    batch["id"], batch["dedup_key"], batch["metadata"], places_of(batch)
+                )
+                if chunks:
+                    self._ids.add_parents(batch["parent_id"])
                 if self._unseen > 0:
                     self._unseen -= int((self._ids.find(*hashes) == IdStatus.DUPLICATE).sum())
                 self._ids.add(*hashes)
@@ -81,3 +104,13 @@ class KnownRows:
         self._loaded_rows = rows
         seen, self._unseen = self._unseen == 0, 0
         return seen and rows == int(table.count_rows())
+
+
+def places_of(rows: pa.Table | pa.RecordBatch) -> pa.Array | None:
+    """Write down where each chunk stands in its text, null of a row that is no chunk."""
+    if "parent_id" not in rows.schema.names:
+        return None
+    # The parent comes last, for it may hold anything.
+    names = [*PLACE_COLUMNS[1:], PLACE_COLUMNS[0]]
+    parts = [rows[name].cast(pa.string()) for name in names]
+    return pc.binary_join_element_wise(*parts, ":")

@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.errors import TableNotFound, UsageError
+from memworker.chunking import Chunking
+from memworker.errors import TableMismatch, TableNotFound, UsageError
 from memworker.paths import PathGiven
 from memworker.store import lock, read, spill
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
+from memworker.store.chunks import ChunksThere, ChunkWriter, Replaced
 from memworker.store.claims import Claims, HeldRow, held
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
@@ -42,6 +46,7 @@ from memworker.store.schema import (
     VectorSpace,
     conform,
     new_field_metadata,
+    read_chunking,
     readable,
     refuse_bad_vectors,
     table_schema,
@@ -75,6 +80,7 @@ class Table:
         self._lock = CommitLock(table)
         self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
+        self._chunks = ChunkWriter(self._writes, self._appender.known)
         self._readers = Readers(db, name)
         self._queries = Queries(table, self._versions, self._readers)
         self.maintenance = Maintenance(self._writes, self._readers)
@@ -83,15 +89,23 @@ class Table:
 
     @classmethod
     def create(
-        cls, db: PathGiven, name: str, space: VectorSpace, *, durable: bool = False
+        cls,
+        db: PathGiven,
+        name: str,
+        space: VectorSpace,
+        *,
+        durable: bool = False,
+        chunking: Chunking | None = None,
     ) -> Table:
         """Make a new, empty table; of a `durable` one each commit is forced to the disk.
 
-        Raises StoreError when there is one of that name.
+        With `chunking` its rows are chunks of texts, cut in that way. Raises StoreError when
+        there is one of that name.
         """
         path, name = database_path(db), table_name(name)
         connection = connect(path, writable=True)
-        schema = table_schema(space.dim, new_field_metadata(space, durable=durable))
+        facts = new_field_metadata(space, durable=durable, chunking=chunking)
+        schema = table_schema(space.dim, facts, chunks=chunking is not None)
         with lance_errors(f"creating table {name!r} in {path}"):
             table = cls(path, name, connection, created(connection, path, name, schema))
         if durable:
@@ -106,7 +120,13 @@ class Table:
 
     @classmethod
     def open_or_create(
-        cls, db: PathGiven, name: str, space: VectorSpace, *, durable: bool = False
+        cls,
+        db: PathGiven,
+        name: str,
+        space: VectorSpace,
+        *,
+        durable: bool = False,
+        chunking: Chunking | None = None,
     ) -> Table:
         """Open the table, or make it. Raises TableMismatch when it is of another space.
 
@@ -119,11 +139,28 @@ class Table:
             try:
                 table = cls(path, name, connection, open_table(connection, path, name))
             except TableNotFound:
-                return cls.create(path, name, space, durable=durable)
+                return cls.create(path, name, space, durable=durable, chunking=chunking)
         table.space.must_equal(space, name)
         if durable:
             table.set_durable(True)
         return table
+
+    @property
+    def chunking(self) -> Chunking | None:
+        """How the texts were cut that its rows are chunks of; None where rows are whole texts."""
+        return read_chunking(self._handle.schema)
+
+    def must_be_cut(self, chunking: Chunking | None) -> None:
+        """Raise TableMismatch unless texts that are cut so, or not at all, belong here."""
+        ours = self.chunking
+        if ours == chunking or (ours and chunking and ours.same_as(chunking)):
+            return
+        holds = f"chunks of texts, cut by {ours.told()}" if ours else "whole texts, not chunks"
+        wanted = f"{chunking.told()} would add others" if chunking else "whole texts would be added"
+        how = f"give {ours.told()}" if ours else "leave --chunk (chunk=) out"
+        raise TableMismatch(
+            f"table {self.name!r} holds {holds}, and {wanted}; {how}, or use another table"
+        )
 
     @property
     def version(self) -> int:
@@ -192,6 +229,41 @@ class Table:
         with self._lock.take(timeout_s), lance_errors(doing):
             return self._appender.append(rows, policy)
 
+    def compare_chunks(self, rows: pa.Table, texts: npt.NDArray[np.int64]) -> ChunksThere:
+        """Hold the chunks of texts against the newest version; no lock is taken.
+
+        `rows` has all chunks of each text, and all columns but the vector and the times;
+        `texts` int64[n] numbers the text of each chunk, from 0, ascending.
+        """
+        with self._lock.mutex, lance_errors(f"reading the ids of table {self.name!r}"):
+            there = self._readers.ask(partial(self._chunks.compare, rows, texts))
+        self.at_one_version(self._queries.must_have_the_same_vectors)
+        return there
+
+    def replace_chunks(
+        self,
+        rows: pa.Table | pa.RecordBatch,
+        *,
+        gone: Sequence[str] = (),
+        on_conflict: str = OnConflict.UPDATE,
+        timeout_s: float = lock.COMMIT_TIMEOUT_S,
+    ) -> Replaced:
+        """Make `rows` all the chunks there are of the texts that they are of, in one commit.
+
+        Chunks that are there, by their ids, stay as they are, and keep their vectors where only
+        their place in the text has changed: the vectors of `rows` may be null for them. Those of
+        the same parents that are not among `rows` are deleted, and all chunks of `gone`. A parent
+        that is there with other chunks is left out and returned unless `on_conflict` is
+        ``update``; one of another scope is left out always. Raises UsageError, BadVector before
+        anything is written, TableLocked after `timeout_s`, StoreError.
+        """
+        policy = _policy(on_conflict)
+        if isinstance(rows, pa.RecordBatch):
+            rows = pa.Table.from_batches([rows])
+        doing = f"replacing chunks of table {self.name!r}"
+        with self._lock.take(timeout_s), lance_errors(doing):
+            return self._chunks.replace(rows, gone, policy)
+
     def search(
         self,
         vector: Vectors,
@@ -201,15 +273,17 @@ class Table:
         exact: bool = False,
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
+        group: bool = False,
     ) -> list[Hit]:
         """Return the rows nearest to `vector` (float32[dim]), best first.
 
         `where` is applied before the search (see filters.py). `exact` looks at
         every row instead of going through the index. `columns` limits what is
         read. Expired and superseded rows are left out, unless `visible_only` is False.
+        `group` gives each text once, by its best chunk, however many chunks it has.
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
-        options = SearchOptions(limit, where, exact, columns)
+        options = SearchOptions(limit, where, exact, columns, group)
         return self._queries.near(vector, options, visible_only)
 
     def search_many(
@@ -221,9 +295,10 @@ class Table:
         exact: bool = False,
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
+        group: bool = False,
     ) -> list[list[Hit]]:
         """Do what `search` does for each of `vectors` (float32[n, dim]), all in one go."""
-        options = SearchOptions(limit, where, exact, columns)
+        options = SearchOptions(limit, where, exact, columns, group)
         return self._queries.near_each(vectors, options, visible_only)
 
     def search_text(
@@ -234,6 +309,7 @@ class Table:
         where: Mapping[str, Any] | None = None,
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
+        group: bool = False,
     ) -> list[Hit]:
         """Return the rows that share words with `text`, best first by BM25.
 
@@ -241,7 +317,7 @@ class Table:
         arguments are those of `search`. Builds the text index when there is none and it
         can be built; without, the texts are read row by row.
         """
-        options = SearchOptions(limit, where, columns=columns)
+        options = SearchOptions(limit, where, columns=columns, group=group)
         self.maintenance.attempt_text_index()
         return self._queries.with_words(text, options, visible_only)
 
@@ -255,12 +331,13 @@ class Table:
         exact: bool = False,
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
+        group: bool = False,
     ) -> list[Hit]:
         """Return the best rows by meaning and by words: the two rankings fused (see fuse.py).
 
         Both are those of one version of the table.
         """
-        options = SearchOptions(limit, where, exact, columns)
+        options = SearchOptions(limit, where, exact, columns, group)
         self.maintenance.attempt_text_index()
         return self._queries.hybrid(text, vector, options, visible_only)
 

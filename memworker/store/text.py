@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memworker.errors import UsageError
+from memworker.store import read
 from memworker.store.apart import IndexBuild
-from memworker.store.filters import to_sql
 from memworker.store.lance import lance_errors
 from memworker.store.search import Hit, SearchOptions, asked_columns, checked_limit, text_hits
 from memworker.store.writes import Writes
@@ -59,12 +59,12 @@ def search(table: LanceTable, text: str, options: SearchOptions) -> list[Hit]:
     Rows that the index does not cover yet are read one by one, so none is missed.
     Of a text longer than 8,192 characters the beginning counts.
     """
-    columns = asked_columns(options)
+    columns = asked_columns(options, table)
     query = match(_checked(text)[:_QUERY_CHARS])
     with lance_errors(f"searching the texts of table {table.name!r}"):
         builder = table.search(query, query_type="fts").limit(checked_limit(options.limit))
         if options.where:
-            builder = builder.where(to_sql(options.where), prefilter=True)
+            builder = builder.where(read.sql_of(table, options.where), prefilter=True)
         return text_hits(builder.select([*columns, "_score"]).to_arrow())
 
 
