@@ -1,4 +1,4 @@
-"""Reads beside clean-ups: a short one is asked again, a long one keeps clean-ups away."""
+"""Reads: none waits for ever, and beside clean-ups a short one is asked again, a long one kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from memworker.errors import StoreUnwritable
-from memworker.store import lock
+from memworker.errors import StoreError, StoreUnwritable
+from memworker.store import bounded, lock
 from memworker.store.lance import is_gone
 
 T = TypeVar("T")
@@ -28,9 +28,10 @@ class Readers:
         """Read, and again on the newest version if the one that was read has gone meanwhile.
 
         The first time at no cost; then with clean-ups kept away, so that it comes to an end.
+        Raises StoreError where LanceDB does not come back; `read` may then still go on.
         """
         try:
-            return read()
+            return self._bounded(read)
         except Exception as error:
             if not is_gone(error):
                 raise
@@ -60,7 +61,17 @@ class Readers:
 
     def _kept(self, read: Callable[[], T]) -> T:
         with self.keep():
-            return read()
+            return self._bounded(read)
+
+    def _bounded(self, read: Callable[[], T]) -> T:
+        try:
+            return bounded.read(read)
+        except bounded.Stalled as stalled:
+            raise StoreError(
+                f"reading table {self._name!r}: LanceDB does not come back, {stalled}. Look at the"
+                " disk that the table is on, and at the limits of memory and threads; if it stays"
+                " so, start this process anew, for LanceDB may wait for what will not come"
+            ) from stalled
 
 
 def _let_go(error: BaseException) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 
 from memworker.errors import StoreError
-from memworker.store import whole
+from memworker.store import bounded, whole
 from memworker.store.commitlock import CommitLock
 from memworker.store.durable import Disk, NotForced, files_of, is_known
 from memworker.store.lance import explain
@@ -52,8 +53,9 @@ class Validator:
             if any((each.deletions or "").endswith(".bin") for each in fresh):
                 self._read_deletions()
             if self._lock.durable:
-                self._force(manifest, known)
-                self._read_back(fresh)
+                # The disk is busy with the one, and a core with the other.
+                force = partial(self._force, manifest, known)
+                bounded.beside(force, partial(self._read_back, fresh))
             self._last = (version, whole.parts_of(manifest))
 
     def parts(self, version: int) -> frozenset[str]:

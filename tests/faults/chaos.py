@@ -43,12 +43,19 @@ PARENT_POINTS = (
     *("after_commit", "mid_journal", "after_journal"),
 )
 LIVES = 12
-# Of a job of seconds, on however busy a machine.
+# So long nothing at all happens to a job of seconds, on however busy a machine.
 HUNG_S = 240.0
+# A job whose workers end again and again gets on slowly, where their starts take seconds.
+ENDLESS_S = 3600.0
+_LOOK_S = 5.0
 GONE_S = 30.0
 PARENTS_A_WORKER_KILL = 0.3
 # So many rows of a case have their vectors compared with the model's own.
 SAMPLED = 32
+# By so much a component may differ. In bf16 it does with the neighbours (docs/PERFORMANCE.md);
+# those of two of our texts by 3e-2 at least.
+NEAR = {"bf16": 5e-3}
+_NEAR = 1e-4
 
 
 @dataclass
@@ -261,19 +268,37 @@ class _Case:
         run = harness.start(*given, fail=plan.fail, env=environment)
         try:
             killed.watch(run)
-            done = run.wait(HUNG_S)
+            done = self._awaited(run)
             code = done.code
             if code == 1:
                 self._tally.reasons.append(done.err.strip().splitlines()[-1][:300])
         except TimeoutExpired:
             code = 1
-            self._complain("hung", 1, f"no end within {HUNG_S:.0f} s of {plan}")
+            self._complain("hung", 1, f"nothing happened for {HUNG_S:.0f} s, or no end, of {plan}")
             run.kill()
         finally:
             killed.stop()
         self._leftovers(run, shared)
         self._count(run.pid, killed, code)
         return code
+
+    def _awaited(self, run: harness.Run) -> harness.Done:
+        """Wait for the end, as long as anything happens: commits, or workers that come and go."""
+        began = moved_at = time.monotonic()
+        seen = None
+        while True:
+            try:
+                return run.wait(_LOOK_S)
+            except TimeoutExpired:
+                now, there = time.monotonic(), self._traces(run)
+                moved_at, seen = (moved_at if there == seen else now), there
+                if now - moved_at > HUNG_S or now - began > ENDLESS_S:
+                    raise
+
+    def _traces(self, run: harness.Run) -> object:
+        log = self._log.read_bytes() if self._log.exists() else b""
+        versions = self._db.glob("t.lance/_versions/*")
+        return log, {worker.pid for worker in run.workers()}, {path.name for path in versions}
 
     def _count(self, pid: int, killed: Outside, code: int) -> None:
         lines = self._log.read_text().splitlines() if self._log.exists() else []
@@ -329,8 +354,11 @@ class _Case:
         else:
             some = self._random.sample(range(len(ids)), min(SAMPLED, len(ids)))
             wanted = self._settings.reference([texts[at] for at in some])
-            near = np.abs(vectors[some] - wanted).max(axis=1) < 1e-4
-            bad = [ids[at] for at, good in zip(some, near, strict=True) if not good]
+            off = np.abs(vectors[some] - wanted).max(axis=1)
+            most = NEAR.get(self._settings.precision, _NEAR)
+            bad = [
+                f"{ids[at]} by {far:.1e}" for at, far in zip(some, off, strict=True) if far > most
+            ]
         self._complain("wrong", len(bad), f"another text's vector: {bad[:3]}")
 
     def _complain(self, what: str, many: int, said: str) -> None:

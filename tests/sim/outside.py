@@ -21,8 +21,9 @@ class SimSystem:
         self.threads: list[SimThread] = []
 
     def monotonic(self) -> float:
-        self._world.breathe()
-        return self._world.now
+        world = self._world
+        world.breathe()
+        return world.now
 
     def selector(self) -> SimSelector:
         return SimSelector(self._world)
@@ -56,7 +57,8 @@ class SimSelector:
         self._waiting: list[tuple[Any, Any]] = []
 
     def register(self, fileobj: Any, events: int, data: Any) -> None:
-        assert all(thing is not fileobj for thing, _ in self._waiting)
+        for thing, _ in self._waiting:
+            assert thing is not fileobj
         self._waiting.append((fileobj, data))
 
     def unregister(self, fileobj: Any) -> None:

@@ -99,9 +99,10 @@ class SimChannel:
         self._world.breathe()
         if self.closed_by_parent:
             raise Violation("a closed pipe was read")
-        # Just before an answer is taken.
-        for haunt in list(self._world.haunts):
-            haunt()
+        if self._world.haunts:
+            # Just before an answer is taken.
+            for haunt in list(self._world.haunts):
+                haunt()
         if not self.to_parent:
             if self.closed_by_worker:
                 return b""

@@ -59,14 +59,14 @@ class Actor:
         if self.over:
             return
         wait = next(self._life, _OVER)
-        if wait is _OVER:
+        if wait is None:
+            self._parked = True
+        elif wait is not _OVER:
+            self._world.after(wait, self._go_on)
+        else:
             self.over = True
             if self._then is not None:
                 self._then()
-        elif wait is None:
-            self._parked = True
-        else:
-            self._world.after(wait, self._go_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self._draw = self.random.random
         self.now = 1000.0
         self.events = 0
         self.actors: list[Actor] = []
@@ -103,7 +104,7 @@ class World:
 
     def latency(self) -> float:
         """Give a moment, as it takes until somebody who was woken runs."""
-        return self.random.random() * 0.002
+        return self._draw() * 0.002
 
     def note(self, what: str) -> None:
         """Tell what happens, where a run is replayed."""
@@ -112,8 +113,9 @@ class World:
 
     def pass_until(self, done: Callable[[], bool], until: float | None) -> bool:
         """Let others act until `done`, or until a time; gives `done()`."""
+        events = self._events
         while not done():
-            if not self._events or (until is not None and self._events[0][0] > until):
+            if not events or (until is not None and events[0][0] > until):
                 if until is None:
                     raise Violation("nobody acts any more, and somebody waits")
                 self.now = max(self.now, until)
@@ -124,15 +126,17 @@ class World:
     def breathe(self) -> None:
         """Let time pass in the midst of the pool's work, and perhaps let somebody in."""
         self.now += _MICROSECOND
-        if self._interrupts and not self._acting and self.random.random() < self._interrupts:
-            while self._events and self._events[0][0] <= self.now + 0.001:
-                self._one_event()
+        if self._acting or not self._interrupts or self._draw() >= self._interrupts:
+            return
+        while self._events and self._events[0][0] <= self.now + 0.001:
+            self._one_event()
 
     def _one_event(self) -> None:
         due, _, act = heapq.heappop(self._events)
-        self.now = max(self.now, due)
-        if self.now > 1000.0 + _FOR_EVER_S:
-            raise Violation(f"no end after {_FOR_EVER_S / 3600:.0f} hours")
+        if due > self.now:
+            self.now = due
+            if due > 1000.0 + _FOR_EVER_S:
+                raise Violation(f"no end after {_FOR_EVER_S / 3600:.0f} hours")
         self._count()
         # On another thread than the pool's, as far as the pool can tell.
         scheduler, acting = self.scheduler, self._acting
@@ -160,12 +164,15 @@ class World:
 
         def ready() -> bool:
             if self.stirred:
-                self.stirred = any(thing.ready() for thing, _ in waiting)
-            return self.stirred
+                for thing, _ in waiting:
+                    if thing.ready():
+                        return True
+                self.stirred = False
+            return False
 
         self.pass_until(ready, until)
         self.now += self.latency() / 10
-        if self._stops and self.random.random() < self._stops:
+        if self._stops and self._draw() < self._stops:
             self.note("the pool's process is stopped for a while")
             self.now += self.random.choice((0.5, 5.0, 100.0))
         keys = [(_Key(data), 1) for thing, data in waiting if thing.ready()]

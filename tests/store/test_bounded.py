@@ -1,4 +1,4 @@
-"""Writes that do not come back: an error that says what is true, and nobody writes beside them."""
+"""Calls that do not come back: an error that says what is true, and nobody writes beside them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ try:
 except Exception as error:
     print(error, flush=True)
 sys.stdin.readline()
+"""
+SEARCHES = """
+import sys
+import numpy as np
+from memworker.store import Table, bounded
+from tests.store.helpers import SPACE
+bounded.LOOK_S, bounded.LOOKS = 0.2, 5
+table = Table.open(sys.argv[1], 't')
+open(sys.argv[2], 'w').close()
+try:
+    table.search(np.ones(SPACE.dim, np.float32))
+except Exception as error:
+    print(error, flush=True)
+print(table.count(), flush=True)
 """
 
 
@@ -70,6 +84,73 @@ def test_a_write_that_hangs_in_the_system_is_left_and_keeps_the_lock(table, tmp_
             process.kill()
     assert table.append(numbered(5, 10)).written == 5
     assert len(texts_by_id(table)) == 10
+
+
+def test_a_search_that_hangs_in_the_system_is_left(table, tmp_path, preload):  # noqa: F811
+    """LanceDB's thread hangs where it would open the file of the rows."""
+    armed = tmp_path / "armed"
+    env = os.environ | preload("hang", HANG_OPEN=".lance/data/", HANG_ARMED=str(armed))
+    command = [sys.executable, "-c", SEARCHES, table.db, armed]
+    given = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": PATIENCE_S}
+    done = subprocess.run(command, **given)
+    said, count = done.stdout.splitlines()
+    assert "reading table 't': LanceDB does not come back, nothing has moved for" in said
+    # What needs no file that hangs is answered, and a thread that hangs keeps nobody from ending.
+    assert count == "5" and done.returncode == 0, done.stderr
+
+
+def test_a_read_gets_its_answer_its_error_and_its_interrupt():
+    assert bounded.read(partial(int, "7")) == 7
+    with pytest.raises(ValueError, match="on purpose"):
+        bounded.read(partial(int, "on purpose"))
+    release = threading.Event()
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        bounded.read(partial(release.wait, PATIENCE_S))
+    release.set()
+    timer.join()
+
+
+def test_a_read_that_has_no_thread_is_made_all_the_same(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    bounded._helpers.cache_clear()
+    done = []
+    assert bounded.read(partial(int, "7")) == 7
+    bounded.beside(partial(done.append, 1), partial(done.append, 2))
+    assert done == [1, 2]
+
+
+def refused(_):
+    raise RuntimeError("can't start new thread")
+
+
+def test_two_things_go_on_beside_each_other_and_the_first_error_counts():
+    met = threading.Barrier(2, timeout=PATIENCE_S)
+    bounded.beside(met.wait, met.wait)
+    with pytest.raises(ValueError, match="first"):
+        bounded.beside(partial(int, "first"), partial(int, "second"))
+    with pytest.raises(ValueError, match="second"):
+        bounded.beside(met.reset, partial(int, "second"))
+
+
+def test_an_interrupt_waits_for_the_first_of_two():
+    begun, release, ended = threading.Event(), threading.Event(), []
+
+    def first():
+        begun.set()
+        release.wait(PATIENCE_S)
+        ended.append(True)
+        raise ValueError("nobody's while one is interrupted")
+
+    def second():
+        begun.wait(PATIENCE_S)
+        threading.Timer(0.1, release.set).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bounded.beside(first, second)
+    assert ended
 
 
 def hanging(release):
@@ -120,7 +201,7 @@ def test_what_fails_is_raised_and_the_next_write_runs(tmp_path):
             bounded.run(partial(int, "on purpose"), moved, lambda: None)
         assert bounded.run(partial(int, "7"), moved, lambda: None) == 7
     names = [one.name for one in threading.enumerate()]
-    assert names.count("memworker-write") <= 1 + 3
+    assert names.count("memworker-lance") <= 1 + 3
 
 
 def test_a_child_that_does_nothing_any_more_is_ended(table, monkeypatch):
