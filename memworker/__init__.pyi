@@ -16,6 +16,7 @@ from .models import (
 )
 from .pool import (
     AsyncEmbeddingPool as AsyncEmbeddingPool,
+    Auto as Auto,
     EmbeddingPool as EmbeddingPool,
     compare_precision as compare_precision,
     tune as tune,

@@ -238,7 +238,7 @@ def test_public_names_are_pinned():
     import memworker
 
     assert set(memworker.__all__) == {
-        *("AsyncEmbeddingPool", "AsyncMemory", "Memory"),
+        *("AsyncEmbeddingPool", "AsyncMemory", "Auto", "Memory"),
         *(
             "DEFAULT_MODEL",
             "EmbeddingPool",

@@ -37,6 +37,9 @@ def run() -> NoReturn:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # The verbs say themselves what is to say of an answer without results.
     logging.getLogger("memworker.store.fieldnotes").disabled = True
+    chosen = logging.getLogger("memworker.pool.choice")
+    chosen.addHandler(_ChoiceLines())
+    chosen.setLevel(logging.INFO)
     try:
         _run_app()
     except errors.MemworkerError as error:
@@ -85,6 +88,13 @@ def _leave(exit_code: int) -> NoReturn:
     if sys.stderr is not None:
         sys.stderr.flush()
     os._exit(exit_code)
+
+
+class _ChoiceLines(logging.Handler):
+    """Says what was chosen, and why, as the command's other words are said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
 
 
 def _say(message: str) -> None:

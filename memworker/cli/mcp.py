@@ -32,6 +32,7 @@ def mcp(
     table: TableName = DEFAULT_TABLE,
     model: Model = None,
     precision: Precision = None,
+    min_cosine: options.MinCosine = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     max_tokens: options.MaxTokens = None,
 ) -> None:
@@ -45,10 +46,12 @@ def mcp(
     except ImportError as error:
         raise UsageError(str(error)) from error
 
+    tier = options.precision_of(precision, min_cosine)
+
     def open_memory() -> AsyncMemory:
         from memworker import AsyncMemory
 
-        made = making(db, table, model, precision, max_tokens, workers)
+        made = making(db, table, model, tier, max_tokens, workers)
         return AsyncMemory(db, table=table, **made)
 
     given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}

@@ -59,6 +59,7 @@ def add(
     table: TableName = DEFAULT_TABLE,
     model: Model = None,
     precision: Precision = None,
+    min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
     durable: Durable = False,
@@ -77,7 +78,8 @@ def add(
     if not texts:
         raise UsageError("no text was given; write it behind the database, or - for stdin")
     told = Told(as_json)
-    made = making(db, table, model, precision, max_tokens, workers)
+    tier = options.precision_of(precision, min_cosine)
+    made = making(db, table, model, tier, max_tokens, workers)
     with Memory(db, table=table, durable=durable, **made) as to:
         for batch in batched(read_items(texts, shared, jsonl=jsonl)):
             good = [item for item in batch if item.flaw is None]

@@ -82,6 +82,7 @@ def import_(
     table: TableName = DEFAULT_TABLE,
     model: Model = None,
     precision: Precision = None,
+    min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
     durable: Durable = False,
@@ -105,7 +106,8 @@ def import_(
 
     read = read_lines(file, MAX_LINE_BYTES, of_json=True)
     lines = (Flaw(number, fault) if fault else line for number, line, fault in read)
-    made = making(db, table, model, precision, max_tokens, workers)
+    tier = options.precision_of(precision, min_cosine)
+    made = making(db, table, model, tier, max_tokens, workers)
     with closing(EmbeddingPool(**made)) as pool:
         # A table of another model is refused here, before any worker starts.
         space = VectorSpace.of(pool.identity)

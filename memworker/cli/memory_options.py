@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -12,6 +13,7 @@ from memworker.cli.output import json_line, printable
 from memworker.errors import ScopeMissing, TableNotFound
 
 if TYPE_CHECKING:
+    from memworker import Auto
     from memworker.memory import Scope
 
 DEFAULT_TABLE = "memories"
@@ -33,7 +35,11 @@ Model = Annotated[
     ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="How the linear layers are computed; default as for --model.")
+    str | None,
+    typer.Option(
+        help="How the linear layers are computed, or auto; default as for --model. A table that is"
+        " there keeps its own with auto."
+    ),
 ]
 Durable = Annotated[
     bool,
@@ -47,23 +53,25 @@ def making(
     db: str,
     table: str,
     model: str | None,
-    precision: str | None,
+    precision: str | Auto | None,
     max_tokens: int | None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Say what vectors are made with: as told, as the table's own were, or by the defaults."""
+    from memworker.pool import PoolOptions, is_auto
     from memworker.store import Table
 
     given: dict[str, Any] = {"model": model, "precision": precision, "max_tokens": max_tokens}
     there: dict[str, Any] = {"model": DEFAULT_MODEL, "precision": "fp32", "max_tokens": None}
-    if model is None:
-        try:
+    if model is None or is_auto(precision):
+        with suppress(TableNotFound):
             space = Table.open(db, table).space
-        except TableNotFound:
-            pass
-        else:
-            there = {"model": space.model, "precision": space.precision}
-            there["max_tokens"] = space.max_tokens or None
+            if is_auto(precision):
+                auto = PoolOptions(model or space.model, "auto")
+                given["precision"] = auto.for_table(space.model, space.precision).precision
+            if model is None:
+                there = {"model": space.model, "precision": space.precision}
+                there["max_tokens"] = space.max_tokens or None
     told = {name: value for name, value in given.items() if value is not None}
     return there | told | {"workers": workers}
 

@@ -40,7 +40,10 @@ def pull(name: _Name, precision: options.Precision = "fp32", as_json: _Json = Fa
     """Fetch, verify and build a model; damaged files are replaced."""
     from memworker.models import pull_model
 
-    model = pull_model(name, precision=precision)
+    if precision == "auto":
+        # What is damaged is put right before anything is measured with it.
+        pull_model(name)
+    model = pull_model(name, precision=_tier(name, precision))
     told = f"{model.spec.name} is ready: {model.graph}"
     typer.echo(json_line(_location(model)) if as_json else told)
 
@@ -50,7 +53,9 @@ def path(name: _Name, precision: options.Precision = "fp32", as_json: _Json = Fa
     """Print where a model's graph lies, without reaching for the network."""
     from memworker.models import ready_model
 
-    model = ready_model(name, precision=precision, offline=True)
+    if precision == "auto":
+        ready_model(name, offline=True)
+    model = ready_model(name, precision=_tier(name, precision), offline=True)
     typer.echo(json_line(_location(model)) if as_json else str(model.graph))
 
 
@@ -87,6 +92,13 @@ def verify(
     _report(verified, corrupt, as_json)
     if corrupt:
         raise typer.Exit(1)
+
+
+def _tier(name: str, precision: str) -> str:
+    """Give the precision that "auto" takes for a model; measured now if need be."""
+    from memworker.pool import EmbeddingPool, settled
+
+    return settled(name, precision, None, EmbeddingPool)[0]
 
 
 def _report_quality(name: str, precision: str, texts: Iterator[str], as_json: bool) -> None:

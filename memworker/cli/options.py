@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, overload
 
 import typer
 
@@ -14,6 +14,7 @@ from memworker.cli.output import json_line
 from memworker.errors import UsageError
 
 if TYPE_CHECKING:
+    from memworker import Auto
     from memworker.ingestion import IngestReport
 
 Inputs = Annotated[
@@ -38,7 +39,18 @@ Model = Annotated[
     str, typer.Option(help="A name from `memworker models list`, or a model's directory.")
 ]
 Precision = Annotated[
-    str, typer.Option(help="How the linear layers are computed: fp32, int8 or bf16.")
+    str,
+    typer.Option(
+        help="How the linear layers are computed: fp32, int8, bf16; or auto, the fastest that is"
+        " near enough to fp32 (see --min-cosine)."
+    ),
+]
+MinCosine = Annotated[
+    float | None,
+    typer.Option(
+        help="With --precision auto: the least mean cosine to fp32 that will do.",
+        show_default="0.998",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -75,6 +87,21 @@ def size(n_bytes: int) -> str:
             break
         scaled /= 1000
     return f"{scaled:.0f} {unit}" if unit == "B" else f"{scaled:.1f} {unit}"
+
+
+@overload
+def precision_of(precision: str, min_cosine: float | None) -> str | Auto: ...
+@overload
+def precision_of(precision: str | None, min_cosine: float | None) -> str | Auto | None: ...
+def precision_of(precision: str | None, min_cosine: float | None) -> str | Auto | None:
+    """Join --precision and --min-cosine. Raises UsageError where these do not go together."""
+    if min_cosine is None:
+        return precision
+    if precision != "auto":
+        raise UsageError("--min-cosine goes with --precision auto: it bounds what auto may choose")
+    from memworker import Auto
+
+    return Auto(min_cosine)
 
 
 def size_of(amount: str | None) -> int | None:
@@ -173,4 +200,6 @@ def _where_time_went(report: IngestReport) -> str:
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.time.items())
     if report.gemm_limit_ratio is None:
         return spent
-    return f"{report.gemm_limit_ratio:.0%} of this machine's fp32 matrix limit; {spent}"
+    return (
+        f"{report.gemm_limit_ratio:.0%} of this machine's {report.precision} matrix limit; {spent}"
+    )

@@ -70,17 +70,19 @@ def _line(job: RunningJob, limit: int | None) -> str:
 
 
 def _of_limit(pool: EmbeddingPool, tokens_per_s: float) -> str:
-    """Name the share of this machine's fp32 matrix limit, where that is known."""
-    most = _gemm_limit()
-    flops = pool.identity.flops_per_token
-    return f" ({tokens_per_s * flops / most:.0%} of fp32 limit)" if most and flops else ""
+    """Name the share of this machine's matrix limit in its precision, where that is known."""
+    made = pool.identity
+    most, flops = _gemm_limit(made.precision), made.flops_per_token
+    if not (most and flops):
+        return ""
+    return f" ({tokens_per_s * flops / most:.0%} of {made.precision} limit)"
 
 
 @cache
-def _gemm_limit() -> float | None:
+def _gemm_limit(precision: str) -> float | None:
     from memworker.pool import machine, peak_flops
 
-    return peak_flops.recall(machine.usable_cores())
+    return peak_flops.recall(machine.usable_cores(), precision)
 
 
 def _rows_left(job: RunningJob, limit: int | None) -> float | None:

@@ -23,6 +23,7 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.")] = 8000,
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
+    min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
     memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
@@ -66,9 +67,11 @@ def serve(
         drain_s=drain,
     )
 
+    tier = options.precision_of(precision, min_cosine)
+
     def make_pool() -> EmbeddingPool:
         return EmbeddingPool(
-            model, workers=workers, precision=precision, memory=memory, max_tokens=max_tokens
+            model, workers=workers, precision=tier, memory=memory, max_tokens=max_tokens
         )
 
     # A directory's path is shown to no client.

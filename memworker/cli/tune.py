@@ -22,8 +22,14 @@ def tune(
     model: options.Model = DEFAULT_MODEL,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, int8 or bf16; repeatable. Default: fp32 and int8."),
+        typer.Option(
+            help="fp32, int8 or bf16; repeatable. Default: all that there are on this machine."
+        ),
     ] = None,
+    min_cosine: Annotated[
+        float,
+        typer.Option(help="Say what --precision auto takes with this least mean cosine to fp32."),
+    ] = 0.998,
     seconds: Annotated[float, typer.Option(help="How long to try, in all.")] = 60.0,
     memory: Annotated[
         str | None, typer.Option(help="Try nothing that needs more, for example 4GB.")
@@ -32,20 +38,31 @@ def tune(
     format: options.Format = None,
     as_json: options.Json = False,
 ) -> None:
-    """Try worker counts, run sizes and precisions; keep the best for the pools to come."""
-    from memworker.pool import tune as run
+    """Try worker counts, run sizes and precisions; keep the best for the pools to come.
 
+    Where all precisions were tried, --precision auto goes by what was found on these texts.
+    """
+    from memworker import Auto
+    from memworker.models import obstacles
+    from memworker.pool import EmbeddingPool, choose, tune as run
+
+    wanted = Auto(min_cosine)
     trials = run(
         list(options.texts_of(inputs, text_field, format=format, limit=_MOST_TEXTS)),
         model=model,
-        precisions=precision or ("fp32", "int8"),
+        precisions=precision or None,
         seconds=seconds,
         memory=memory,
     )
+    absent = {tier: why for tier, why in obstacles(model).items() if why}
+    auto = None if precision else choose(model, wanted, None, EmbeddingPool)
     if as_json:
-        print(json_line({"model": model, "trials": [asdict(trial) for trial in trials]}))
-    else:
-        _show(trials)
+        told = {"model": model, "trials": [asdict(trial) for trial in trials], "absent": absent}
+        print(json_line(told | {"auto": asdict(auto) if auto else None}))
+        return
+    _show(trials)
+    if auto is not None:
+        print(auto.told())
 
 
 def _show(trials: list[Trial]) -> None:

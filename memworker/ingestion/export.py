@@ -25,7 +25,13 @@ from memworker.ingestion.vectors_file import (
 )
 from memworker.ingestion.windows import Window
 from memworker.paths import PathGiven, used_path
-from memworker.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, PoolOptions, borrowed_or_own
+from memworker.pool import (
+    DEFAULT_MAX_TEXT_BYTES,
+    DEFAULT_MODEL,
+    PoolOptions,
+    PrecisionGiven,
+    borrowed_or_own,
+)
 from memworker.store import Output, dedup_keys
 
 _GAP_ROWS = 8192
@@ -36,7 +42,7 @@ def embed_to_file(
     out: PathGiven,
     *,
     model: Any = DEFAULT_MODEL,
-    precision: str = "fp32",
+    precision: PrecisionGiven = "fp32",
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,

@@ -28,7 +28,9 @@ from memworker.pool import (
     DEFAULT_MODEL,
     EmbeddingPool,
     PoolOptions,
+    PrecisionGiven,
     borrowed_or_own,
+    is_auto,
     machine,
     parse_bytes,
 )
@@ -67,6 +69,13 @@ class Target:
         """Where rejected rows are listed by default: in a folder of our own."""
         return Output(self.db / ".memworker" / self.table / "rejects.jsonl", "--rejects", True)
 
+    def space(self) -> VectorSpace | None:
+        """Say what the table's vectors are of; None where it is not there."""
+        try:
+            return Table.open(self.db, self.table).space
+        except TableNotFound:
+            return None
+
     def existing(self, space: VectorSpace) -> Table | None:
         """Open the table if it is there; raises TableMismatch when its vectors are of another."""
         try:
@@ -84,7 +93,7 @@ def ingest(
     table: str,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
-    precision: str = "fp32",
+    precision: PrecisionGiven = "fp32",
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
@@ -110,6 +119,9 @@ def ingest(
     that holds it. Bad rows go to the file `rejects` (default: beside the table,
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
+
+    With ``precision="auto"`` a new table gets the fastest precision that is near enough to
+    fp32 (see `Auto`), and one that is there keeps its own.
 
     `pool` is a pool to embed with, in place of `model` and the options behind
     it; it stays open, and the figures of the report count all that it did meanwhile.
@@ -155,6 +167,8 @@ def ingest(
         storing=True,
         max_text_bytes=options.max_text_bytes,
     )
+    if pool is None and is_auto(precision) and (there := target.space()):
+        pools = pools.for_table(there.model, there.precision)
     use = borrowed_or_own(pool, pools)
     space = VectorSpace.of(use.pool.identity, distance)
     target.existing(space)

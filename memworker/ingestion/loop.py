@@ -86,7 +86,7 @@ class JobLoop:
             interrupted=self.stop.cut_short,
             notes=(*notes, *refused.notes, *self.notes),
             flops_per_token=made_with.flops_per_token,
-            gemm_flops_per_s=peak_flops.recall(machine.usable_cores()),
+            gemm_flops_per_s=peak_flops.recall(machine.usable_cores(), made_with.precision),
         )
 
     @contextmanager
@@ -136,6 +136,7 @@ def _start(use: PoolUse) -> float:
     Before an own one starts, what the machine can do is measured, if it is not known yet.
     """
     if use.own:
-        peak_flops.know_for(use.pool.identity.flops_per_token)
+        made_with = use.pool.identity
+        peak_flops.know_for(made_with.flops_per_token, made_with.precision)
     made_s = use.pool.startup_seconds
     return use.pool.start().startup_seconds - made_s

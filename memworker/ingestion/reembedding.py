@@ -20,7 +20,7 @@ from memworker.ingestion.report import Counts
 from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.stop import Stop
 from memworker.paths import PathGiven
-from memworker.pool import EmbeddingPool, PoolOptions, borrowed_or_own
+from memworker.pool import EmbeddingPool, PoolOptions, PrecisionGiven, borrowed_or_own
 from memworker.store import (
     Digests,
     Reembedding,
@@ -82,7 +82,7 @@ def reembed(
     table: str,
     *,
     model: Any = None,
-    precision: str = "fp32",
+    precision: PrecisionGiven = "fp32",
     max_tokens: int | None = None,
     pool: EmbeddingPool | None = None,
     workers: int | None = None,

@@ -23,8 +23,8 @@ class IngestReport:
     that a `Stop` left rows undone; `notes` is what a person should know.
 
     `gemm_limit_ratio` is the arithmetic of the real tokens, a second, over what this
-    machine's cores can do at most in fp32 (int8 may exceed it); None for models
-    without matrix products. `time` tells where seconds went: `read` and `write`
+    machine's cores can do at most in the same precision; None for models without
+    matrix products. `time` tells where seconds went: `read` and `write`
     of their threads, `tokenize`, `encode` and `wait` added up over the workers.
     """
 

@@ -36,13 +36,23 @@ _sources: dict[tuple[int, _Options], PoolSource] = {}
 class MemworkerFunction(EmbeddingFunction):
     """Embeds a text column and the queries on it.
 
-    The options are written into the table's metadata; the pool is not.
+    The options are written into the table's metadata; the pool is not. The precision
+    "auto" is chosen when a function is made, and what was chosen is written down.
     """
 
     name: str = DEFAULT_MODEL
     precision: str = "fp32"
     max_tokens: int | None = None
     workers: int | None = None
+
+    def __init__(self, **options: Any) -> None:
+        if options.get("precision") == "auto":
+            # Another machine, or a later day, might choose another one for the same table.
+            model, limit = options.get("name", DEFAULT_MODEL), options.get("max_tokens")
+            # Its workers never start.
+            pool = EmbeddingPool(model, precision="auto", max_tokens=limit)
+            options["precision"] = pool.identity.precision
+        super().__init__(**options)
 
     def ndims(self) -> int:
         """Return how many numbers a vector has."""

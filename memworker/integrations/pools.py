@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, TypedDict
 
-from memworker import AsyncEmbeddingPool, EmbeddingPool
+from memworker import AsyncEmbeddingPool, Auto, EmbeddingPool
 from memworker.errors import PoolClosed, UsageError
 
 TextKind = Literal["passage", "query"]
@@ -19,7 +19,7 @@ class PoolArguments(TypedDict, total=False):
     """What `EmbeddingPool` takes, whose defaults hold for what is left out."""
 
     model: str
-    precision: str
+    precision: str | Auto
     workers: int | None
     max_tokens: int | None
     batch_tokens: int | None

@@ -26,7 +26,13 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven, database_place
-from memworker.pool import DEFAULT_MODEL, AsyncEmbeddingPool, Background, EmbeddingPool
+from memworker.pool import (
+    DEFAULT_MODEL,
+    AsyncEmbeddingPool,
+    Background,
+    EmbeddingPool,
+    PrecisionGiven,
+)
 
 T = TypeVar("T")
 
@@ -53,7 +59,7 @@ class AsyncMemory:
         table: str = DEFAULT_TABLE,
         pool: EmbeddingPool | AsyncEmbeddingPool | None = None,
         model: Any = DEFAULT_MODEL,
-        precision: str = "fp32",
+        precision: PrecisionGiven = "fp32",
         max_tokens: int | None = None,
         workers: int | None = None,
         durable: bool = False,

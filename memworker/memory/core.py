@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from memworker.errors import (
     PoolClosed,
     PoolForked,
+    TableNotFound,
     UnknownModel,
     UsageError,
 )
@@ -45,8 +46,10 @@ from memworker.pool import (
     LatePool,
     PoolOptions,
     PoolUse,
+    PrecisionGiven,
     Ticket,
     borrowed_or_own,
+    is_auto,
 )
 from memworker.store import Table, VectorSpace
 
@@ -67,7 +70,7 @@ class MemoryOptions:
     table: str = DEFAULT_TABLE
     pool: EmbeddingPool | None = None
     model: Any = DEFAULT_MODEL
-    precision: str = "fp32"
+    precision: PrecisionGiven = "fp32"
     max_tokens: int | None = None
     workers: int | None = None
     durable: bool = False
@@ -251,15 +254,18 @@ def _pool_use(options: MemoryOptions) -> PoolUse:
     given = options.pool
     if given is not None and not isinstance(given, EmbeddingPool):
         raise UsageError(f"pool must be an open EmbeddingPool, not {given!r:.80}")
-    return borrowed_or_own(
-        given,
-        PoolOptions(
-            options.model,
-            options.precision,
-            workers=options.workers,
-            max_tokens=options.max_tokens,
-        ),
+    pools = PoolOptions(
+        options.model,
+        options.precision,
+        workers=options.workers,
+        max_tokens=options.max_tokens,
     )
+    if given is None and is_auto(options.precision):
+        # A table keeps its precision; only for a new one is there anything to choose.
+        with suppress(TableNotFound):
+            there = Table.open(options.db, options.table).space
+            pools = pools.for_table(there.model, there.precision)
+    return borrowed_or_own(given, pools)
 
 
 def pool_like(table: Table, model: Any = None, workers: int | None = None) -> EmbeddingPool:

@@ -20,7 +20,7 @@ from memworker.memory.reads import Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven
-from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, TextKind
+from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, PrecisionGiven, TextKind
 
 Results = dict[str, list[Record]]
 
@@ -35,7 +35,9 @@ class Memory:
     `db` is a directory; `table` is made if it is not there. `pool` is an open
     EmbeddingPool, which is left open at the end; without one, Memory makes its own
     with `model`, `precision`, `max_tokens` and `workers`, whose workers start with the
-    first text to be embedded: list, get, delete and the like need none. `durable` makes
+    first text to be embedded: list, get, delete and the like need none. With the precision
+    "auto" a new table gets the fastest that is near enough to fp32 (see `Auto`), and one
+    that is there keeps its own. `durable` makes
     the table durable, for good: each commit, by any program, is forced to the disk
     before it is acknowledged. Any number of threads may
     share a Memory: what they add meanwhile is embedded and committed together, and
@@ -55,7 +57,7 @@ class Memory:
         table: str = DEFAULT_TABLE,
         pool: EmbeddingPool | None = None,
         model: Any = DEFAULT_MODEL,
-        precision: str = "fp32",
+        precision: PrecisionGiven = "fp32",
         max_tokens: int | None = None,
         workers: int | None = None,
         durable: bool = False,

@@ -1,10 +1,12 @@
 from . import records as records
 from .cache import cache_home as cache_home
+from .calibration import measuring_texts as measuring_texts
 from .head import apply_layers as apply_layers, read_layers as read_layers
 from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,
     list_models as list_models,
+    obstacles as obstacles,
     pull_model as pull_model,
     ready_model as ready_model,
     verify_model as verify_model,

@@ -68,9 +68,21 @@ def with_rare_tokens(texts: list[list[int]], vocabulary: int) -> list[list[int]]
 @cache
 def calibration_texts() -> tuple[str, ...]:
     """Return the fixed selection: every so many of the shipped memories."""
+    return _every_so_many(0)
+
+
+@cache
+def measuring_texts() -> tuple[str, ...]:
+    """Return others of the shipped memories, to measure on what int8 was not fitted to."""
+    return _every_so_many(1)
+
+
+def _every_so_many(half: int) -> tuple[str, ...]:
+    """Return so many of the shipped memories; with `half`, those half way to the next."""
     packed = (files("memworker") / "data" / "memories.jsonl.gz").read_bytes()
     lines = gzip.decompress(packed).decode().splitlines()
-    chosen = lines[:: max(len(lines) // _TEXTS, 1)][:_TEXTS]
+    step = max(len(lines) // _TEXTS, 1)
+    chosen = lines[half * (step // 2) :: step][:_TEXTS]
     return tuple(str(json.loads(line)["text"]) for line in chosen)
 
 

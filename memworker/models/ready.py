@@ -25,6 +25,10 @@ from memworker.paths import PathGiven
 if TYPE_CHECKING:
     from memworker.models.foreign import ForeignGraph
 
+_WHY_NOT = {
+    True: "a static model has no matrix products",
+    False: "an ONNX file runs as it is",
+}
 # Special tokens at both ends and one between them.
 _FEWEST_TOKENS = 3
 # A mean has no limit of its own; this one bounds what a single row may cost.
@@ -102,6 +106,22 @@ def list_models(*, cache_dir: PathGiven | None = None) -> list[ModelListing]:
         )
         for entry in catalog.entries(cache)
     ]
+
+
+def obstacles(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[str, str]:
+    """Say of each precision why it cannot be had of a model on this machine; "" where it can.
+
+    Raises UnknownModel, ModelUnsupported.
+    """
+    entry = catalog.find(name, ModelCache.locate(cache_dir))
+    _refuse_unsupported(entry)
+    there = _precisions(entry)
+    why = dict.fromkeys(map(str, Precision), "")
+    for precision in set(Precision) - set(there):
+        why[precision] = _WHY_NOT[entry.spec.static]
+    if Precision.BF16 in there:
+        why[Precision.BF16] = bf16.obstacle()
+    return why
 
 
 def pull_model(

@@ -4,6 +4,13 @@ from .agreement import compare_precision as compare_precision
 from .aio import AsyncEmbeddingPool as AsyncEmbeddingPool
 from .budget import parse_bytes as parse_bytes
 from .cgroups import memory_groups as memory_groups
+from .choice import (
+    Auto as Auto,
+    PrecisionGiven as PrecisionGiven,
+    choose as choose,
+    is_auto as is_auto,
+    settled as settled,
+)
 from .echo import EchoLoader as EchoLoader
 from .encoder import open_session as open_session
 from .meter import WorkTotals as WorkTotals

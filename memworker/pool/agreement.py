@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from memworker.errors import NoRows, UsageError
 from memworker.models import Precision, ready_model
+from memworker.pool.choice import cosines, unit
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool
 
 Floats = npt.NDArray[np.float32]
@@ -58,15 +59,15 @@ def compare_precision(
     different = list(dict.fromkeys(texts))
     if len(different) < 2:
         raise NoRows(f"there are {len(different)} different texts; a comparison needs two")
-    exact = _unit(_embed(model, Precision.FP32, different))
-    small = _unit(_embed(model, precision, different))
-    cosines = (exact * small).sum(1)
+    exact = unit(_embed(model, Precision.FP32, different))
+    small = unit(_embed(model, precision, different))
+    near = cosines(exact, small)
     return Agreement(
         model=wanted.spec.name,
         precision=precision,
         texts=len(different),
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
+        mean_cosine=float(near.mean()),
+        min_cosine=float(near.min()),
         recall_at_10=_recall(exact, small),
     )
 
@@ -74,11 +75,6 @@ def compare_precision(
 def _embed(model: str | Path, precision: str, texts: list[str]) -> Floats:
     with EmbeddingPool(model, precision=precision) as pool:
         return pool.embed(texts)
-
-
-def _unit(vectors: Floats) -> Floats:
-    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 def _recall(exact: Floats, small: Floats) -> float:

@@ -85,7 +85,7 @@ def resolve(model: ModelGiven, *, precision: str = "fp32", max_tokens: int | Non
     """
     if precision not in list(Precision):
         choices = ", ".join(Precision)
-        raise UsageError(f"precision must be one of {choices}, not {precision!r}")
+        raise UsageError(f"precision must be one of {choices}, or auto, not {precision!r}")
     found = None if max_tokens is None else whole(max_tokens)
     if max_tokens is not None and (found is None or found < 1):
         raise UsageError(

@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
-from memworker.errors import PoolClosed
+from memworker.errors import PoolClosed, UsageError
+from memworker.models import obstacles
+from memworker.pool.choice import PrecisionGiven, has_choice, is_auto, tell_kept
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
+from memworker.values import shown
 
 T = TypeVar("T")
 
@@ -48,12 +51,28 @@ class PoolOptions:
     """Arguments of `EmbeddingPool` that its users pass on."""
 
     model: Any = DEFAULT_MODEL
-    precision: str = "fp32"
+    precision: PrecisionGiven = "fp32"
     workers: int | None = None
     memory: int | str | None = None
     max_tokens: int | None = None
     storing: bool = False
     max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES
+
+    def for_table(self, model: str, precision: str) -> PoolOptions:
+        """Keep to a table's own precision where "auto" would choose one; what its vectors are of.
+
+        Raises UsageError where that precision cannot be computed here.
+        """
+        if not is_auto(self.precision):
+            return self
+        if has_choice(self.model):
+            if why := obstacles(self.model).get(precision):
+                raise UsageError(
+                    f"the table holds vectors of {model!r} in {precision}, to which precision auto"
+                    f" keeps, and here there is no {precision} of {shown(self.model)}: {why}"
+                )
+        tell_kept(model, precision)
+        return replace(self, precision=precision)
 
     def make(self) -> EmbeddingPool:
         """Make the pool; its workers start later. Raises what `EmbeddingPool` raises."""

@@ -1,8 +1,8 @@
-"""What this machine's matrix units can do at most: measured once, remembered.
+"""What this machine's matrix units can do at most: measured once a precision, remembered.
 
-The limit is the rate of single-precision matrix products (GEMM) of the shape
-that a MiniLM layer has, one ONNX Runtime thread a core, all cores at once.
-int8 runs beyond it, as it uses other units.
+The limit is the rate of matrix products (GEMM) of the shape that a MiniLM layer has,
+computed as workers compute them: by ONNX Runtime in fp32 and int8, by OpenVINO in bf16, one
+thread a core, all cores at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from memworker import interpreters
 from memworker.pool import machine, remembered
@@ -21,53 +23,54 @@ _MEASURE_S = 0.4
 _PATIENCE_S = 20.0
 
 
-def flops_per_second(cores: int, *, again: bool = False) -> float | None:
+def flops_per_second(cores: int, precision: str = "fp32", *, again: bool = False) -> float | None:
     """Give the FLOP/s of `cores` cores together; measures for half a second the first time.
 
     `again` measures anew; the higher figure is kept, for a busy machine shows
     less than it has. None when it cannot be measured, or not be kept.
     """
-    known = recall(cores)
+    known = recall(cores, precision)
     if known is not None and not again:
         return known
-    if remembered.obstacle():
+    if precision not in _PRODUCTS or remembered.obstacle():
         # It would cost every start half a second.
         return None
-    measured = _measure(cores)
+    measured = _measure(cores, precision)
     if measured is None:
         return known
     best = max(measured, known or 0.0)
-    remembered.keep(_name(cores), best)
+    remembered.keep(_name(cores, precision), best)
     return best
 
 
-def know_for(flops_per_token: float) -> None:
+def know_for(flops_per_token: float, precision: str) -> None:
     """Measure all cores, for a model whose work can be held against that; known ones cost nothing.
 
     For a moment at which nothing else is at work.
     """
     if flops_per_token:
-        flops_per_second(machine.usable_cores())
+        flops_per_second(machine.usable_cores(), precision)
 
 
-def recall(cores: int) -> float | None:
+def recall(cores: int, precision: str = "fp32") -> float | None:
     """Give what was measured before; None when nothing was."""
-    known = remembered.recall(_name(cores))
+    known = remembered.recall(_name(cores, precision))
     return None if known is None else float(known)
 
 
-def _name(cores: int) -> str:
-    return f"gemm flops of {cores} cores"
+def _name(cores: int, precision: str) -> str:
+    products = "gemm" if precision == "fp32" else f"{precision} gemm"
+    return f"{products} flops of {cores} cores"
 
 
-def _measure(cores: int) -> float | None:
+def _measure(cores: int, precision: str) -> float | None:
     """Run one child a core at the same time, for they share caches and clock."""
     children: list[subprocess.Popen[str]] = []
     watchdog = threading.Timer(_PATIENCE_S, _kill_all, (children,))
     try:
         watchdog.start()
         # A session of their own: Ctrl-C is for this process to answer.
-        children += [_child() for _ in range(cores)]
+        children += [_child(precision) for _ in range(cores)]
         # Each waits for a line, so that all begin together and imports do not count.
         for child in children:
             assert child.stdout is not None
@@ -98,9 +101,11 @@ def _kill_all(children: list[subprocess.Popen[str]]) -> None:
         child.kill()
 
 
-def _child() -> subprocess.Popen[str]:
+def _child(precision: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        interpreters.command("from memworker.pool.peak_flops import main; main()"),
+        interpreters.command(
+            "from memworker.pool.peak_flops import main; main(sys.argv[1])", precision
+        ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -110,34 +115,81 @@ def _child() -> subprocess.Popen[str]:
     )
 
 
-def main() -> None:
+def main(precision: str) -> None:
     """Measure one core: print a line when ready, wait for one, print FLOP/s."""
+    run = _PRODUCTS[precision]()
+    run()
+    print("ready", flush=True)  # noqa: T201 - the parent waits for it
+    sys.stdin.readline()
+    runs, started, begun = 0, time.perf_counter(), time.process_time()
+    # Once at the least, even where the machine let the time pass without us.
+    while not runs or time.perf_counter() - started < _MEASURE_S:
+        run()
+        runs += 1
+    # What others have of this core meanwhile is no limit of it.
+    seconds = time.process_time() - begun
+    print(2.0 * ROWS * INNER * OUTER * runs / seconds)  # noqa: T201 - the result
+
+
+def _fp32() -> Callable[[], object]:
     import numpy as np
+
+    weights = {"w": np.full((INNER, OUTER), 0.01, np.float32)}
+    return _onnx_product("MatMul", "", weights, np.full((ROWS, INNER), 0.5, np.float32))
+
+
+def _int8() -> Callable[[], object]:
+    import numpy as np
+
+    weights = {
+        "w": np.full((INNER, OUTER), 3, np.int8),
+        "x_scale": np.array(0.1, np.float32),
+        "w_scale": np.full(OUTER, 0.1, np.float32),
+        "x_zero": np.array(128, np.uint8),
+    }
+    rows = np.full((ROWS, INNER), 200, np.uint8)
+    return _onnx_product("MatMulIntegerToFloat", "com.microsoft", weights, rows)
+
+
+def _onnx_product(
+    kind: str, domain: str, weights: dict[str, Any], rows: Any
+) -> Callable[[], object]:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = np.full((INNER, OUTER), 0.01, np.float32)
+    element = helper.np_dtype_to_tensor_dtype(rows.dtype)
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_node(kind, ["x", *weights], ["y"], domain=domain)],
         "gemm",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, INNER])],
+        [helper.make_tensor_value_info("x", element, list(rows.shape))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, OUTER])],
-        [numpy_helper.from_array(weights, "w")],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feeds = {"x": np.full((ROWS, INNER), 0.5, np.float32)}
-    session.run(None, feeds)
-    print("ready", flush=True)  # noqa: T201 - the parent waits for it
-    sys.stdin.readline()
-    runs, started = 0, time.perf_counter()
-    # Once at the least, even where the machine let the time pass without us.
-    while not runs or time.perf_counter() - started < _MEASURE_S:
-        session.run(None, feeds)
-        runs += 1
-    seconds = time.perf_counter() - started
-    print(2.0 * ROWS * INNER * OUTER * runs / seconds)  # noqa: T201 - the result
+    return lambda: session.run(None, {"x": rows})
+
+
+def _bf16() -> Callable[[], object]:
+    interpreters.without_telemetry()
+    import numpy as np
+    import openvino
+    from openvino import opset15 as op
+
+    rows = op.parameter([ROWS, INNER], np.float32)
+    weights = op.constant(np.full((OUTER, INNER), 0.01, np.float32))
+    model = openvino.Model([op.matmul(rows, weights, False, True)], [rows], "gemm")
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16"}
+    # Pinned, all children would share one core.
+    settings |= {"ENABLE_CPU_PINNING": False}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    given = [np.full((ROWS, INNER), 0.5, np.float32)]
+    return lambda: request.infer(given, share_inputs=True, share_outputs=True)
+
+
+_PRODUCTS = {"fp32": _fp32, "int8": _int8, "bf16": _bf16}

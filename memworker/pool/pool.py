@@ -22,6 +22,7 @@ from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, Us
 from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
 from memworker.pool import plan
 from memworker.pool.arena import Form
+from memworker.pool.choice import PrecisionGiven, settled
 from memworker.pool.engine import ModelGiven, resolve
 from memworker.pool.meter import WorkTotals
 from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
@@ -47,7 +48,9 @@ class EmbeddingPool:
     """Worker processes that embed texts, each with its own ONNX Runtime session.
 
     `model` is a catalogue name, a local directory, what `resolve` gave, ``"echo"``
-    (no model: for measuring everything else) or a picklable loader. `workers`
+    (no model: for measuring everything else) or a picklable loader. `precision` is "fp32",
+    "int8", "bf16", or "auto": the fastest that is near enough to fp32, measured once on a
+    machine (see `Auto`), which `choice` tells. `workers`
     defaults to what `memworker tune` found here, else to the physical cores that this
     process may use; `batch_tokens`, the padded tokens of a session run, likewise.
     `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
@@ -72,7 +75,7 @@ class EmbeddingPool:
         model: ModelGiven = DEFAULT_MODEL,
         *,
         workers: int | None = None,
-        precision: str = "fp32",
+        precision: PrecisionGiven = "fp32",
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
         memory: int | str | None = None,
@@ -86,7 +89,8 @@ class EmbeddingPool:
         options = SizingOptions(
             workers, batch_tokens, memory, max_text_bytes, max_pending_tokens, storing
         )
-        engine = resolve(model, precision=precision, max_tokens=max_tokens)
+        made_in, self.choice = settled(model, precision, max_tokens, EmbeddingPool)
+        engine = resolve(model, precision=made_in, max_tokens=max_tokens)
         self.plan = pool_plan(engine, options)
         self.workers = self.plan.workers
         self.max_text_bytes = max_text_bytes

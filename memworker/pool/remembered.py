@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from memworker.errors import ModelUnavailable
+from memworker.locks import Busy, FileLock, Unsupported
 from memworker.models import cache_home, records
+
+_LOCK_S = 5.0
 
 
 def recall(name: str) -> Any:
@@ -19,9 +24,21 @@ def recall(name: str) -> Any:
 
 def keep(name: str, value: Any) -> None:
     """Keep a JSON value under `name` for this processor; a cache that cannot be written is none."""
+    change(name, lambda before: value)
+
+
+def change(name: str, to: Callable[[Any], Any]) -> None:
+    """Keep what `to` gives of the value kept so far; of several processes, one after the other.
+
+    Where there is nothing to keep it in, `to` is called with None all the same.
+    """
     file = _file()
-    if file is not None:
-        records.keep(file, json.dumps(_read(file) | {_key(name): value}, indent=1))
+    if file is None:
+        to(None)
+        return
+    with _alone(file):
+        known = _read(file)
+        records.keep(file, json.dumps(known | {_key(name): to(known.get(_key(name)))}, indent=1))
 
 
 def obstacle() -> str:
@@ -31,6 +48,20 @@ def obstacle() -> str:
         return "there is no home folder; point MEMWORKER_CACHE at one"
     there = next(folder for folder in file.parents if folder.exists())
     return "" if os.access(there, os.W_OK) else f"{there} cannot be written"
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold off others who keep something, for a while; a cache without locks does without."""
+    lock = FileLock(file.with_suffix(".lock"))
+    try:
+        records.make_private(file.parent)
+        lock.acquire(_LOCK_S)
+    except (Busy, Unsupported, OSError):
+        yield
+        return
+    with lock:
+        yield
 
 
 def _file() -> Path | None:

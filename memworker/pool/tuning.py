@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from memworker.errors import NoRows, UsageError
+from memworker.models import obstacles
 from memworker.paths import PathGiven
 from memworker.pool import machine, peak_flops, remembered, sizing
 from memworker.pool.budget import Budget, parse_bytes
+from memworker.pool.choice import AUTO, Measurements, has_choice, measure
 from memworker.pool.engine import Engine, resolve
 from memworker.pool.pool import DEFAULT_MAX_TEXT_BYTES, DEFAULT_MODEL, EmbeddingPool
 
@@ -37,14 +39,16 @@ def tune(
     texts: Sequence[str],
     *,
     model: PathGiven = DEFAULT_MODEL,
-    precisions: Sequence[str] = ("fp32", "int8"),
+    precisions: Sequence[str] | None = None,
     seconds: float = 60.0,
     memory: int | str | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Measure settings for about `seconds` in all, keep the best of each precision.
 
-    Pools of this model and precision start with the kept setting from then on.
+    Without `precisions`, all are tried that the model has and this machine can compute.
+    Pools of this model and precision start with the kept setting from then on, and where all
+    were tried, the precision "auto" chooses by what was found on these texts.
     With `memory`, settings that need more are not tried. Returns every trial,
     the best of each precision marked as kept. Raises NoRows without texts.
     """
@@ -52,19 +56,42 @@ def tune(
         raise NoRows("there are no texts to tune with; give a file of your own")
     if seconds <= 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
+    there = _there(model)
+    precisions = there if precisions is None else list(dict.fromkeys(precisions))
     if not precisions:
         raise UsageError("precisions names none to try; give fp32, int8 or bf16")
+    if AUTO in precisions:
+        raise UsageError("tune tries precisions, auto is none; leave it out to have all tried")
     if obstacle := remembered.obstacle():
         raise UsageError(f"what is found would be lost: {obstacle}. See MEMWORKER_CACHE.")
-    peak_flops.flops_per_second(machine.usable_cores(), again=True)
     found = []
     for precision in precisions:
         engine = resolve(model, precision=precision)
+        peak_flops.flops_per_second(machine.usable_cores(), precision, again=True)
         if not engine.tunable:
             raise UsageError(f"{engine.identity.name} has no settings to tune; name a model")
         tuner = _Tuner(engine, list(texts), seconds / len(precisions), memory, report)
         found += tuner.run()
+    if len(there) > 1 and set(there) == set(precisions):
+        _tell_auto(model, there, texts, found)
     return found
+
+
+def _there(model: PathGiven) -> list[str]:
+    """Return the precisions that the model has and this machine can compute."""
+    if not has_choice(model):
+        return ["fp32"]
+    return [precision for precision, why in obstacles(model).items() if not why]
+
+
+def _tell_auto(
+    model: PathGiven, tiers: Sequence[str], texts: Sequence[str], trials: Sequence[Trial]
+) -> None:
+    """Leave what was found, and how near each precision is to fp32, to the precision "auto"."""
+    speeds = {trial.precision: trial.tokens_per_s for trial in trials if trial.kept}
+    sample = measure(model, tiers, None, texts, "", EmbeddingPool)
+    if not sample.absent:
+        Measurements(resolve(model).identity.fingerprint).keep_tuned(sample, speeds)
 
 
 class _Tuner:

@@ -55,7 +55,7 @@ class LiveReply(msgspec.Struct, frozen=True):
     """What `GET /live` answers. Rates are a second; `tokens` and `texts` one a second, old first.
 
     `limit_ratio` is the arithmetic done over what this machine's cores can do at
-    most in fp32; null where either is not known.
+    most in its precision; null where either is not known.
     """
 
     state: str

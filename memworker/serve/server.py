@@ -218,5 +218,6 @@ class Server(uvicorn.Server):
 
 def _started(pool: EmbeddingPool) -> EmbeddingPool:
     """Start a pool; before there is work, measure what the machine can do, for the live page."""
-    peak_flops.know_for(pool.identity.flops_per_token)
+    made = pool.identity
+    peak_flops.know_for(made.flops_per_token, made.precision)
     return pool.start()

@@ -158,7 +158,7 @@ class Service:
         pool, live, work = self._pool, self.live, self._pool.work
         texts_per_s, tokens_per_s, requests_per_s = live.rates()
         texts, tokens = live.series()
-        most = peak_flops.recall(machine.usable_cores())
+        most = peak_flops.recall(machine.usable_cores(), pool.identity.precision)
         flops = pool.identity.flops_per_token
         return LiveReply(
             state=self.condition,
