@@ -2,10 +2,12 @@ from . import errors as errors
 from .ingestion import (
     IngestReport as IngestReport,
     Stop as Stop,
+    SyncReport as SyncReport,
     embed_to_file as embed_to_file,
     ingest as ingest,
     list_runs as list_runs,
     reembed as reembed,
+    sync_folder as sync_folder,
 )
 from .memory import AsyncMemory as AsyncMemory, Memory as Memory
 from .models import (

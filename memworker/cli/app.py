@@ -16,6 +16,7 @@ from memworker.cli import (
     models,
     search,
     serve,
+    sync,
     table,
     tune,
 )
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("ingest")(ingest.ingest)
+app.command("sync")(sync.sync)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("jobs")(jobs.jobs)

@@ -131,7 +131,7 @@ def pairs(items: list[str] | None, option: str) -> dict[str, str]:
 
 def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
     """Print a job's outcome; leave with 3 if rows were rejected, 128 + n after signal n."""
-    _print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
+    print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if report.rejects is not None and not as_json:
@@ -157,7 +157,8 @@ def texts_of(
         yield from batch.rows["text"].to_pylist()
 
 
-def _print_out(text: str) -> None:
+def print_out(text: str) -> None:
+    """Print a report; leave with 1, saying so, if nobody reads it."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -185,10 +186,14 @@ def _figures(report: IngestReport) -> str:
     ):
         if value := getattr(report, name):
             counts.append(f"{value:,} {name}")
+    return f"{', '.join(counts)}\n{speed(report)}"
+
+
+def speed(report: IngestReport) -> str:
+    """Say how fast texts were embedded, and where the time went."""
     if not report.embedded:
-        return f"{', '.join(counts)}\nno text was embedded, so there is no speed to tell"
+        return "no text was embedded, so there is no speed to tell"
     return (
-        f"{', '.join(counts)}\n"
         f"{report.seconds:.1f} s: {report.texts_per_second:,.0f} texts/s,"
         f" {report.tokens_per_second:,.0f} tokens/s, {report.padding_ratio:.1%} padding,"
         f" {report.workers} workers, {report.model} {report.precision}"

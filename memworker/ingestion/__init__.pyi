@@ -6,3 +6,5 @@ from .reembedding import ReembedReport as ReembedReport, reembed as reembed
 from .report import IngestReport as IngestReport
 from .runs import Run as Run, list_runs as list_runs
 from .stop import Stop as Stop
+from .sync.folder import sync_folder as sync_folder
+from .sync.outcome import SyncReport as SyncReport

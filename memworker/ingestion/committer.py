@@ -18,10 +18,13 @@ from memworker.ingestion.report import Counts
 from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.windows import Sieve, Window
 from memworker.pool import Floats, Outside, System
-from memworker.store import Table, json_column, records
+from memworker.store import Appended, OnConflict, Table, json_column, records
 
 COMMIT_ROWS = 4096
 COMMIT_S = 15.0
+
+Write = Callable[[Table, pa.Table], Appended]
+"""Commits rows to a table, and tells the positions of those that it refuses."""
 
 _Finished = tuple[Window, WindowVectors] | None
 
@@ -39,7 +42,8 @@ class Committer:
     """Gathers windows to commits of about `COMMIT_ROWS` rows or `COMMIT_S` seconds.
 
     Windows are committed in input order, so that of equal ids the first wins.
-    The table is made at the first commit: a job without a good row makes none.
+    The table is made at the first commit: a job without a good row makes none. `write` commits;
+    by default it appends.
     """
 
     def __init__(
@@ -48,9 +52,11 @@ class Committer:
         sieve: Sieve,
         history: History,
         outside: Outside | None = None,
+        write: Write | None = None,
     ) -> None:
         self._outside = System() if outside is None else outside
         self._open_table = open_table
+        self._write = write or partial(_append, on_conflict=sieve.on_conflict)
         self._table: Table | None = None
         self._sieve = sieve
         self._counts: Counts = sieve.counts
@@ -154,7 +160,7 @@ class Committer:
             ]
         )
         reach("before_commit")
-        done = self._table.append(batch, on_conflict=self._sieve.on_conflict)
+        done = self._write(self._table, batch)
         reach("after_commit")
         self._counts.add(
             written=done.written,
@@ -174,6 +180,10 @@ class Committer:
             inside = [row - start for row in rows if start <= row < start + len(window)]
             self._sieve.refuse_conflicts(table, window, inside)
             start += len(window)
+
+
+def _append(table: Table, batch: pa.Table, *, on_conflict: OnConflict) -> Appended:
+    return table.append(batch, on_conflict=on_conflict)
 
 
 def _as_records(window: Window, vectors: Floats) -> pa.Table:

@@ -210,7 +210,7 @@ def _ingest(
         table = _embedded(source.coming(job, stop), sieve, loop, committing)
         if table is not None:
             if not stop.cut_short:
-                told.notes += _indexed(table, target.memory)
+                told.notes += build_index(table, target.memory)
             if durable:
                 # Rows may be known from a run that was killed before it forced them.
                 table.sync()
@@ -251,7 +251,7 @@ def _command(source: Input, options: JobOptions, target: Target, space: VectorSp
     return Command(source.names, source.sources, read_as, space.fingerprint)
 
 
-def _indexed(table: Table, memory: int | str | None) -> list[str]:
+def build_index(table: Table, memory: int | str | None) -> list[str]:
     """Build the vector index if the table is large enough; return a note where that failed."""
     try:
         if table.maintenance.wants_index("vector"):

@@ -1,7 +1,7 @@
 from . import journal as journal, staged as staged
 from .change import Change as Change, Edit as Edit
 from .claims import HeldRow as HeldRow, difference as difference
-from .commit import OnConflict as OnConflict
+from .commit import Appended as Appended, OnConflict as OnConflict
 from .disk import disk_errors as disk_errors
 from .filters import parse_where as parse_where, scalar as scalar
 from .info import TableInfo as TableInfo

@@ -11,7 +11,7 @@ import glob
 import json
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -28,36 +28,49 @@ _LOGS = frozenset(("_delta_log",))
 
 @dataclass(slots=True)
 class LeftOut:
-    """Names that were found and not read, by reason."""
+    """How many names were found and not read, by reason, and the first of each."""
 
+    counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, name: str) -> None:
-        self.names.setdefault(reason, []).append(name)
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        names = self.names.setdefault(reason, [])
+        if len(names) < _NAMES_TOLD:
+            names.append(name)
 
     @property
     def count(self) -> int:
-        return sum(map(len, self.names.values()))
+        return sum(self.counts.values())
 
-    def told(self) -> str:
+    def told(self, what: str = "Left out") -> str:
         """Describe how many were left out and why, with up to ten names in all; "" if none was."""
         if not self.names:
             return ""
         each = max(1, _NAMES_TOLD // len(self.names))
         parts = []
         for reason, names in self.names.items():
-            more = ", …" if len(names) > each else ""
-            parts.append(f"{len(names):,} {reason} ({', '.join(names[:each])}{more})")
-        return shown_name(f"Left out: {'; '.join(parts)}")
+            count = self.counts[reason]
+            more = ", …" if count > each else ""
+            parts.append(f"{count:,} {reason} ({', '.join(names[:each])}{more})")
+        return shown_name(f"{what}: {'; '.join(parts)}")
 
 
 class Folders:
-    """Walks folders; of what they hold, `wanted` tells which names are inputs."""
+    """Walks folders; of what they hold, `wanted` tells which names are inputs.
+
+    `passed_over` gives the reason why a path (and whether it is a folder) is left out, or "".
+    """
 
     def __init__(
-        self, left_out: LeftOut, outputs: Sequence[Path], wanted: Callable[[str], bool]
+        self,
+        left_out: LeftOut,
+        outputs: Sequence[Path],
+        wanted: Callable[[str], bool],
+        passed_over: Callable[[str, bool], str] | None = None,
     ) -> None:
         self._left_out, self._wanted = left_out, wanted
+        self._more = passed_over
         self._outputs = {os.path.realpath(path) for path in outputs}
         self._output_names = {os.path.basename(path) for path in self._outputs}
         self._seen: set[tuple[int, int]] = set()
@@ -66,11 +79,15 @@ class Folders:
 
     def under(self, folder: str) -> list[tuple[str, str]]:
         """List the files under a folder, each with what keeps it from being read, or ""."""
+        return list(self.walk(folder))
+
+    def walk(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield what `under` lists, folder by folder."""
         self._seen.clear()
         if _is_table(folder):
             self._left_out.add("tables of a database", folder)
-            return []
-        return self._walk(folder)
+            return
+        yield from self._walk(folder)
 
     def matching(self, pattern: str) -> list[tuple[str, str]]:
         """List the files that a glob matches; with ``**`` those of a folder match themselves."""
@@ -92,36 +109,47 @@ class Folders:
         start = base or ("/" if pattern.startswith("/") else ".")
         before = len(start.rstrip("/")) + 1
         self._seen.clear()
-        self._chosen = lambda path: _matches(path[before:].split("/"), parts[fixed:])
+        self._chosen = lambda path: path_matches(path[before:].split("/"), parts[fixed:])
         try:
-            found = self._walk(start) if os.path.isdir(start) and not _is_table(start) else []
+            here = os.path.isdir(start) and not _is_table(start)
+            found = list(self._walk(start)) if here else []
         finally:
             self._chosen = None
         return found if start != "." else [(path.removeprefix("./"), why) for path, why in found]
 
-    def _walk(self, folder: str) -> list[tuple[str, str]]:
+    def _walk(self, folder: str) -> Iterator[tuple[str, str]]:
+        # Files before folders, each sorted; not by recursion, for folders may be nested deeply.
+        waiting = [folder]
+        while waiting:
+            inside = waiting.pop()
+            folders: list[str] = []
+            yield from self._listed(inside, folders)
+            waiting += reversed(folders)
+
+    def _listed(self, folder: str, folders: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield the files of one folder, and add the folders in it to `folders`."""
         try:
             facts = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            return [(folder, f"the folder cannot be read: {error.strerror}")]
+            yield folder, f"the folder cannot be read: {error.strerror}"
+            return
         if (facts.st_dev, facts.st_ino) in self._seen:
             self._left_out.add("read already, through another link", folder)
-            return []
+            return
         self._seen.add((facts.st_dev, facts.st_ino))
         notes = _notes_of_others({entry.name for entry in entries}, folder)
-        found, folders = [], []
         for entry in entries:
-            if reason := self._passed_over(entry, notes):
+            is_folder = _is_folder(entry)
+            if reason := self._passed_over(entry, notes) or self._asked(entry.path, is_folder):
                 self._left_out.add(reason, entry.path)
-            elif _is_folder(entry):
+            elif is_folder:
                 folders.append(entry.path)
             else:
-                found += self._file(entry.path, entry.name)
-        # Files before folders, each sorted.
-        for path in folders:
-            found += self._walk(path)
-        return found
+                yield from self._file(entry.path, entry.name)
+
+    def _asked(self, path: str, is_folder: bool) -> str:
+        return self._more(path, is_folder) if self._more is not None else ""
 
     def _passed_over(self, entry: os.DirEntry[str], notes: frozenset[str]) -> str:
         if entry.name.startswith("."):
@@ -154,13 +182,13 @@ class Folders:
         return [(path, "")]
 
 
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def path_matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Tell whether the parts of a path are those of a pattern; ``**`` stands for any number."""
     if not pattern or not parts:
         return not parts and all(part in ("**", "") for part in pattern)
     if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
-    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        return path_matches(parts, pattern[1:]) or path_matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and path_matches(parts[1:], pattern[1:])
 
 
 def _folder_of_others(path: str, name: str) -> str:

@@ -1,0 +1,168 @@
+"""`memworker sync`: a folder of documents kept in step with a LanceDB table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memworker import DEFAULT_MODEL
+from memworker.cli import options, progress, signals
+from memworker.cli.output import json_line
+
+if TYPE_CHECKING:
+    from memworker.ingestion import SyncReport
+
+_WORDS = {
+    "files": "documents",
+    "added": "added",
+    "updated": "updated",
+    "moved": "moved",
+    "unchanged": "unchanged",
+    "removed": "removed",
+    "would_remove": "gone but not removed",
+    "kept": "left out now but kept",
+    "vanished": "vanished meanwhile",
+    "rejected": "rejected",
+    "conflicts": "conflicts",
+}
+
+
+def sync(
+    folder: Annotated[str, typer.Argument(help="The folder.", show_default=False)],
+    db: options.Db,
+    table: options.TableName,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove documents whose files are gone.")
+    ] = False,
+    delete_excluded: Annotated[
+        bool,
+        typer.Option("--delete-excluded", help="With --delete: also those that are left out now."),
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="With --delete: even if no document is left.")
+    ] = False,
+    max_delete: Annotated[
+        int | None, typer.Option(min=0, help="Remove nothing if more than this would go.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Only files of this pattern: '*.md', 'notes/**'; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="No files or folders of this pattern; repeatable, wins over --include."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the table calls the folder; ids begin with it. Default: its path."),
+    ] = None,
+    check: Annotated[
+        str,
+        typer.Option(help="stamp: read what was written since; content: read every file."),
+    ] = "stamp",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
+    text_field: Annotated[
+        str | None, typer.Option(help="Of JSON files: the field that holds the text.")
+    ] = None,
+    model: options.Model = DEFAULT_MODEL,
+    precision: options.Precision = "fp32",
+    workers: options.Workers = None,
+    memory: options.MemoryLimit = None,
+    max_tokens: options.MaxTokens = None,
+    max_text_bytes: options.MaxTextBytes = None,
+    distance: Annotated[str, typer.Option(help="cosine or dot; for a new table.")] = "cosine",
+    on_conflict: Annotated[
+        str, typer.Option(help="A row of others has the id: reject, skip or update.")
+    ] = "reject",
+    rejects: Annotated[
+        Path | None,
+        typer.Option(help="Where rejected files are listed; default: beside the table."),
+    ] = None,
+    durable: Annotated[
+        bool,
+        typer.Option(
+            "--durable",
+            help="Force each commit to the disk (fsync), from now on, by any program.",
+        ),
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to wait for another job on this table to end."),
+    ] = 0.0,
+    as_json: options.Json = False,
+) -> None:
+    """Keep a LanceDB table in step with a folder: each file one document, its path the id.
+
+    New files are added, changed ones updated, and with --delete those that are gone removed.
+    Running the same command again does what is left, after whatever end of the first.
+    """
+    from memworker.ingestion import sync_folder
+
+    with progress.shown(None) as observer, signals.drained() as stop:
+        report = sync_folder(
+            folder,
+            db=db,
+            table=table,
+            name=name,
+            delete=delete,
+            delete_excluded=delete_excluded,
+            allow_empty=allow_empty,
+            max_delete=max_delete,
+            include=include or (),
+            exclude=exclude or (),
+            check=check,
+            dry_run=dry_run,
+            text_field=text_field,
+            model=model,
+            precision=precision,
+            workers=workers,
+            memory=memory,
+            max_tokens=max_tokens,
+            max_text_bytes=options.size_of(max_text_bytes),
+            distance=distance,
+            on_conflict=on_conflict,
+            rejects=rejects,
+            durable=durable,
+            wait_s=wait,
+            stop=stop,
+            observer=observer,
+        )
+    _print(report, as_json=as_json, done=f"{folder} · {db} · {table}")
+
+
+def _print(report: SyncReport, *, as_json: bool, done: str) -> None:
+    """Print what became of the files; leave with 3 if some were rejected, 128 + n on a signal."""
+    options.print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_told(report)}")
+    for note in report.notes:
+        print(f"memworker: {note}", file=sys.stderr)
+    if report.would_remove and not (as_json or report.dry_run):
+        print(
+            f"memworker: {report.would_remove:,} documents are in the table whose files are gone;"
+            " --delete removes them",
+            file=sys.stderr,
+        )
+    if report.rejects is not None and not as_json:
+        print(f"rejected files, with their reasons: {report.rejects}", file=sys.stderr)
+    if number := signals.received():
+        rest = "Run the same command again to go on." if report.interrupted else "That was all."
+        print(f"memworker: interrupted; what was embedded is committed. {rest}", file=sys.stderr)
+        raise typer.Exit(128 + number)
+    if report.rejected or report.rejects is not None:
+        raise typer.Exit(3)
+
+
+def _told(report: SyncReport) -> str:
+    counts = [
+        f"{value:,} {words}"
+        for field, words in _WORDS.items()
+        if (value := getattr(report, field)) or field == "files"
+    ]
+    line = f"{'would be: ' if report.dry_run else ''}{', '.join(counts)}"
+    if report.embedding is None:
+        return line
+    return f"{line}\n{options.speed(report.embedding)}"

@@ -1,0 +1,237 @@
+"""Bytes of a file to a document, by the file's suffix."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from memworker.errors import InputError
+from memworker.ingestion.documents import extraction, front_matter
+from memworker.ingestion.documents.extraction import Extraction
+from memworker.ingestion.documents.html_text import html_text
+from memworker.ingestion.readers.encodings import TornStream, utf8_blocks
+
+# Of a file that is read whole; one that is larger is no document that anybody wrote.
+MAX_FILE_BYTES = 64 << 20
+
+_SUFFIXES = {
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".mdx": "markdown",
+    ".txt": "plain",
+    ".text": "plain",
+    ".rst": "rst",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".json": "json",
+    ".pdf": "pdf",
+    ".docx": "docx",
+}
+_HEADING = re.compile(r"#[ \t]+(.+?)[ \t]*#*[ \t]*$")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_RULE = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*$")
+_TITLE_CHARS = 500
+# Parsing takes the square of the depth of nesting: what may take long is done where it can end.
+_LARGE_PAGE = 128 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The text of a file, and the fields that it gives itself; `note` says what it lost."""
+
+    text: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+class NoDocument(Exception):
+    """A file that is no document, by a reason that goes after a number: "3 binary files"."""
+
+
+class BadDocument(Exception):
+    """A document that cannot be read, and why."""
+
+
+def kind_of(name: str) -> str | None:
+    """Return of what kind a file is, by its name; None where that tells no document."""
+    return _SUFFIXES.get(os.path.splitext(name.lower())[1])
+
+
+def document(
+    kind: str, data: bytes, extraction: Extraction, *, text_field: str | None = None
+) -> Document:
+    """Read a document. Raises NoDocument, BadDocument."""
+    if not data:
+        raise NoDocument("empty files")
+    if kind == "html":
+        _refuse_binary(data)
+    if kind in extraction_kinds() or (kind == "html" and len(data) > _LARGE_PAGE):
+        found = _extracted(kind, data, extraction)
+    elif kind == "html":
+        text, title = html_text(data)
+        found = Document(text, _titled(title))
+    else:
+        found = _OF_TEXT[kind](_text(data), text_field)
+    if not found.text.strip():
+        raise NoDocument(
+            "files without text" if not found.fields else "files of nothing but fields"
+        )
+    return found
+
+
+def extraction_kinds() -> frozenset[str]:
+    """Name the kinds that need a package of the extra."""
+    return frozenset(extraction.NEEDS)
+
+
+def _extracted(kind: str, data: bytes, extract: Extraction) -> Document:
+    try:
+        text, title = extract.text(kind, data)
+    except extraction.NotInstalled:
+        raise NoDocument(f".{kind} files, which need {extraction.INSTALL}") from None
+    except extraction.NotTaken as error:
+        raise BadDocument(str(error)) from None
+    return Document(text, _titled(title))
+
+
+def _refuse_binary(data: bytes) -> None:
+    head = data[:4096]
+    wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if b"\0" in head and not wide:
+        raise NoDocument("binary files")
+
+
+def _text(data: bytes) -> str:
+    """Decode text in any Unicode encoding that its bytes tell. Raises NoDocument, BadDocument."""
+    try:
+        raw = b"".join(utf8_blocks("it", iter([data])))
+    except InputError:
+        raise NoDocument("binary files") from None
+    except TornStream as error:
+        raise BadDocument(str(error)) from None
+    controls = sum(
+        raw[:8192].count(bytes([code])) for code in range(32) if code not in b"\t\n\v\f\r\x1b"
+    )
+    if controls > 0.02 * len(raw[:8192]):
+        raise NoDocument("binary files")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        high = sum(byte > 0x7F for byte in raw[:8192])
+        if high > 0.3 * len(raw[:8192]):
+            raise NoDocument("binary files") from None
+        raise BadDocument(
+            f"byte {error.start:,} is no UTF-8; convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _plain(text: str, _: str | None) -> Document:
+    return Document(text)
+
+
+def _markdown(text: str, _: str | None) -> Document:
+    note = ""
+    try:
+        fields, text = front_matter.parted(text)
+    except front_matter.Malformed as error:
+        fields, note = {}, f"{error}"
+    if "title" not in fields:
+        fields |= _titled(_markdown_title(text))
+    return Document(text.strip("\n"), fields, note)
+
+
+def _markdown_title(text: str) -> str:
+    """Return the first heading of the first level."""
+    fence, before = "", ""
+    for line in _lines(text):
+        if opened := _FENCE.match(line):
+            fence = "" if fence == opened.group(1) else fence or opened.group(1)
+        elif not fence:
+            if heading := _HEADING.match(line):
+                return heading.group(1)
+            if before and len(line) > 1 and not line.strip("= \t"):
+                return before
+        before = "" if fence else line.strip()
+    return ""
+
+
+def _rst(text: str, _: str | None) -> Document:
+    before = ""
+    for line in _lines(text):
+        if _RULE.match(line) and before and len(line.rstrip()) >= len(before):
+            return Document(text, _titled(before))
+        before = "" if _RULE.match(line) else line.strip()
+    return Document(text)
+
+
+def _lines(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
+
+
+def _json(text: str, text_field: str | None) -> Document:
+    """Take the field that holds the text, the others as fields; else all texts that it holds."""
+    from memworker import values
+    from memworker.json_lines import without_doubles
+
+    try:
+        value = json.loads(text, object_pairs_hook=without_doubles)
+    except RecursionError:
+        raise BadDocument("malformed JSON: nested too deeply") from None
+    except ValueError as error:
+        raise BadDocument(f"malformed JSON: {error}") from None
+    name = text_field or "text"
+    if isinstance(value, dict) and isinstance(value.get(name), str):
+        try:
+            rest = values.plain_mapping({k: v for k, v in value.items() if k != name})
+        except values.Unsayable as error:
+            return Document(value[name], note=f"fields that cannot be kept: {error}")
+        return Document(_sayable(value[name]), rest)
+    if text_field is not None:
+        raise BadDocument(f"it has no field {text_field!r} that holds a text")
+    return Document(_sayable("\n".join(_strings(value))))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts within a value, in their order."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            if found.strip():
+                yield found
+        elif isinstance(found, dict):
+            waiting += reversed(found.values())
+        elif isinstance(found, list):
+            waiting += reversed(found)
+
+
+def _sayable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadDocument("a lone surrogate (half of a pair), which is no character") from None
+    return text
+
+
+def _titled(title: str) -> dict[str, Any]:
+    title = " ".join(title.split())[:_TITLE_CHARS]
+    return {"title": title} if title else {}
+
+
+_OF_TEXT: dict[str, Callable[[str, str | None], Document]] = {
+    "plain": _plain,
+    "markdown": _markdown,
+    "rst": _rst,
+    "json": _json,
+}

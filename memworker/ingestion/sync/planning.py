@@ -1,0 +1,234 @@
+"""What has to be done with each file: nothing, or its document read and given on to be embedded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from xxhash import xxh3_128_hexdigest
+
+from memworker.ingestion.documents.extraction import Extraction
+from memworker.ingestion.documents.kinds import (
+    BadDocument,
+    Document,
+    NoDocument,
+    document,
+    kind_of,
+)
+from memworker.ingestion.readers.objects import metadata_column
+from memworker.ingestion.records import EXCERPT_CHARS, Reject, row_batch
+from memworker.ingestion.rejects import Refusals
+from memworker.ingestion.sync.catalogue import Catalogue, stamp_of
+from memworker.ingestion.sync.looking import FoundFile, Vanished, read_whole
+from memworker.ingestion.sync.outcome import FileCounts
+from memworker.ingestion.windows import Window
+from memworker.paths import shown_name
+from memworker.store import dedup_keys
+
+WINDOW_ROWS = 2048
+_WINDOW_BYTES = 8 << 20
+# Another way to read the same bytes gives other documents: then all are read anew.
+_READING = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How a table calls the documents of a folder: `folder` stands in each row."""
+
+    folder: str
+    prefix: str = ""
+
+    def id_of(self, name: str) -> str:
+        """Return the id of the document that a file is."""
+        return f"{self.prefix}{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files are read: `by_stamp` believes that one which was not written is as it was."""
+
+    by_stamp: bool = True
+    text_field: str | None = None
+    max_text_bytes: int = 1 << 20
+
+    @property
+    def key(self) -> str:
+        """What else than the bytes of a file decides what document it is."""
+        return json.dumps([_READING, self.text_field])
+
+
+@dataclass(slots=True)
+class Underway:
+    """Documents between planning and commit, by id: what is done, and whose vector may serve."""
+
+    doing: dict[str, str] = field(default_factory=dict)
+    alike: dict[str, str] = field(default_factory=dict)
+
+
+class Planner:
+    """Turns files into windows of the documents that have to be written."""
+
+    def __init__(
+        self,
+        naming: Naming,
+        reading: Reading,
+        catalogue: Catalogue,
+        counts: FileCounts,
+        refusals: Refusals,
+        extraction: Extraction,
+    ) -> None:
+        self._naming, self._reading, self._catalogue = naming, reading, catalogue
+        self._counts, self._refusals, self._extraction = counts, refusals, extraction
+        self.underway = Underway()
+        self._rows: list[tuple[FoundFile, Document, dict[str, Any]]] = []
+        self._bytes = 0
+        self._position = 0
+
+    def windows(self, files: Iterator[FoundFile]) -> Iterator[Window]:
+        """Yield windows, none of them empty."""
+        for file in files:
+            self._look_at(file)
+            if len(self._rows) >= WINDOW_ROWS or self._bytes >= _WINDOW_BYTES:
+                yield from self._window()
+        yield from self._window()
+
+    def _look_at(self, file: FoundFile) -> None:
+        self._position += 1
+        if file.fault:
+            self._refuse(file, file.fault)
+            return
+        self._counts.files += 1
+        held, hash, met = self._catalogue.see(file.name)
+        if met:
+            self._refuse(file, "another file's name is shown as this one's is; rename one")
+            return
+        try:
+            self._compare(file, held, hash)
+        except Vanished:
+            self._counts.files -= 1
+            self._counts.vanished += 1
+            self._catalogue.textless(file.name)
+        except NoDocument as reason:
+            self._counts.files -= 1
+            self._counts.left_out.add(str(reason), file.path)
+            self._catalogue.textless(file.name)
+        except BadDocument as reason:
+            self._refuse(file, str(reason))
+
+    def _compare(self, file: FoundFile, held: bool, hash: str | None) -> None:
+        if held and hash is not None and self._reading.by_stamp and self._as_it_was(file, hash):
+            self._counts.unchanged += 1
+            return
+        data, facts = read_whole(file.path)
+        content = xxh3_128_hexdigest(data)
+        mine = self._mixed(content)
+        self._catalogue.note(file.name, facts, content)
+        if held and hash == mine:
+            self._counts.unchanged += 1
+            return
+        kind = kind_of(file.path)
+        assert kind is not None
+        text_field = self._reading.text_field
+        found = document(kind, data, self._extraction, text_field=text_field)
+        size = len(found.text.encode())
+        if size > self._reading.max_text_bytes:
+            raise BadDocument(
+                f"text of {size:,} bytes, over the cap of {self._reading.max_text_bytes:,}"
+                " (--max-text-bytes, max_text_bytes=)"
+            )
+        if found.note:
+            self._counts.without_fields.add(found.note, file.path)
+        self._add(
+            file, found, self._fields(file, found, facts, mine), "updated" if held else "added"
+        )
+        if not held:
+            self._catalogue.found(mine)
+        if other := self._catalogue.same_content(mine):
+            self.underway.alike[self._naming.id_of(file.name)] = self._naming.id_of(other)
+        self._bytes += size
+
+    def _as_it_was(self, file: FoundFile, hash: str) -> bool:
+        try:
+            known = self._catalogue.hash_at(file.name, stamp_of(os.stat(file.path)))
+        except OSError:
+            return False  # reading it will say so
+        return known is not None and self._mixed(known) == hash
+
+    def _mixed(self, content: str) -> str:
+        return xxh3_128_hexdigest(f"{content} {self._reading.key}".encode())
+
+    def _add(self, file: FoundFile, found: Document, fields: dict[str, Any], doing: str) -> None:
+        self._rows.append((file, found, fields))
+        self.underway.doing[self._naming.id_of(file.name)] = doing
+
+    def _fields(
+        self, file: FoundFile, found: Document, facts: os.stat_result, hash: str
+    ) -> dict[str, Any]:
+        ours = {
+            "folder": self._naming.folder,
+            "path": file.name,
+            "size": facts.st_size,
+            "modified": modified(facts),
+            "content_hash": hash,
+        }
+        return beside(found.fields, ours)
+
+    def _window(self) -> Iterator[Window]:
+        rows, self._rows, self._bytes = self._rows, [], 0
+        if not rows:
+            return
+        faults: dict[int, str] = {}
+        metadata = metadata_column([fields for _, _, fields in rows], faults)
+        for at, reason in faults.items():
+            self.underway.doing.pop(self._naming.id_of(rows[at][0].name), None)
+            self._refuse(rows[at][0], reason)
+        texts = pa.array([found.text for _, found, _ in rows], pa.string())
+        ids = pa.array([self._naming.id_of(file.name) for file, _, _ in rows], pa.string())
+        count = len(rows)
+        batch = row_batch(np.ones(count, np.int64), texts, ids, None, metadata)
+        ordinals = np.arange(self._position - count, self._position, dtype=np.int64)
+        batch = batch.append_column("ordinal", pa.array(ordinals))
+        batch = batch.append_column("path", pa.array([shown_name(f.path) for f, _, _ in rows]))
+        batch = batch.append_column("key", dedup_keys(texts))
+        good = np.ones(count, np.bool_)
+        good[list(faults)] = False
+        window = Window(shown_name(rows[0][0].path), batch).keep(good)
+        self._refusals.counts.add(read=len(window))
+        if len(window):
+            yield window
+
+    def _refuse(self, file: FoundFile, reason: str) -> None:
+        """List a file that cannot be read; what the table holds of it, and under it, stays."""
+        self._catalogue.spare(file.name)
+        excerpt = file.name[:EXCERPT_CHARS]
+        row_id = self._naming.id_of(file.name)
+        path = shown_name(file.path)
+        self._refusals.counts.add(read=1)
+        self._refusals.add([Reject(path, 1, self._position, shown_name(reason), row_id, excerpt)])
+
+
+def beside(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Join the fields of a document with ours; one of theirs that is called alike gets a number."""
+    joined = dict(ours)
+    for name, value in theirs.items():
+        number, given = 2, name
+        while name in joined or (name != given and name in theirs):
+            name, number = f"{given}_{number}", number + 1
+        joined[name] = value
+    return joined
+
+
+def modified(facts: os.stat_result) -> str | None:
+    """Return when a file was written, or None where no calendar has the time."""
+    try:
+        moment = _EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
+    except OverflowError:
+        return None
+    return moment.isoformat().replace("+00:00", "Z")
