@@ -1,4 +1,5 @@
 from . import records as records
+from .bert_like import read_bert as read_bert
 from .cache import cache_home as cache_home
 from .calibration import measuring_texts as measuring_texts
 from .head import apply_layers as apply_layers, read_layers as read_layers
@@ -17,4 +18,4 @@ from .spec import (
     Precision as Precision,
     ReadyModel as ReadyModel,
 )
-from .weights import BertLayer as BertLayer, BertWeights as BertWeights, read_bert as read_bert
+from .weights import BertLayer as BertLayer, BertWeights as BertWeights

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import platform
 import shutil
 from functools import partial
@@ -15,10 +16,11 @@ from pathlib import Path
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, ModelCache
-from memworker.models.head import head_facts, read_head, weight_files
+from memworker.models.family import Family, family_of, read_config
+from memworker.models.head import Head, head_facts, read_head, weight_files
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.records import HashBook
-from memworker.models.spec import ModelEntry, Precision
+from memworker.models.spec import ModelEntry, ModelSpec, Precision
 
 GRAPH_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
@@ -38,8 +40,11 @@ def built_graph(
     The digest depends on the model and the recipe alone; the file is also bound
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
-    recipe = _recipe_digest(entry, hashes, precision)
-    facts = [recipe, *_own_tokenizer(entry, hashes), *_layout(entry, precision)]
+    family = None if entry.spec.static else family_of(read_config(folder))
+    recipe = _recipe_digest(entry, family, hashes, precision)
+    facts = [recipe, *_own_tokenizer(entry, hashes)]
+    if family is not None and (layout := family.layout(precision)):
+        facts.append(layout)
     facts += _packing_facts(precision)
     key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
@@ -77,41 +82,37 @@ def digest_of(facts: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _recipe_digest(entry: ModelEntry, hashes: dict[str, str], precision: Precision) -> str:
-    facts = [*_recipe(entry, precision, hashes), hashes[entry.weights]]
+def _recipe_digest(
+    entry: ModelEntry, family: Family | None, hashes: dict[str, str], precision: Precision
+) -> str:
+    facts = [*_recipe(entry.spec, family, precision, hashes), hashes[entry.weights]]
+    facts += [hashes[shard] for shard in entry.shards]
     facts.append(hashes.get("config.json", ""))
     facts += [*head_facts(entry.spec), *(hashes[n] for n in weight_files(entry.spec.dense))]
     return digest_of(facts)
 
 
-def _recipe(entry: ModelEntry, precision: Precision, hashes: dict[str, str]) -> list[str]:
+def _recipe(
+    spec: ModelSpec, family: Family | None, precision: Precision, hashes: dict[str, str]
+) -> list[str]:
     """Return what was decided; what was computed differs by processor in its last bits."""
-    from memworker.models import graph, graph_bf16, graph_int8, graph_static
+    from memworker.models import graph_static
     from memworker.models.calibration import calibration_digest
     from memworker.models.rounding import PAIR_LIMIT
 
-    if entry.spec.static:
+    if family is None:
         return [graph_static.RECIPE]
-    if precision is Precision.FP32:
-        return [graph.RECIPE]
-    if precision is Precision.BF16:
-        return [graph_bf16.RECIPE]
+    if precision is not Precision.INT8:
+        return [family.recipe(precision)]
     calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
-    calibration += ["lowercase"] if entry.spec.lowercase else []
-    return [graph_int8.RECIPE, str(PAIR_LIMIT), *calibration]
+    calibration += ["lowercase"] if spec.lowercase else []
+    return [family.recipe(precision), str(PAIR_LIMIT), *calibration]
 
 
 def _own_tokenizer(entry: ModelEntry, hashes: dict[str, str]) -> list[str]:
     """Return what else a built folder holds: a static model's tokenizer, where that may change."""
     changes = entry.spec.static and entry.directory is not None
     return [hashes[TOKENIZER_FILE]] if changes else []
-
-
-def _layout(entry: ModelEntry, precision: Precision) -> list[str]:
-    """Return how the graph is laid out, where the recipe leaves that open."""
-    from memworker.models import graph
-
-    return [graph.LAYOUT] if precision is Precision.FP32 and not entry.spec.static else []
 
 
 def _graph_file(precision: Precision) -> str:
@@ -167,34 +168,29 @@ def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:
 
 def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Path) -> None:
     from memworker.models.calibration import calibration_ids, with_rare_tokens
-    from memworker.models.graph import build_bert
-    from memworker.models.graph_int8 import build_bert_int8
-    from memworker.models.quantise import quantise_bert
-    from memworker.models.weights import read_bert
 
-    spec, bert = entry.spec, read_bert(folder, entry.weights)
-    head = read_head(spec, folder)
+    spec, config = entry.spec, read_config(folder)
+    family, head = family_of(config), read_head(spec, folder)
+    read = family.read(folder / entry.weights, config)
     if precision is Precision.FP32:
-        build_bert(bert, head, path)
+        family.write_fp32(read, head, path)
         return
     texts = calibration_ids(spec, folder / TOKENIZER_FILE)
-    layers = quantise_bert(bert, with_rare_tokens(texts, len(bert.words)))
-    build_bert_int8(bert, layers, head, path)
+    family.write_int8(read, head, with_rare_tokens(texts, family.vocabulary(read)), path)
 
 
 def _write_openvino(entry: ModelEntry, folder: Path, path: Path) -> None:
     """Write the graph in a process of its own, for this one must not load OpenVINO."""
-    from memworker.models.weights import read_bert
-
     # What is wrong with the files is said here, in our own words.
-    read_bert(folder, entry.weights)
-    read_head(entry.spec, folder)
-    spec = entry.spec
+    config, spec = read_config(folder), entry.spec
+    family_of(config).read(folder / entry.weights, config)
+    read_head(spec, folder)
     # Dense layers stay in fp32, in the worker; and the norm is that of what they give.
-    normalize = spec.normalize and not spec.dense
-    facts = (str(folder), entry.weights, str(spec.pooling), str(normalize), str(path))
+    head = Head(spec.pooling, spec.normalize and not spec.dense)
+    job = pickle.dumps((folder / entry.weights, head, path)).hex()
+    command = interpreters.command(_OPENVINO)
     try:
-        interpreters.output(interpreters.command(_OPENVINO, *facts), timeout_s=_PACK_TIMEOUT_S)
+        interpreters.output(command, timeout_s=_PACK_TIMEOUT_S, given=job)
     except interpreters.Failed as failure:
         _refuse_full_disk((folder / entry.weights).stat().st_size, path.parent)
         raise ModelUnsupported(
@@ -243,7 +239,7 @@ options.add_session_config_entry(
 ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 """
 _OPENVINO = """
-import sys
+import pickle, sys
 from memworker.models.graph_bf16 import write
-write(*sys.argv[1:])
+write(*pickle.loads(bytes.fromhex(sys.stdin.read())))
 """

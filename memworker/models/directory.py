@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from memworker.errors import ModelUnsupported, UnknownModel
+from memworker.errors import ModelCorrupt, ModelUnsupported, UnknownModel
+from memworker.models.family import Config, family_of, known_family
 from memworker.models.head import weight_files
 from memworker.models.modules import (
     Modules,
@@ -16,8 +17,10 @@ from memworker.models.modules import (
 )
 from memworker.models.prefixes import prefixes_of
 from memworker.models.spec import ModelEntry, ModelFile, ModelSpec, Pooling
+from memworker.models.tensors import INDEX_SUFFIX, shards
 
 SAFETENSORS = "model.safetensors"
+SHARDED = f"model{INDEX_SUFFIX}"
 ONNX_PATHS = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "onnx/model_optimized.onnx")
 
 
@@ -37,8 +40,9 @@ def read_directory(path: Path) -> ModelEntry:
         raise UnknownModel(f"{path} is no directory. Give a directory in Hugging Face layout.")
     path = path.resolve()
     weights = _weights(path)
+    own = [file.name for file in shards(path / weights)] if weights == SHARDED else []
     spec = _spec(path)
-    files = (weights, *_READ, *weight_files(spec.dense))
+    files = (weights, *own, *_READ, *weight_files(spec.dense))
     return ModelEntry(
         spec=spec,
         weights=weights,
@@ -48,15 +52,11 @@ def read_directory(path: Path) -> ModelEntry:
 
 
 def _weights(path: Path) -> str:
-    if not (path / "tokenizer.json").is_file():
-        raise ModelUnsupported(
-            f"{path} has no tokenizer.json. Save the model's fast tokenizer into it "
-            "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(DIR))."
-        )
+    _refuse_without_tokenizer(path)
     onnx = next((name for name in ONNX_PATHS if (path / name).is_file()), "")
-    has_safetensors = (path / SAFETENSORS).is_file()
-    if has_safetensors and (not onnx or _can_build(path)):
-        return SAFETENSORS
+    built_from = next((name for name in (SAFETENSORS, SHARDED) if (path / name).is_file()), "")
+    if built_from and (not onnx or _can_build(path)):
+        return built_from
     if onnx:
         return onnx
     there = ", ".join(sorted(child.name for child in path.iterdir())[:12])
@@ -66,13 +66,23 @@ def _weights(path: Path) -> str:
     )
 
 
-def _can_build(path: Path) -> bool:
-    from memworker.models.weights import bert_shape
+def _refuse_without_tokenizer(path: Path) -> None:
+    if (path / "tokenizer.json").is_file():
+        return
+    slow = [name for name in _SLOW_TOKENIZERS if (path / name).is_file()]
+    there = f"only {' and '.join(slow)}, which memworker does not read" if slow else "none"
+    raise ModelUnsupported(
+        f"{path} has no tokenizer.json ({there}). Save the model's fast tokenizer into it "
+        "(transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))."
+    )
 
+
+def _can_build(path: Path) -> bool:
     config = read_json(path / "config.json")
     try:
-        _ = config.get("model_type") == _MODEL2VEC or bert_shape(config)
-    except ModelUnsupported:
+        if config.get("model_type") != _MODEL2VEC:
+            family_of(config).check(config)
+    except (ModelUnsupported, ModelCorrupt):
         return False
     return True
 
@@ -82,13 +92,12 @@ def _spec(path: Path) -> ModelSpec:
     if config.get("model_type") == _MODEL2VEC:
         return _static_spec(path, config)
     modules = read_modules(path)
-    hidden = int(config.get("hidden_size") or config.get("dim") or 0)
     limit, positions = token_limits(path)
     query, passage = _prefixes(path, config)
     _refuse_prompt_left_out(path, modules, query, passage)
     return ModelSpec(
         name=path.name,
-        dim=_dim(path, modules, hidden),
+        dim=_dim(path, modules, _hidden(config)),
         pooling=modules.pooling,
         normalize=modules.normalize,
         max_tokens=limit,
@@ -122,6 +131,12 @@ def _refuse_prompt_left_out(path: Path, modules: Modules, *prompts: str) -> None
         )
 
 
+def _hidden(config: Config) -> int:
+    family = known_family(config)
+    known = family.dim(config) if family is not None else 0
+    return known or _count(config.get("hidden_size")) or _count(config.get("dim"))
+
+
 def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
         name=path.name,
@@ -139,6 +154,13 @@ _MODEL2VEC = "model2vec"
 # What model2vec truncates at unless told otherwise.
 STATIC_MAX_TOKENS = 512
 _READ = ("tokenizer.json", "config.json")
+_SLOW_TOKENIZERS = (
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def token_limits(path: Path) -> tuple[int, int]:
@@ -147,10 +169,11 @@ def token_limits(path: Path) -> tuple[int, int]:
     The advice is sentence-transformers' own, else the tokenizer's, else the table's.
     """
     config = read_json(path / "config.json")
-    positions = _count(config.get("max_position_embeddings"))
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        # These begin to count after the padding token's own position.
-        positions = max(positions - 2, 0)
+    family = known_family(config)
+    if family is not None:
+        positions = family.position_limit(config)
+    else:
+        positions = _count(config.get("max_position_embeddings"))
     tokenizer = read_json(path / "tokenizer_config.json")
     lengths = [_count(tokenizer.get(key)) for key in ("model_max_length", "max_length")]
     advised = _count(transformer_settings(path).get("max_seq_length"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memworker.models.weights import Linear, Norm
+from memworker.models.tensors import Linear, Norm
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memworker.errors import ModelCorrupt
-from memworker.models.weights import BertLayer, BertWeights, Linear, Norm
+from memworker.models.spec import Activation
+from memworker.models.tensors import Linear, Norm
+from memworker.models.weights import BertLayer, BertWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,10 +55,10 @@ def run_layer(
 ) -> LayerInputs:
     """Run one encoder layer over texts of `counts` tokens and keep what went into its products."""
     eps = bert.shape.norm_eps
-    context = attend(layer, bert.shape.heads, hidden, counts)
+    context = attend(bert, layer, hidden, counts)
     projected = apply(layer.attention_out, context)
     attended = normalise(layer.attention_norm, eps, projected + hidden)
-    active = gelu(apply(layer.feed_in, attended))
+    active = activate(bert.shape.activation, apply(layer.feed_in, attended))
     result = normalise(layer.feed_norm, eps, apply(layer.feed_out, active) + attended)
     return LayerInputs(hidden, context, attended, active, result)
 
@@ -67,21 +69,33 @@ def apply(linear: Linear, rows: Floats) -> Floats:
     return product
 
 
-def attend(layer: BertLayer, heads: int, hidden: Floats, counts: list[int]) -> Floats:
+def attend(bert: BertWeights, layer: BertLayer, hidden: Floats, counts: list[int]) -> Floats:
     """Return softmax(QK'/sqrt(d))V of every text, float32[all tokens, hidden]."""
     import numpy as np
 
     parts = [apply(linear, hidden) for linear in (layer.query, layer.key, layer.value)]
-    context = np.empty_like(hidden)
+    heads, context = bert.shape.heads, np.empty_like(hidden)
     start = 0
     for count in counts:
         text = slice(start, start := start + count)
         query, key, value = (p[text].reshape(count, heads, -1).swapaxes(0, 1) for p in parts)
         scores = query @ key.swapaxes(1, 2) / np.float32(np.sqrt(query.shape[-1]))
+        if bert.relative is not None:
+            scores += _score_bias(bert.relative, count)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         context[text] = (shares @ value).swapaxes(0, 1).reshape(count, -1)
     return context
+
+
+def _score_bias(relative: Floats, count: int) -> Floats:
+    """Return what is added to the scores of so many tokens, ``[heads, queries, keys]``."""
+    import numpy as np
+
+    places = np.arange(count)
+    behind = places[None, :] - places[:, None]
+    bias: Floats = relative[:, behind + relative.shape[1] // 2]
+    return bias
 
 
 def normalise(norm: Norm, eps: float, rows: Floats) -> Floats:
@@ -92,6 +106,22 @@ def normalise(norm: Norm, eps: float, rows: Floats) -> Floats:
     spread = np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(eps))
     result: Floats = centred / spread * norm.scale + norm.shift
     return result
+
+
+def activate(activation: Activation, rows: Floats) -> Floats:
+    """Return what stands between the two products of a feed-forward layer."""
+    import numpy as np
+
+    match activation:
+        case Activation.GELU:
+            return gelu(rows)
+        case Activation.GELU_TANH:
+            inner = np.float32(np.sqrt(2 / np.pi)) * (rows + np.float32(0.044715) * rows**3)
+            active: Floats = rows * np.float32(0.5) * (1 + np.tanh(inner))
+            return active
+        case Activation.RELU:
+            return np.maximum(rows, 0)
+    raise AssertionError(f"no family has {activation}")
 
 
 def gelu(rows: Floats) -> Floats:

@@ -23,7 +23,8 @@ from memworker.models.entry import Entry
 from memworker.models.head import Head
 from memworker.models.onnx_file import GraphWriter
 from memworker.models.spec import Pooling
-from memworker.models.weights import BertLayer, BertShape, BertWeights, Linear, Norm
+from memworker.models.tensors import Linear, Norm
+from memworker.models.weights import BertLayer, BertShape, BertWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ def build_bert(bert: BertWeights, head: Head, path: Path) -> None:
     """Write the graph that gives ``embedding`` float32[n, dim], and its weights, to `path`."""
     graph = GraphWriter("memworker-bert")
     parts.add_shapes(graph, bert.shape)
+    parts.add_score_bias(graph, bert)
     hidden = parts.embeddings(graph, bert, _entry(bert.layers[0].attention_out).of_norm(bert.norm))
     for number, layer in enumerate(bert.layers):
         last = number == bert.shape.layers - 1
@@ -74,13 +76,13 @@ def _layer(
     query = _gemm(graph, f"{at}.query", entry.of_linear(layer.query), asking)
     key = _product(graph, f"{at}.key", layer.key.weight, hidden)
     value = _gemm(graph, f"{at}.value", entry.of_linear(layer.value), hidden)
-    context = parts.attend(graph, at, shape, query, key, value)
+    context = parts.attend(graph, at, shape, query, key, value, first_only=first_only)
     context = parts.flatten(graph, at, shape, context)
     summed = _product(graph, f"{at}.attention_out", layer.attention_out.weight, context, asking)
     norm = feed.of_norm(layer.attention_norm)
     attended = parts.layer_norm(graph, f"{at}.attention_norm", norm, shape, summed)
     inner = _gemm(graph, f"{at}.feed_in", feed.of_linear(layer.feed_in), attended)
-    active = graph.fused("Gelu", inner, name=f"{at}.gelu")
+    active = parts.activate(graph, at, shape.activation, inner)
     summed = _product(graph, f"{at}.feed_out", layer.feed_out.weight, active, attended)
     return parts.layer_norm(graph, f"{at}.feed_norm", feed_norm, shape, summed)
 

@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memworker import interpreters
-from memworker.models.spec import Pooling
-from memworker.models.weights import BertLayer, BertShape, BertWeights, Linear, Norm, read_bert
+from memworker.models.family import family_of, read_config
+from memworker.models.head import Head
+from memworker.models.spec import Activation, Pooling
+from memworker.models.tensors import Linear, Norm
+from memworker.models.weights import BertLayer, BertShape, BertWeights
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from memworker.models.tensors import Matrix
 
 # Part of the fingerprint: raise it with any change that may move a vector.
 RECIPE = "bert-bf16-1"
@@ -30,17 +35,18 @@ RECIPE = "bert-bf16-1"
 _MASKED = 1e4
 
 
-def write(folder: str, weights: str, pooling: str, normalize: str, path: str) -> None:
-    """Read a model, and save its graph to `path`; the weights come to lie beside it."""
+def write(weights: Path, head: Head, path: Path) -> None:
+    """Read a model of any family, and save its graph to `path`; weights come to lie beside it."""
     interpreters.without_telemetry()
     import openvino
 
-    bert = read_bert(Path(folder), weights)
-    model = build_bert_bf16(bert, Pooling(pooling), normalize == "True")
+    config = read_config(weights.parent)
+    family = family_of(config)
+    model = family.openvino_model(family.read(weights, config), head)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def build_bert_bf16(bert: BertWeights, pooling: Pooling, normalize: bool) -> Any:
+def build_bert_bf16(bert: BertWeights, head: Head) -> Any:
     """Return the model that gives ``embedding`` float32[n, dim]."""
     import numpy as np
     from openvino import Model, opset15 as op
@@ -49,11 +55,13 @@ def build_bert_bf16(bert: BertWeights, pooling: Pooling, normalize: bool) -> Any
     mask = op.parameter([-1, -1], np.float32, name="attention_mask")
     below = op.multiply(op.subtract(mask, _floats(1.0)), _floats(_MASKED))
     below = op.unsqueeze(below, _ints(1, 2))
+    if bert.relative is not None:
+        below = op.add(below, _score_bias(bert.relative, ids))
     rows = _norm(_embeddings(bert, ids), bert.norm, bert.shape)
     for layer in bert.layers:
         rows = _layer(layer, bert.shape, rows, below)
-    pooled = _pool(pooling, rows, mask)
-    if normalize:
+    pooled = _pool(head.pooling, rows, mask)
+    if head.normalize:
         pooled = op.normalize_l2(pooled, _ints(1), 1e-12, "max")
     model = Model([op.result(pooled, name="embedding")], [ids, mask], "memworker-bert-bf16")
     for given, name in zip(model.inputs, ("input_ids", "attention_mask"), strict=True):
@@ -65,12 +73,31 @@ def _embeddings(bert: BertWeights, ids: Any) -> Any:
     import numpy as np
     from openvino import opset15 as op
 
-    first = op.constant(np.int64(0))
+    first, length = op.constant(np.int64(0)), _length(ids)
     # Every token is of type 0: its row rides on the position table.
     table = op.constant((bert.positions + bert.token_types[0])[None])
-    length = op.gather(op.shape_of(ids, "i64"), _ints(1), first)
     positions = op.slice(table, _ints(0), length, _ints(1), _ints(1))
     return op.add(op.gather(op.constant(bert.words), ids, first), positions)
+
+
+def _length(ids: Any) -> Any:
+    """Return how many tokens rows have, int64[1]."""
+    import numpy as np
+    from openvino import opset15 as op
+
+    return op.gather(op.shape_of(ids, "i64"), _ints(1), op.constant(np.int64(0)))
+
+
+def _score_bias(relative: Matrix, ids: Any) -> Any:
+    """Return what all layers add to their scores, float32[heads, tokens, tokens]."""
+    import numpy as np
+    from openvino import opset15 as op
+
+    nought, one = op.constant(np.int64(0)), op.constant(np.int64(1))
+    places = op.range(nought, op.squeeze(_length(ids), _ints(0)), one, "i64")
+    behind = op.subtract(op.unsqueeze(places, _ints(0)), op.unsqueeze(places, _ints(1)))
+    column = op.add(behind, _ints(relative.shape[1] // 2))
+    return op.gather(op.constant(relative), column, one)
 
 
 def _layer(layer: BertLayer, shape: BertShape, rows: Any, below: Any) -> Any:
@@ -88,8 +115,21 @@ def _layer(layer: BertLayer, shape: BertShape, rows: Any, below: Any) -> Any:
     context = op.reshape(context, _ints(0, 0, shape.hidden), True)
     summed = op.add(_linear(context, layer.attention_out), rows)
     attended = _norm(summed, layer.attention_norm, shape)
-    active = op.gelu(_linear(attended, layer.feed_in), "erf")
+    active = _activate(shape.activation, _linear(attended, layer.feed_in))
     return _norm(op.add(_linear(active, layer.feed_out), attended), layer.feed_norm, shape)
+
+
+def _activate(activation: Activation, rows: Any) -> Any:
+    from openvino import opset15 as op
+
+    match activation:
+        case Activation.GELU:
+            return op.gelu(rows, "erf")
+        case Activation.GELU_TANH:
+            return op.gelu(rows, "tanh")
+        case Activation.RELU:
+            return op.relu(rows)
+    raise AssertionError(f"no family has {activation}")
 
 
 def _linear(rows: Any, linear: Linear) -> Any:

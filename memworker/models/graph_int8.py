@@ -24,7 +24,8 @@ from memworker.models.onnx_file import GraphWriter
 from memworker.models.quantise import Int8Layer
 from memworker.models.rounding import Grid, Int8Weight
 from memworker.models.spec import Pooling
-from memworker.models.weights import BertShape, BertWeights, Norm
+from memworker.models.tensors import Norm
+from memworker.models.weights import BertShape, BertWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ def build_bert_int8(bert: BertWeights, layers: Iterable[Int8Layer], head: Head, 
     graph = GraphWriter("memworker-bert-int8")
     shape, small = bert.shape, list(layers)
     parts.add_shapes(graph, shape)
+    parts.add_score_bias(graph, bert)
     hidden = parts.embeddings(graph, bert, small[0].attention.of_norm(bert.norm))
     for number, layer in enumerate(bert.layers):
         last = number == shape.layers - 1
@@ -69,7 +71,7 @@ def _layer(
     residual = _residual(graph, f"{at}.attention_residual", small.attention, asking)
     summed = graph.op("Add", projected, residual, name=f"{at}.attention_sum")
     attended = parts.layer_norm(graph, f"{at}.attention_norm", norms[0], shape, summed)
-    outer = _feed_forward(graph, at, small, attended)
+    outer = _feed_forward(graph, at, small, shape, attended)
     residual = _residual(graph, f"{at}.feed_residual", small.feed, attended)
     summed = graph.op("Add", outer, residual, name=f"{at}.feed_sum")
     return parts.layer_norm(graph, f"{at}.feed_norm", norms[1], shape, summed)
@@ -85,17 +87,20 @@ def _attention(
     # The keys' bias adds the same to all scores of a query: no share changes.
     key = _product(graph, f"{at}.key", small.key, small.tokens, tokens)
     value = _product(graph, f"{at}.value", small.value, small.tokens, tokens, small.value_bias)
-    context = parts.attend(graph, at, shape, query, key, value)
+    first_only = asking != hidden
+    context = parts.attend(graph, at, shape, query, key, value, first_only=first_only)
     codes = _codes(graph, f"{at}.context_codes", small.context, context)
     return parts.flatten(graph, at, shape, codes)
 
 
-def _feed_forward(graph: GraphWriter, at: str, small: Int8Layer, attended: str) -> str:
+def _feed_forward(
+    graph: GraphWriter, at: str, small: Int8Layer, shape: BertShape, attended: str
+) -> str:
     entering = _codes(graph, f"{at}.attended", small.attended, attended)
     inner = _product(
         graph, f"{at}.feed_in", small.feed_in, small.attended, entering, small.feed_bias
     )
-    active = graph.fused("Gelu", inner, name=f"{at}.gelu")
+    active = parts.activate(graph, at, shape.activation, inner)
     codes = _codes(graph, f"{at}.active", small.active, active)
     outer = _product(graph, f"{at}.feed_out", small.feed_out, small.active, codes)
     if not len(small.apart):

@@ -104,6 +104,7 @@ def tensor_info(name: str, kind: str, shape: list[str | int]) -> Any:
 
 
 def _write_weights(weights: dict[str, NDArray[Any]], path: Path) -> list[Any]:
+    import numpy as np
     from onnx import numpy_helper
 
     tensors = []
@@ -114,7 +115,8 @@ def _write_weights(weights: dict[str, NDArray[Any]], path: Path) -> list[Any]:
                 continue
             file.write(b"\0" * (-file.tell() % _PAGE_BYTES))
             tensors.append(_external(name, array, file.tell(), path.name))
-            file.write(array.tobytes())
+            # As it lies, where it lies in order: a table of 250,000 words is not copied.
+            file.write(np.ascontiguousarray(array).data)
     return tensors
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from memworker.models.head import Head, Layer
 from memworker.models.onnx_file import GraphWriter, tensor_info
 from memworker.models.spec import Activation, Pooling
-from memworker.models.weights import BertShape, BertWeights, Norm
+from memworker.models.tensors import Norm
+from memworker.models.weights import BertShape, BertWeights
 
 FLOAT, BOOL = 1, 9  # TensorProto's element types, known without importing onnx
 # What is added to the score of a masked token: its share becomes 0, and all masked stay finite.
@@ -51,8 +52,51 @@ def first_rows(graph: GraphWriter, at: str, rows: str) -> str:
     return graph.op("Slice", rows, ints(graph, 0), "texts", ints(graph, 0), name=f"{at}.first")
 
 
-def attend(graph: GraphWriter, at: str, shape: BertShape, query: str, key: str, value: str) -> str:
-    """Add softmax(QK'/sqrt(d))V a text and head, float32[n, heads, tokens, hidden / heads]."""
+def add_score_bias(graph: GraphWriter, bert: BertWeights) -> None:
+    """Add what all layers add to their scores, the mask in it, where the model is relative.
+
+    ``score_bias`` is float32[heads, tokens, tokens] where no text is padded, and one for each
+    text where one is; ``score_bias_first`` is that of the first tokens alone.
+    """
+    if bert.relative is None:
+        return
+    nought, one = ints(graph, 0), ints(graph, 1)
+    length = graph.op("Shape", "input_ids", name="bias_length", start=1, end=2)
+    last = graph.op("Squeeze", length, nought, name="bias_length_alone")
+    places = graph.op("Range", whole(graph, 0), last, whole(graph, 1), name="places")
+    keys, queries = (
+        graph.op("Unsqueeze", places, axis, name=f"places{axis}") for axis in (nought, one)
+    )
+    behind = graph.op("Sub", keys, queries, name="behind")
+    own = ints(graph, bert.relative.shape[1] // 2)
+    column = graph.op("Add", behind, own, name="bias_column")
+    table = graph.weight("relative", bert.relative)
+    alone = graph.op("Gather", table, column, name="relative_bias", axis=1)
+
+    def masked(inner: GraphWriter) -> str:
+        return inner.op("Add", alone, "mask_scores", name="relative_bias_masked")
+
+    def unmasked(inner: GraphWriter) -> str:
+        return inner.op("Identity", alone, name="relative_bias_alone")
+
+    both = graph.either("unpadded", unmasked, masked, name="score_bias")
+    graph.op("Slice", both, nought, one, ints(graph, -2), name="score_bias_first")
+
+
+def attend(
+    graph: GraphWriter,
+    at: str,
+    shape: BertShape,
+    query: str,
+    key: str,
+    value: str,
+    *,
+    first_only: bool = False,
+) -> str:
+    """Add softmax(QK'/sqrt(d))V a text and head, float32[n, heads, tokens, hidden / heads].
+
+    Where `first_only`, there are queries of the first tokens alone.
+    """
     asked, keys, values = (
         graph.op("Reshape", rows, "by_head", name=f"{rows}.by_head") for rows in (query, key, value)
     )
@@ -75,7 +119,12 @@ def attend(graph: GraphWriter, at: str, shape: BertShape, query: str, key: str, 
         masked = inner.op("Add", scores, "mask_scores", name=f"{at}.scores_masked")
         return inner.op("Softmax", masked, name=f"{at}.shares_masked", axis=-1)
 
-    shares = graph.either("unpadded", softmax, masked_softmax, name=f"{at}.shares")
+    if shape.relative:
+        bias = "score_bias_first" if first_only else "score_bias"
+        biased = graph.op("Add", scores, bias, name=f"{at}.scores_biased")
+        shares = graph.op("Softmax", biased, name=f"{at}.shares", axis=-1)
+    else:
+        shares = graph.either("unpadded", softmax, masked_softmax, name=f"{at}.shares")
     return graph.fused("FusedMatMul", shares, values, name=f"{at}.context", transBatchB=1)
 
 
@@ -154,16 +203,23 @@ def dense(graph: GraphWriter, at: str, layer: Layer, rows: str) -> str:
     weight = graph.weight(f"{at}.weight", layer.weight)
     bias = graph.weight(f"{at}.bias", layer.bias)
     summed = graph.op("Gemm", rows, weight, bias, name=at)
-    match layer.activation:
+    return activate(graph, at, layer.activation, summed)
+
+
+def activate(graph: GraphWriter, at: str, kind: Activation, rows: str) -> str:
+    """Add what follows a product."""
+    match kind:
         case Activation.IDENTITY:
-            return summed
+            return rows
         case Activation.GELU:
-            return graph.fused("Gelu", summed, name=f"{at}.active")
+            return graph.fused("Gelu", rows, name=f"{at}.active")
+        case Activation.GELU_TANH:
+            return graph.fused("FastGelu", rows, name=f"{at}.active")
         case Activation.SILU:
-            opened = graph.op("Sigmoid", summed, name=f"{at}.opened")
-            return graph.op("Mul", summed, opened, name=f"{at}.active")
-    kind = {Activation.TANH: "Tanh", Activation.RELU: "Relu", Activation.SIGMOID: "Sigmoid"}
-    return graph.op(kind[layer.activation], summed, name=f"{at}.active")
+            opened = graph.op("Sigmoid", rows, name=f"{at}.opened")
+            return graph.op("Mul", rows, opened, name=f"{at}.active")
+    kinds = {Activation.TANH: "Tanh", Activation.RELU: "Relu", Activation.SIGMOID: "Sigmoid"}
+    return graph.op(kinds[kind], rows, name=f"{at}.active")
 
 
 def encoder_inputs() -> list[Any]:
@@ -183,6 +239,13 @@ def ints(graph: GraphWriter, *values: int) -> str:
 
     name = "_".join(f"{value}" for value in values).replace("-", "minus")
     return graph.weight(f"int{name}", np.array(values, dtype=np.int64))
+
+
+def whole(graph: GraphWriter, value: int) -> str:
+    """Add, or find, the constant int64[] of that value."""
+    import numpy as np
+
+    return graph.weight(f"whole{value}", np.array(value, dtype=np.int64))
 
 
 def number(graph: GraphWriter, name: str, value: float) -> str:

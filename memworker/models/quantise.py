@@ -14,7 +14,8 @@ from memworker.errors import ModelCorrupt
 from memworker.models import forward
 from memworker.models.entry import Entry, choose_entry
 from memworker.models.rounding import Grid, Int8Weight, choose_grid, quantise
-from memworker.models.weights import BertLayer, BertWeights, Linear
+from memworker.models.tensors import Linear
+from memworker.models.weights import BertLayer, BertWeights
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,9 +17,9 @@ from memworker.models.build import (
 )
 from memworker.models.cache import ModelCache
 from memworker.models.directory import token_limits
+from memworker.models.family import family_of, read_config
 from memworker.models.head import head_facts, weight_files
 from memworker.models.spec import Dense, ModelEntry, ModelSpec, Precision, ReadyModel
-from memworker.models.weights import flops_per_token
 from memworker.paths import PathGiven
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def ready_model(
 ) -> ReadyModel:
     """Fetch, verify and build a model, or find it in the cache, and say where it lies.
 
-    `precision` is one of the model's own: "fp32", and for what is built from safetensors of
-    the BERT family "int8", and "bf16" where OpenVINO is installed and the processor has
+    `precision` is one of the model's own: "fp32", and for what is built from safetensors
+    "int8", and "bf16" where OpenVINO is installed and the processor has
     instructions for it. `cache_dir` stands for the folder that
     MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises
     UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
@@ -88,9 +88,14 @@ def ready_model(
         pooled=True,
         fingerprint=_fingerprint(entry.spec, recipe, hashes[TOKENIZER_FILE], chosen, limit),
         needs_l2=outside and entry.spec.normalize,
-        flops_per_token=0.0 if entry.spec.static else flops_per_token(folder),
+        flops_per_token=0.0 if entry.spec.static else _flops_per_token(folder),
         home=folder if outside else None,
     )
+
+
+def _flops_per_token(folder: Path) -> float:
+    config = read_config(folder)
+    return family_of(config).flops_per_token(config)
 
 
 def list_models(*, cache_dir: PathGiven | None = None) -> list[ModelListing]:

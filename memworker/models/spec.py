@@ -28,12 +28,13 @@ class Pooling(StrEnum):
 
 
 class Activation(StrEnum):
-    """What a dense layer behind pooling ends with."""
+    """What follows the product of a layer."""
 
     IDENTITY = "identity"
     TANH = "tanh"
     RELU = "relu"
     GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
     SIGMOID = "sigmoid"
     SILU = "silu"
 
@@ -115,7 +116,8 @@ class WheelFile:
 class ModelEntry:
     """A catalogue entry: a model's facts and the places its files come from.
 
-    `weights` is the path of the safetensors or ONNX file among `files`. A model
+    `weights` is the path of the safetensors or ONNX file among `files`, or of the index that
+    names its `shards`, which are there too. A model
     that lies in a `directory` of the user's is used in place. `unsupported`
     says why memworker cannot run a model that the catalogue knows.
     """
@@ -132,6 +134,14 @@ class ModelEntry:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.spec.name, *self.aliases)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The files that hold the weights where `weights` is an index, else none."""
+        if not self.weights.endswith(".json"):
+            return ()
+        beside = [file.path for file in self.files if "/" not in file.path]
+        return tuple(path for path in beside if path.endswith(".safetensors"))
 
     @property
     def slug(self) -> str:

@@ -85,7 +85,7 @@ def test_an_onnx_file_that_pools(folder, tmp_path, cache):
 def test_safetensors_go_before_onnx_where_they_can_be_built(onnx_folder, folder, cache):
     shutil.copy(folder / "model.safetensors", onnx_folder)
     assert ready_model(onnx_folder, cache_dir=cache).pooled
-    write_config(onnx_folder, hidden_act="gelu_new")
+    write_config(onnx_folder, hidden_act="silu")
     assert ready_model(onnx_folder, cache_dir=cache).graph == onnx_folder / "model.onnx"
 
 
@@ -120,9 +120,13 @@ def test_a_file_that_is_no_onnx(onnx_folder, cache):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"hidden_act": "silu"}, "hidden_act='silu'"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"embedding_size": 16}, "embedding_size=16"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"model_type": "roberta"}, "model_type='roberta'"),
+        ({"model_type": "albert"}, "model_type='albert'.*roberta"),
+        ({"model_type": "mpnet", "relative_attention_num_buckets": 64}, "num_buckets=64"),
+        ({"model_type": "ernie", "use_task_id": True}, "use_task_id=True"),
     ],
 )
 def test_architectures_that_are_refused(folder, cache, change, said):

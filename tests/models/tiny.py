@@ -36,12 +36,16 @@ def make_bert(folder: Path, *, sizes: Sizes = Sizes(), prefix: str = "", seed: i
     }
     save_file(tensors, folder / "model.safetensors")
     write_config(folder, sizes)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
     words = {word: i for i, word in enumerate(WORDS)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.add_special_tokens(WORDS[:5])
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def write_config(folder: Path, sizes: Sizes = Sizes(), **changes) -> None:
@@ -122,8 +126,12 @@ def _numpy_layer(w, at, x, config):
     projected = _linear(w, f"{at}.attention.output.dense", context)
     x = _norm(w, f"{at}.attention.output.LayerNorm", x + projected, config)
     inner = _linear(w, f"{at}.intermediate.dense", x)
-    active = inner * 0.5 * (1 + np.vectorize(erf)(inner / sqrt(2)))
-    return _norm(w, f"{at}.output.LayerNorm", x + _linear(w, f"{at}.output.dense", active), config)
+    outer = _linear(w, f"{at}.output.dense", numpy_gelu(inner))
+    return _norm(w, f"{at}.output.LayerNorm", x + outer, config)
+
+
+def numpy_gelu(x):
+    return x * 0.5 * (1 + np.vectorize(erf)(x / sqrt(2)))
 
 
 def _linear(w, at, x):
