@@ -35,6 +35,7 @@ def mcp(
     min_cosine: options.MinCosine = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     max_tokens: options.MaxTokens = None,
+    dim: options.Dim = None,
 ) -> None:
     """Serve memories to an MCP client, which starts this command and talks to it by stdin.
 
@@ -51,7 +52,7 @@ def mcp(
     def open_memory() -> AsyncMemory:
         from memworker import AsyncMemory
 
-        made = making(db, table, model, tier, max_tokens, workers)
+        made = making(db, table, model, tier, max_tokens, dim, workers)
         return AsyncMemory(db, table=table, **made)
 
     given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}

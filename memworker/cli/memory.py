@@ -62,6 +62,7 @@ def add(
     min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
+    dim: options.Dim = None,
     durable: Durable = False,
     as_json: options.Json = False,
 ) -> None:
@@ -79,7 +80,7 @@ def add(
         raise UsageError("no text was given; write it behind the database, or - for stdin")
     told = Told(as_json)
     tier = options.precision_of(precision, min_cosine)
-    made = making(db, table, model, tier, max_tokens, workers)
+    made = making(db, table, model, tier, max_tokens, dim, workers)
     with Memory(db, table=table, durable=durable, **made) as to:
         for batch in batched(read_items(texts, shared, jsonl=jsonl)):
             good = [item for item in batch if item.flaw is None]

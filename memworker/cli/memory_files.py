@@ -85,6 +85,7 @@ def import_(
     min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
+    dim: options.Dim = None,
     durable: Durable = False,
     as_json: options.Json = False,
 ) -> None:
@@ -107,7 +108,7 @@ def import_(
     read = read_lines(file, MAX_LINE_BYTES, of_json=True)
     lines = (Flaw(number, fault) if fault else line for number, line, fault in read)
     tier = options.precision_of(precision, min_cosine)
-    made = making(db, table, model, tier, max_tokens, workers)
+    made = making(db, table, model, tier, max_tokens, dim, workers)
     with closing(EmbeddingPool(**made)) as pool:
         # A table of another model is refused here, before any worker starts.
         space = VectorSpace.of(pool.identity)

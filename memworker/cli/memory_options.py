@@ -55,13 +55,15 @@ def making(
     model: str | None,
     precision: str | Auto | None,
     max_tokens: int | None,
+    dim: int | None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Say what vectors are made with: as told, as the table's own were, or by the defaults."""
     from memworker.pool import PoolOptions, is_auto
     from memworker.store import Table
 
-    given: dict[str, Any] = {"model": model, "precision": precision, "max_tokens": max_tokens}
+    given: dict[str, Any] = {"model": model, "precision": precision}
+    given |= {"max_tokens": max_tokens, "dim": dim}
     there: dict[str, Any] = {"model": DEFAULT_MODEL, "precision": "fp32", "max_tokens": None}
     if model is None or is_auto(precision):
         with suppress(TableNotFound):
@@ -71,7 +73,7 @@ def making(
                 given["precision"] = auto.for_table(space.model, space.precision).precision
             if model is None:
                 there = {"model": space.model, "precision": space.precision}
-                there["max_tokens"] = space.max_tokens or None
+                there |= {"max_tokens": space.max_tokens or None, "dim": space.dim}
     told = {name: value for name, value in given.items() if value is not None}
     return there | told | {"workers": workers}
 

@@ -63,6 +63,12 @@ MemoryLimit = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
 ]
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep the first so many numbers of each vector, normalised again; default: all."
+    ),
+]
 MaxTextBytes = Annotated[
     str | None, typer.Option(help="Reject texts that are longer, for example 4MB; default: 1 MiB.")
 ]

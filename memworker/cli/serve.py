@@ -27,6 +27,7 @@ def serve(
     workers: options.Workers = None,
     memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
+    dim: options.Dim = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(help="What clients call the model by; repeatable. Default: its own name."),
@@ -71,7 +72,12 @@ def serve(
 
     def make_pool() -> EmbeddingPool:
         return EmbeddingPool(
-            model, workers=workers, precision=tier, memory=memory, max_tokens=max_tokens
+            model,
+            workers=workers,
+            precision=tier,
+            memory=memory,
+            max_tokens=max_tokens,
+            dim=dim,
         )
 
     # A directory's path is shown to no client.
@@ -101,6 +107,8 @@ def _say_ready(service: Service, address: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+    for note in pool.identity.notes:
+        print(f"memworker: {note}", file=sys.stderr, flush=True)
 
 
 def _need_extra() -> None:

@@ -84,6 +84,7 @@ def reembed(
     workers: options.Workers = None,
     memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
+    dim: options.Dim = None,
     discard: Annotated[
         bool, typer.Option("--discard", help="Drop what an unfinished re-embedding has filled.")
     ] = False,
@@ -111,6 +112,7 @@ def reembed(
             workers=workers,
             memory=memory,
             max_tokens=max_tokens,
+            dim=dim,
             discard=discard,
             wait_s=wait,
             stop=stop,

@@ -46,6 +46,7 @@ def embed_to_file(
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
+    dim: int | None = None,
     max_text_bytes: int | None = None,
     text_field: str = "text",
     id_field: str = "id",
@@ -88,7 +89,13 @@ def embed_to_file(
     use = borrowed_or_own(
         None,
         PoolOptions(
-            model, precision, workers, memory, max_tokens, max_text_bytes=options.max_text_bytes
+            model,
+            precision,
+            workers,
+            memory,
+            max_tokens,
+            dim,
+            max_text_bytes=options.max_text_bytes,
         ),
     )
     made_s = time.perf_counter() - began

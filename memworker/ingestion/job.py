@@ -97,6 +97,7 @@ def ingest(
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
+    dim: int | None = None,
     max_text_bytes: int | None = None,
     distance: str = "cosine",
     text_field: str = "text",
@@ -164,6 +165,7 @@ def ingest(
         workers,
         memory,
         max_tokens,
+        dim,
         storing=True,
         max_text_bytes=options.max_text_bytes,
     )

@@ -84,6 +84,7 @@ def reembed(
     model: Any = None,
     precision: PrecisionGiven = "fp32",
     max_tokens: int | None = None,
+    dim: int | None = None,
     pool: EmbeddingPool | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -112,7 +113,7 @@ def reembed(
     began = time.perf_counter()
     if pool is None and model is None:
         raise UsageError("name the model whose vectors the table shall get, or give a pool")
-    pools = PoolOptions(model, precision, workers, memory, max_tokens, storing=True)
+    pools = PoolOptions(model, precision, workers, memory, max_tokens, dim, storing=True)
     use = borrowed_or_own(pool, pools)
     prepared_s = time.perf_counter() - began
     folder = state_dir(path, name)

@@ -43,6 +43,7 @@ class MemworkerFunction(EmbeddingFunction):
     name: str = DEFAULT_MODEL
     precision: str = "fp32"
     max_tokens: int | None = None
+    dim: int | None = None
     workers: int | None = None
 
     def __init__(self, **options: Any) -> None:
@@ -98,6 +99,7 @@ def use_pool(pool: EmbeddingPool, **options: Any) -> MemworkerFunction:
         "name": made.name,
         "precision": made.precision,
         "max_tokens": made.max_tokens or None,
+        "dim": made.dim,
     }
     function: MemworkerFunction = MemworkerFunction.create(**{**known, **options})
     _sources[os.getpid(), _options(function)] = PoolSource(pool, {})
@@ -115,6 +117,7 @@ def _options(function: MemworkerFunction) -> _Options:
         ("model", function.name),
         ("precision", function.precision),
         ("max_tokens", function.max_tokens),
+        ("dim", function.dim),
         ("workers", function.workers),
     )
 

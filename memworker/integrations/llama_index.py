@@ -27,6 +27,7 @@ class MemworkerEmbedding(BaseEmbedding):
     precision: str = "fp32"
     workers: int | None = None
     max_tokens: int | None = None
+    dim: int | None = None
     # As much as LlamaIndex allows: the pool cuts batches by tokens itself.
     embed_batch_size: int = 2048
 
@@ -38,7 +39,7 @@ class MemworkerEmbedding(BaseEmbedding):
             source = PoolSource(pool, made_of)
             made = pool.identity
             fields |= {"model_name": made.name, "precision": made.precision}
-            fields["max_tokens"] = made.max_tokens or None
+            fields |= {"max_tokens": made.max_tokens or None, "dim": made.dim}
         super().__init__(**fields)
         self._source = source if pool is not None else PoolSource(None, self._options())
 
@@ -74,4 +75,4 @@ class MemworkerEmbedding(BaseEmbedding):
         return (await self._source.embed_async([query], "query"))[0]
 
 
-_OPTIONS = ("model_name", "precision", "workers", "max_tokens")
+_OPTIONS = ("model_name", "precision", "workers", "max_tokens", "dim")

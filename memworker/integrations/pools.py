@@ -22,6 +22,7 @@ class PoolArguments(TypedDict, total=False):
     precision: str | Auto
     workers: int | None
     max_tokens: int | None
+    dim: int | None
     batch_tokens: int | None
     memory: int | str | None
 

@@ -63,8 +63,9 @@ class AsyncMemory:
         max_tokens: int | None = None,
         workers: int | None = None,
         durable: bool = False,
+        dim: int | None = None,
     ) -> None:
-        made = (model, precision, max_tokens, workers, durable)
+        made = (model, precision, max_tokens, workers, durable, dim)
         # It is opened later, when the working folder may be another one.
         where = database_place(db)
         self._stand_on(lambda: Core.made(MemoryOptions(where, table, _sync(pool), *made)))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -74,6 +74,7 @@ class MemoryOptions:
     max_tokens: int | None = None
     workers: int | None = None
     durable: bool = False
+    dim: int | None = None
 
 
 class Core:
@@ -259,6 +260,7 @@ def _pool_use(options: MemoryOptions) -> PoolUse:
         options.precision,
         workers=options.workers,
         max_tokens=options.max_tokens,
+        dim=options.dim,
     )
     if given is None and is_auto(options.precision):
         # A table keeps its precision; only for a new one is there anything to choose.
@@ -268,6 +270,14 @@ def _pool_use(options: MemoryOptions) -> PoolUse:
     return borrowed_or_own(given, pools)
 
 
+def _made(options: PoolOptions) -> EmbeddingPool:
+    try:
+        return options.make()
+    except UsageError:
+        # Another model, with fewer numbers a vector: all that differs is told by the caller.
+        return replace(options, dim=None).make()
+
+
 def pool_like(table: Table, model: Any = None, workers: int | None = None) -> EmbeddingPool:
     """Make a pool that embeds as a table's vectors were; `model` is their model's directory.
 
@@ -275,10 +285,14 @@ def pool_like(table: Table, model: Any = None, workers: int | None = None) -> Em
     """
     space = table.space
     options = PoolOptions(
-        model or space.model, space.precision, workers, max_tokens=space.max_tokens or None
+        model or space.model,
+        space.precision,
+        workers,
+        max_tokens=space.max_tokens or None,
+        dim=space.dim,
     )
     try:
-        pool = options.make()
+        pool = _made(options)
     except UnknownModel as error:
         raise UnknownModel(
             f"table {table.name!r} was made with the model {space.model!r}, which is not in the"

@@ -61,8 +61,9 @@ class Memory:
         max_tokens: int | None = None,
         workers: int | None = None,
         durable: bool = False,
+        dim: int | None = None,
     ) -> None:
-        made = (model, precision, max_tokens, workers, durable)
+        made = (model, precision, max_tokens, workers, durable, dim)
         self._stand_on(Core.made(MemoryOptions(db, table, pool, *made)))
 
     @classmethod

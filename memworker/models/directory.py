@@ -15,7 +15,7 @@ from memworker.models.modules import (
     read_prompts,
     transformer_settings,
 )
-from memworker.models.prefixes import prefixes_of
+from memworker.models.prefixes import may_be_cut, prefixes_of
 from memworker.models.spec import ModelEntry, ModelFile, ModelSpec, Pooling
 from memworker.models.tensors import INDEX_SUFFIX, shards
 
@@ -107,6 +107,7 @@ def _spec(path: Path) -> ModelSpec:
         description=f"local directory {path}",
         lowercase=bool(transformer_settings(path).get("do_lower_case")),
         dense=modules.dense,
+        matryoshka=_cuttable(path, config),
     )
 
 
@@ -147,7 +148,25 @@ def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
         add_special_tokens=False,
         description=f"local directory {path}",
         static=True,
+        matryoshka=_cuttable(path, config),
     )
+
+
+def _cuttable(path: Path, config: dict[str, Any]) -> bool:
+    """Say whether its first numbers suffice: by its settings, its name, or how it was trained."""
+    if config.get("is_matryoshka") or config.get("matryoshka_dimensions"):
+        return True
+    names = (str(config.get("_name_or_path", "")), path.name)
+    if any(map(may_be_cut, names)):
+        return True
+    try:
+        with (path / "README.md").open("rb") as card:
+            return b"MatryoshkaLoss" in card.read(_CARD_BYTES)
+    except OSError:
+        return False
+
+
+_CARD_BYTES = 1 << 16
 
 
 _MODEL2VEC = "model2vec"

@@ -10,7 +10,7 @@ from typing import Any
 from memworker import interpreters
 from memworker.errors import ModelUnavailable
 from memworker.models.cache import ModelCache
-from memworker.models.prefixes import prefixes_of
+from memworker.models.prefixes import may_be_cut, prefixes_of
 from memworker.models.records import keep
 from memworker.models.spec import HubRepo, ModelEntry, ModelFile, ModelSpec, Pooling
 
@@ -81,6 +81,7 @@ def _entry(model: dict[str, Any]) -> ModelEntry:
         license=str(model["license"]),
         description=about,
         static=static,
+        matryoshka=may_be_cut(name),
         add_special_tokens=not static,
     )
     hub = HubRepo(str(model["hub"])) if model["hub"] else None

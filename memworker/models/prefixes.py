@@ -1,4 +1,4 @@
-"""The words that some models want before a query or a passage, by family."""
+"""What model cards say and files do not: words before a text, vectors that may be cut."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def prefixes_of(name: str) -> tuple[str, str]:
         if re.search(rf"(^|[/_-]){pattern}", name, re.IGNORECASE):
             return query, passage
     return "", ""
+
+
+# Trained so (Matryoshka), or their columns sorted by what they tell (potion).
+_CUTTABLE = (
+    r"nomic-embed-text-v1\.5(-Q)?|nomic-embed-text-v2-moe|modernbert-embed-(base|large)",
+    r"mxbai-embed-(large|xsmall)-v1|arctic-embed-m-v1\.5|arctic-embed-(m|l)-v2\.0",
+    r"embeddinggemma-300m|Qwen3-Embedding-.*|jina-embeddings-v[345].*|mdbr-leaf-(ir|mt)",
+    r"potion-.*|M2V_.*|.*[-_]mrl[-_].*|.*matryoshka.*",
+)
+
+
+def may_be_cut(name: str) -> bool:
+    """Say whether the first numbers of a model's vectors are a vector too, by its card."""
+    return bool(re.search(rf"(^|[/_-])({'|'.join(_CUTTABLE)})$", name, re.IGNORECASE))

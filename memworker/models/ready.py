@@ -51,14 +51,15 @@ def ready_model(
     *,
     precision: str = "fp32",
     max_tokens: int | None = None,
+    dim: int | None = None,
     cache_dir: PathGiven | None = None,
     offline: bool = False,
 ) -> ReadyModel:
     """Fetch, verify and build a model, or find it in the cache, and say where it lies.
 
     `precision` is one of the model's own: "fp32", and for what is built from safetensors
-    "int8", and "bf16" where OpenVINO is installed and the processor has
-    instructions for it. `cache_dir` stands for the folder that
+    "int8", and "bf16" where OpenVINO is installed and the processor has instructions for it.
+    `dim` keeps the first numbers of each vector. `cache_dir` stands for the folder that
     MEMWORKER_CACHE/models else names; `offline` keeps off the network. Raises
     UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
     """
@@ -72,7 +73,7 @@ def ready_model(
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):
-        return _foreign(entry, folder, hashes, cache, max_tokens)
+        return _foreign(entry, folder, hashes, cache, max_tokens).cut_to(dim)
     graph, recipe = built_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
     # The tokenizer beside a static graph gives the same ids in less time.
@@ -90,7 +91,7 @@ def ready_model(
         needs_l2=outside and entry.spec.normalize,
         flops_per_token=0.0 if entry.spec.static else _flops_per_token(folder),
         home=folder if outside else None,
-    )
+    ).cut_to(dim)
 
 
 def _flops_per_token(folder: Path) -> float:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+
+from memworker.errors import UsageError
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -59,7 +62,8 @@ class ModelSpec:
     `static` model is a table of token vectors and their mean, of any length. The
     first numbers of a `matryoshka` model's vectors are a vector too, once normalised
     again. `dense` are the layers behind pooling. A `lowercase` model
-    is given texts in lower case, whatever its tokenizer does.
+    is given texts in lower case, whatever its tokenizer does. Where only the first `dim`
+    numbers of a vector are wanted, `cut_from` is how many the model gives.
     """
 
     name: str
@@ -77,6 +81,7 @@ class ModelSpec:
     matryoshka: bool = False
     dense: tuple[Dense, ...] = ()
     lowercase: bool = False
+    cut_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +183,20 @@ class ReadyModel:
     needs_l2: bool = False
     flops_per_token: float = 0.0
     home: Path | None = None
+
+    def cut_to(self, dim: int | None) -> ReadyModel:
+        """Return the model whose vectors are the first `dim` numbers, of length one.
+
+        Raises UsageError where the model does not give so many.
+        """
+        spec = self.spec
+        if dim is None or dim == spec.dim:
+            return self
+        if not 1 <= dim < spec.dim:
+            raise UsageError(f"dim is {dim}; {spec.name} gives vectors of 1 to {spec.dim} numbers")
+        told = json.dumps([self.fingerprint, "first", dim])
+        return replace(
+            self,
+            spec=replace(spec, dim=dim, normalize=True, cut_from=spec.cut_from or spec.dim),
+            fingerprint=hashlib.sha256(told.encode()).hexdigest()[:32],
+        )

@@ -21,6 +21,7 @@ class EchoLoader:
     """Loads an `EchoEncoder` of `dim` dimensions; the bytes are measured, see pool/budget."""
 
     dim: int = 384
+    least_dim: ClassVar[int] = 3
     worker_bytes: ClassVar[int] = 22 << 20
     token_bytes: ClassVar[int] = 0
 

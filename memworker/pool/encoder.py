@@ -83,7 +83,9 @@ class TokenEncoder(ABC):
     def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
         """Run one micro-batch of token ids; do what the graph leaves undone; float32[n, dim]."""
         vectors = apply_layers(self._layers, self.pooled(ids, shape))
-        if self._model.needs_l2:
+        # Here and not in the graph: one graph, and one calibration, serve any number of them.
+        vectors = vectors[:, : self.dim]
+        if self._model.needs_l2 or self._spec.cut_from:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 

@@ -40,7 +40,8 @@ class Identity:
     """What a pool's vectors are made with; equal fingerprints may be compared.
 
     `normalized` vectors have length one. The first numbers of a `matryoshka` model's
-    vectors are a vector too, once normalised again. `flops_per_token` is 0 where it is
+    vectors are a vector too, once normalised again; `cut_from` is how many the model gives
+    where fewer were asked for. `flops_per_token` is 0 where it is
     not known.
     """
 
@@ -52,6 +53,18 @@ class Identity:
     flops_per_token: float = 0.0
     normalized: bool = False
     matryoshka: bool = False
+    cut_from: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of these vectors: that they lose more than they need to."""
+        if not self.cut_from or self.matryoshka:
+            return ()
+        return (
+            f"{self.name} is not known to be trained so that the first {self.dim} of its"
+            f" {self.cut_from} numbers suffice (Matryoshka): compare its answers with the whole"
+            " vectors' before you rely on them",
+        )
 
 
 @runtime_checkable
@@ -78,10 +91,17 @@ class Engine(Protocol):
 ModelGiven: TypeAlias = PathGiven | ReadyModel | Loader | Engine
 
 
-def resolve(model: ModelGiven, *, precision: str = "fp32", max_tokens: int | None = None) -> Engine:
+def resolve(
+    model: ModelGiven,
+    *,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+    dim: int | None = None,
+) -> Engine:
     """Get a model's files ready (fetched, verified, built), without starting a worker.
 
-    Raises UsageError for an unknown precision or fewer than 1 token, ModelError.
+    Raises UsageError for an unknown precision, fewer than 1 token or more numbers a vector
+    than the model gives, ModelError.
     """
     if precision not in list(Precision):
         choices = ", ".join(Precision)
@@ -91,20 +111,38 @@ def resolve(model: ModelGiven, *, precision: str = "fp32", max_tokens: int | Non
         raise UsageError(
             f"max_tokens must be a whole number of at least 1, not {shown(max_tokens)}"
         )
+    size = None if dim is None else whole(dim)
+    if dim is not None and (size is None or size < 1):
+        raise UsageError(f"dim must be a whole number of at least 1, not {shown(dim)}")
     match model:
         case "echo":
-            return LoaderEngine(EchoLoader(), "echo")
+            return LoaderEngine(_echo(size), "echo")
         case EchoLoader():
-            return LoaderEngine(model, "echo")
+            return _whole(LoaderEngine(model, "echo"), size)
         case str() | bytes() | PathLike():
-            return _of_model(ready_model(model, precision=precision, max_tokens=found))
+            ready = ready_model(model, precision=precision, max_tokens=found, dim=size)
+            return _of_model(ready)
         case ReadyModel():
-            return _of_model(model)
+            return _of_model(model.cut_to(size))
         case Engine():
-            return model
+            return _whole(model, size)
     if not callable(model):
         raise UsageError(f"a model is a name or a directory, not {model!r}")
-    return LoaderEngine(model, type(model).__qualname__)
+    return _whole(LoaderEngine(model, type(model).__qualname__), size)
+
+
+def _echo(dim: int | None) -> EchoLoader:
+    if dim is not None and dim < EchoLoader.least_dim:
+        raise UsageError(f"dim is {dim}; echo gives vectors of {EchoLoader.least_dim} or more")
+    return EchoLoader() if dim is None else EchoLoader(dim)
+
+
+def _whole(engine: Engine, dim: int | None) -> Engine:
+    """Refuse to cut the vectors of what is no model of ours."""
+    made = engine.identity
+    if dim not in (None, made.dim):
+        raise UsageError(f"dim is {dim}; {made.name} gives vectors of {made.dim} numbers, no fewer")
+    return engine
 
 
 def _of_model(model: ReadyModel) -> Engine:
@@ -132,6 +170,7 @@ class OnnxEngine:
             flops_per_token=model.flops_per_token,
             normalized=model.spec.normalize,
             matryoshka=model.spec.matryoshka,
+            cut_from=model.spec.cut_from,
         )
 
     @property

@@ -30,9 +30,9 @@ class PoolUse:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its user should be told: what of an own pool is less than was wanted."""
+        """What its user should be told: what of an own pool is less than it could be."""
         reduced = self.pool.plan.reduced
-        return (reduced,) if self.own and reduced else ()
+        return (*([reduced] if reduced else []), *self.pool.identity.notes) if self.own else ()
 
     def close(self) -> None:
         """End the pool, unless it was borrowed."""
@@ -55,6 +55,7 @@ class PoolOptions:
     workers: int | None = None
     memory: int | str | None = None
     max_tokens: int | None = None
+    dim: int | None = None
     storing: bool = False
     max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES
 

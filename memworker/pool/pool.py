@@ -53,7 +53,8 @@ class EmbeddingPool:
     machine (see `Auto`), which `choice` tells. `workers`
     defaults to what `memworker tune` found here, else to the physical cores that this
     process may use; `batch_tokens`, the padded tokens of a session run, likewise.
-    `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
+    `dim` keeps the first numbers of each vector, to length one again, for models
+    trained for that. `memory` ("4GB", or bytes) bounds parent and workers together: fewer windows,
     smaller runs, then fewer workers keep under it, which `plan.reduced` tells;
     `storing` counts what it takes to put the rows into a table too. What waits is bounded by
     `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
@@ -77,6 +78,7 @@ class EmbeddingPool:
         workers: int | None = None,
         precision: PrecisionGiven = "fp32",
         max_tokens: int | None = None,
+        dim: int | None = None,
         batch_tokens: int | None = None,
         memory: int | str | None = None,
         max_pending_tokens: int | None = None,
@@ -90,7 +92,7 @@ class EmbeddingPool:
             workers, batch_tokens, memory, max_text_bytes, max_pending_tokens, storing
         )
         made_in, self.choice = settled(model, precision, max_tokens, EmbeddingPool)
-        engine = resolve(model, precision=made_in, max_tokens=max_tokens)
+        engine = resolve(model, precision=made_in, max_tokens=max_tokens, dim=dim)
         self.plan = pool_plan(engine, options)
         self.workers = self.plan.workers
         self.max_text_bytes = max_text_bytes
