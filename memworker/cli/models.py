@@ -36,6 +36,19 @@ def list_(as_json: _Json = False) -> None:
 
 
 @app.command()
+def info(name: _Name, as_json: _Json = False) -> None:
+    """Say what is known of a model: its vectors, prompts and precisions; nothing is fetched."""
+    from memworker.models import describe_model
+
+    told = _described(describe_model(name))
+    if as_json:
+        typer.echo(json_line(told))
+        return
+    for label, value in told.items():
+        typer.echo(f"{label:<17} {_readable(value)}".rstrip())
+
+
+@app.command()
 def pull(name: _Name, precision: options.Precision = "fp32", as_json: _Json = False) -> None:
     """Fetch, verify and build a model; damaged files are replaced."""
     from memworker.models import pull_model
@@ -143,6 +156,35 @@ def _as_dict(listing: ModelListing) -> dict[str, Any]:
         "unsupported": listing.unsupported,
         "description": spec.description,
     }
+
+
+def _described(listing: ModelListing) -> dict[str, Any]:
+    spec = listing.spec
+    told = _as_dict(listing)
+    told |= {
+        "position_limit": spec.position_limit,
+        "pooling": str(spec.pooling),
+        "dense": [f"{d.inputs} to {d.outputs}, {d.activation}" for d in spec.dense],
+        "normalized": spec.normalize,
+        "matryoshka": spec.matryoshka,
+        "query_prefix": spec.query_prefix,
+        "passage_prefix": spec.passage_prefix,
+        "prompts": list(spec.prompts),
+        "lowercase": spec.lowercase,
+        "similarity": spec.similarity,
+    }
+    return told
+
+
+def _readable(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return "; ".join(value) or "none"
+        case str():
+            return repr(value) if value != value.strip() else value or "none"
+    return str(value)
 
 
 def _location(model: ReadyModel) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from .head import apply_layers as apply_layers, read_layers as read_layers
 from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,
+    describe_model as describe_model,
     list_models as list_models,
     obstacles as obstacles,
     pull_model as pull_model,

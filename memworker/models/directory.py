@@ -10,9 +10,11 @@ from memworker.models.family import Config, family_of, known_family
 from memworker.models.head import weight_files
 from memworker.models.modules import (
     Modules,
+    Prompts,
     read_json,
     read_modules,
     read_prompts,
+    similarity,
     transformer_settings,
 )
 from memworker.models.prefixes import may_be_cut, prefixes_of
@@ -93,7 +95,8 @@ def _spec(path: Path) -> ModelSpec:
         return _static_spec(path, config)
     modules = read_modules(path)
     limit, positions = token_limits(path)
-    query, passage = _prefixes(path, config)
+    prompts = _prompts(path, config)
+    query, passage = prompts.query, prompts.passage
     _refuse_prompt_left_out(path, modules, query, passage)
     return ModelSpec(
         name=path.name,
@@ -108,6 +111,8 @@ def _spec(path: Path) -> ModelSpec:
         lowercase=bool(transformer_settings(path).get("do_lower_case")),
         dense=modules.dense,
         matryoshka=_cuttable(path, config),
+        similarity=similarity(path),
+        prompts=tuple(name for name, _ in prompts.named),
     )
 
 
@@ -205,8 +210,8 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and 0 < value < 1_000_000 else 0
 
 
-def _prefixes(path: Path, config: dict[str, Any]) -> tuple[str, str]:
+def _prompts(path: Path, config: dict[str, Any]) -> Prompts:
     if (prompts := read_prompts(path)) is not None:
-        return prompts.query, prompts.passage
+        return prompts
     by_origin = prefixes_of(str(config.get("_name_or_path", "")))
-    return by_origin if any(by_origin) else prefixes_of(path.name)
+    return Prompts(*(by_origin if any(by_origin) else prefixes_of(path.name)))

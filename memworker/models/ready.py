@@ -37,7 +37,7 @@ _MOST_STATIC_TOKENS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelListing:
-    """One line of `list_models`: a catalogue entry, and whether its files are here."""
+    """What is known of a model: its entry, and whether its files are here."""
 
     spec: ModelSpec
     aliases: tuple[str, ...]
@@ -102,16 +102,27 @@ def _flops_per_token(folder: Path) -> float:
 def list_models(*, cache_dir: PathGiven | None = None) -> list[ModelListing]:
     """Return the built-in models, then fastembed's."""
     cache = ModelCache.locate(cache_dir)
-    return [
-        ModelListing(
-            spec=entry.spec,
-            aliases=entry.aliases,
-            precisions=_precisions(entry),
-            cached=sources.cached_folder(entry, cache) is not None,
-            unsupported=entry.unsupported,
-        )
-        for entry in catalog.entries(cache)
-    ]
+    return [_listing(entry, cache) for entry in catalog.entries(cache)]
+
+
+def describe_model(name: PathGiven, *, cache_dir: PathGiven | None = None) -> ModelListing:
+    """Return what is known of one model, without fetching or building anything of it.
+
+    Raises UnknownModel, and ModelUnsupported for a directory that cannot be run.
+    """
+    cache = ModelCache.locate(cache_dir)
+    return _listing(catalog.find(name, cache), cache)
+
+
+def _listing(entry: ModelEntry, cache: ModelCache) -> ModelListing:
+    here = entry.directory or sources.cached_folder(entry, cache)
+    return ModelListing(
+        spec=entry.spec,
+        aliases=entry.aliases,
+        precisions=_precisions(entry),
+        cached=here is not None,
+        unsupported=entry.unsupported,
+    )
 
 
 def obstacles(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[str, str]:

@@ -64,6 +64,7 @@ class ModelSpec:
     again. `dense` are the layers behind pooling. A `lowercase` model
     is given texts in lower case, whatever its tokenizer does. Where only the first `dim`
     numbers of a vector are wanted, `cut_from` is how many the model gives.
+    What its folder says besides: by what vectors are to be compared, and the names of its prompts.
     """
 
     name: str
@@ -82,6 +83,8 @@ class ModelSpec:
     dense: tuple[Dense, ...] = ()
     lowercase: bool = False
     cut_from: int = 0
+    similarity: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

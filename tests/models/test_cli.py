@@ -71,5 +71,19 @@ def test_quality_needs_texts_and_another_precision(run, tmp_path):
     assert isinstance(refused.exception, UsageError)
 
 
+def test_info(run, tmp_path):
+    folder = make_bert(tmp_path / "model")
+    settings = {"prompts": {"query": "q: ", "sort": "s: "}, "similarity_fn_name": "dot"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    told = json.loads(run("info", folder, "--json").stdout)
+    assert (told["query_prefix"], told["passage_prefix"]) == ("q: ", "")
+    assert (told["prompts"], told["similarity"]) == (["query", "sort"], "dot")
+    assert (told["pooling"], told["normalized"], told["matryoshka"]) == ("mean", True, False)
+    shown = run("info", "wordllama-256").stdout
+    assert "matryoshka        yes" in shown and "cached            no" in shown
+    assert "query_prefix      'q: '" in run("info", folder).stdout
+    assert not (tmp_path / "cache/models/files").exists()
+
+
 def test_errors_are_left_to_the_command_line_itself(run):
     assert isinstance(run("path", "no-such-model").exception, UnknownModel)
