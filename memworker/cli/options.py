@@ -33,7 +33,9 @@ ScopeOption = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option(help="jsonl, csv, tsv, parquet, arrow or txt; default: by suffix, stdin jsonl."),
+    typer.Option(
+        help="jsonl, csv, tsv, parquet, arrow, txt or document; default: by suffix, stdin jsonl."
+    ),
 ]
 Model = Annotated[
     str, typer.Option(help="A name from `memworker models list`, or a model's directory.")

@@ -47,11 +47,11 @@ def rows_and_rejects(*inputs, **options):
 
 def test_what_is_left_out_is_counted_with_its_reason_and_up_to_ten_names(here):
     for i in range(20):
-        Path(f"in/{i:02}.md").write_text("x")
+        Path(f"in/{i:02}.log").write_text("x")
     for name in ("part-00000", "x.jsonl.bz2", ".hidden.jsonl", "y.jsonl~", "z.jsonl.part"):
         Path("in", name).write_text("x")
     said = told("in")
-    assert "22 whose suffix names no format (in/00.md, in/01.md" in said and "…" in said
+    assert "22 whose suffix names no format (in/00.log, in/01.log" in said and "…" in said
     assert "1 hidden (in/.hidden.jsonl)" in said and "2 temporary" in said
     assert said.count("in/") <= 10
     report = ingest("in", **ECHO)
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_counted_with_its_reason_and_up_to_ten_names(here):
 
 
 def test_a_format_holds_for_what_a_folder_holds_as_for_a_glob(here):
-    for name in ("notes.md", "part-00000", "sub/deep.log"):
+    for name in ("notes.log", "part-00000", "sub/deep.log"):
         Path("in", name).write_text("words\n")
     for inputs in (["in"], ["in/**"], ["in/*"]):
         assert len(names(*inputs, format="txt")) == 5
@@ -68,8 +68,8 @@ def test_a_format_holds_for_what_a_folder_holds_as_for_a_glob(here):
 
 def test_nothing_that_fits_is_an_error_that_says_what_there_is(here):
     Path("docs").mkdir()
-    Path("docs/a.md").write_text("x")
-    with pytest.raises(InputNotFound, match=r"1 whose suffix names no format \(docs/a.md\)"):
+    Path("docs/a.log").write_text("x")
+    with pytest.raises(InputNotFound, match=r"1 whose suffix names no format \(docs/a.log\)"):
         names("docs")
     Path("empty").mkdir()
     with pytest.raises(InputNotFound, match="There are none at all"):
@@ -261,7 +261,7 @@ def test_a_pipe_that_nobody_writes_to_is_said(here):
 def test_names_that_are_not_utf8_are_shown_everywhere(here):
     odd = os.fsdecode(b"in/\xe9.jsonl")
     Path(odd).write_text(LINE % ("e", "e") + "bad\n")
-    Path(os.fsdecode(b"in/\xe9.md")).write_text("x")
+    Path(os.fsdecode(b"in/\xe9.log")).write_text("x")
     pq.write_table(pa.table({"text": ["columns"]}), io.BytesIO())
     with open(os.fsdecode(b"in/\xff.parquet"), "wb") as file:
         pq.write_table(pa.table({"text": ["columns"]}), file)
@@ -271,7 +271,7 @@ def test_names_that_are_not_utf8_are_shown_everywhere(here):
     done = subprocess.run(command, capture_output=True)
     report = json.loads(done.stdout.decode())
     assert (done.returncode, report["written"], report["rejected"]) == (3, 4, 1), done.stderr
-    assert report["rejects"].endswith(r"bad\xe9.jsonl") and r"in/\xe9.md" in report["notes"][0]
+    assert report["rejects"].endswith(r"bad\xe9.jsonl") and r"in/\xe9.log" in report["notes"][0]
     listed = json.loads(Path(os.fsdecode(b"bad\xe9.jsonl")).read_text())
     assert listed["path"] == r"in/\xe9.jsonl"
     again = subprocess.run(command, capture_output=True)

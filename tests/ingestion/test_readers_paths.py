@@ -25,7 +25,7 @@ def tree(tmp_path, monkeypatch):
     files = [
         "b.jsonl",
         "a.csv",
-        "notes.md",
+        "notes.log",
         ".hidden.jsonl",
         "sub/c.JSONL.GZ",
         "sub/deep/d.txt.zst",
@@ -52,7 +52,7 @@ def test_formats_and_compressions_come_from_suffixes(tree):
         Source("sub/c.JSONL.GZ", "jsonl", "gz"),
         Source("sub/deep/d.txt.zst", "txt", "zst"),
     ]
-    assert expand(["notes.md"], "txt") == [Source("notes.md", "txt", "")]
+    assert expand(["notes.log"], "txt") == [Source("notes.log", "txt", "")]
 
 
 def test_globs(tree):
@@ -76,14 +76,14 @@ def test_no_such_file_names_its_neighbours(tree):
 
 def test_nothing_readable_names_the_suffixes(tree):
     Path("empty").mkdir()
-    for nothing in ("empty", "*.parquet", "*.md"):
+    for nothing in ("empty", "*.parquet", "*.log"):
         with pytest.raises(InputNotFound, match=r"no file to read; .*\.jsonl.*\.parquet"):
             expand([nothing])
 
 
 def test_usage_errors(tree):
-    with pytest.raises(UsageError, match=r"notes.md: its suffix names no format; say --format"):
-        expand(["notes.md"])
+    with pytest.raises(UsageError, match=r"notes.log: its suffix names no format; say --format"):
+        expand(["notes.log"])
     with pytest.raises(UsageError, match=r"unknown format 'xml'; there are arrow, csv"):
         expand(["a.csv"], "xml")
     with pytest.raises(UsageError, match="no input"):

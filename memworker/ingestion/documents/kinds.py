@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,20 +17,6 @@ from memworker.ingestion.readers.encodings import TornStream, utf8_blocks
 # Of a file that is read whole; one that is larger is no document that anybody wrote.
 MAX_FILE_BYTES = 64 << 20
 
-_SUFFIXES = {
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".mdx": "markdown",
-    ".txt": "plain",
-    ".text": "plain",
-    ".rst": "rst",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".json": "json",
-    ".pdf": "pdf",
-    ".docx": "docx",
-}
 _HEADING = re.compile(r"#[ \t]+(.+?)[ \t]*#*[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _RULE = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t]*$")
@@ -57,11 +42,6 @@ class BadDocument(Exception):
     """A document that cannot be read, and why."""
 
 
-def kind_of(name: str) -> str | None:
-    """Return of what kind a file is, by its name; None where that tells no document."""
-    return _SUFFIXES.get(os.path.splitext(name.lower())[1])
-
-
 def document(
     kind: str, data: bytes, extraction: Extraction, *, text_field: str | None = None
 ) -> Document:
@@ -82,6 +62,27 @@ def document(
             "files without text" if not found.fields else "files of nothing but fields"
         )
     return found
+
+
+def too_large(size: int) -> BadDocument:
+    """Say that a file is larger than any document."""
+    return BadDocument(
+        f"a file of {size:,} bytes, over the {MAX_FILE_BYTES >> 20} MiB that a document may have;"
+        " split it"
+    )
+
+
+def beside(
+    theirs: dict[str, Any], ours: dict[str, Any], taken: tuple[str, ...] = ("text", "id")
+) -> dict[str, Any]:
+    """Join the fields of a document with ours; one of theirs that is called alike gets a number."""
+    joined = dict(ours)
+    for name, value in theirs.items():
+        number, given = 2, name
+        while name in joined or name in taken or (name != given and name in theirs):
+            name, number = f"{given}_{number}", number + 1
+        joined[name] = value
+    return joined
 
 
 def extraction_kinds() -> frozenset[str]:

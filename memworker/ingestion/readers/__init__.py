@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
 from memworker.errors import InputError, MissingField, UsageError
-from memworker.ingestion.readers import columnar, delimited, jsonl, objects, plain
+from memworker.ingestion.readers import columnar, delimited, document_rows, jsonl, objects, plain
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken_rows
 from memworker.ingestion.readers.joined import joined
 from memworker.ingestion.readers.lines import line_blocks, lines_of
@@ -53,6 +54,7 @@ _READERS: dict[str, Callable[[Source, ReadOptions], Iterator[ObjectRows | Checke
     "parquet": columnar.read_rows,
     "arrow": columnar.read_rows,
     "txt": plain.read_rows,
+    "document": document_rows.read_rows,
 }
 
 
@@ -214,7 +216,12 @@ def _batches(
     found = None if limit is None else whole(limit)
     if limit is not None and (found is None or found < 1):
         raise UsageError(f"limit must be a whole number of at least 1, not {shown(limit)}")
-    return _numbered(parts, found, options)
+    return _closing(_numbered(parts, found, options), options)
+
+
+def _closing(batches: Iterator[ReadBatch], options: ReadOptions) -> Iterator[ReadBatch]:
+    with closing(options.extraction):
+        yield from batches
 
 
 def _numbered(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.errors import InputError, MissingField
+from memworker.ingestion.documents.extraction import Extraction
 from memworker.ingestion.records import EXCERPT_CHARS, Fields, ReadBatch, Reject, path_of, row_batch
 
 # So many rows of the first files may lack a field before it is taken for a wrong name.
@@ -24,7 +25,8 @@ class ReadOptions:
     """What every reader of a run goes by.
 
     `fields_seen` turns true with the first decoded row that has them. With several sources
-    to read, `alone` is false: what is wrong with one of them then costs that one.
+    to read, `alone` is false: what is wrong with one of them then costs that one. `extraction`
+    takes apart what is not read here; whoever reads to the end closes it.
     """
 
     fields: Fields
@@ -36,6 +38,7 @@ class ReadOptions:
     alone: bool = True
     missing: MissingField | None = None
     missing_rows: int = 0
+    extraction: Extraction = field(default_factory=Extraction)
 
     def require_fields(
         self, path: str, present: Collection[str], rows: int = 1, hint: str = ""

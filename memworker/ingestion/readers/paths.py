@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memworker.errors import InputError, InputNotFound, UsageError
+from memworker.ingestion.documents.suffixes import OF_DOCUMENTS
 from memworker.ingestion.readers.folders import Folders, LeftOut
 from memworker.ingestion.records import ReadProgress
 from memworker.paths import PathGiven, is_path, named
@@ -29,6 +30,7 @@ _FORMATS = {
     ".feather": "arrow",
     ".ipc": "arrow",
     ".txt": "txt",
+    **dict.fromkeys(OF_DOCUMENTS, "document"),
 }
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 
@@ -40,7 +42,8 @@ class Source:
     `compression` is what the suffix says, "gz", "zst" or "". A `stream` (a pipe, a terminal,
     standard input) can be read once, and may keep its reader waiting. With a `fault` it
     could not be read when it was looked for, and that is all that is known. What was found
-    in a folder or by a glob has a place for its name if it turns out to be `left_out`.
+    in a folder or by a glob has a place for its name if it turns out to be `left_out`. `name` is
+    what it is called within the folder that was given.
     """
 
     path: str
@@ -50,6 +53,7 @@ class Source:
     fault: str = field(default="", compare=False)
     left_out: LeftOut | None = field(default=None, compare=False, repr=False)
     progress: ReadProgress | None = field(default=None, compare=False)
+    name: str = field(default="", compare=False)
 
     @property
     def told(self) -> str:
@@ -144,7 +148,8 @@ class _Looking:
         if name == STDIN:
             return [Source(STDIN, self._format or "jsonl", stream=True)]
         if os.path.isdir(name):
-            return self._named(self._folders.under(name)) or self._nothing_in(f"folder {name}")
+            found = self._named(self._folders.under(name), len(name.rstrip("/")) + 1)
+            return found or self._nothing_in(f"folder {name}")
         if os.path.lexists(name):
             return [_file(name, self._format)]
         if glob.has_magic(name):
@@ -158,14 +163,34 @@ class _Looking:
         chosen = self._folders.matching(pattern)
         return self._named(chosen) or self._nothing_in(f"pattern {pattern}")
 
-    def _named(self, names: list[tuple[str, str]]) -> list[Source]:
+    def _named(self, names: list[tuple[str, str]], before: int = 0) -> list[Source]:
         sources = []
-        for name, fault in names:
-            suffix_format, compression = _by_suffix(name)
+        for path, fault in names:
+            suffix_format, compression = _by_suffix(path)
             chosen = self._format or suffix_format or "jsonl"
-            source = Source(name, chosen, compression, fault=fault, left_out=self.left_out)
-            sources.append(source)
-        return sources
+            sources.append(
+                Source(
+                    path,
+                    chosen,
+                    compression,
+                    fault=fault,
+                    left_out=self.left_out,
+                    name=path[before:],
+                )
+            )
+        return sources if self._format is not None else self._of_rows(sources)
+
+    def _of_rows(self, sources: list[Source]) -> list[Source]:
+        """Leave out documents that lie beside files of rows: they tell of these, as a README."""
+        rows = [source for source in sources if source.format != "document"]
+        if not rows:
+            return sources
+        for source in sources:
+            if source.format == "document":
+                self.left_out.add(
+                    "documents beside files of rows; --format document reads them", source.path
+                )
+        return rows
 
     def _nothing_in(self, what: str) -> list[Source]:
         suffixes = " ".join(_FORMATS)
@@ -233,7 +258,8 @@ def _by_suffix(name: str) -> tuple[str | None, str]:
 def _known_format(format: str) -> str:
     known = None
     if isinstance(format, str):
-        known = _FORMATS.get("." + format.lower().lstrip("."))
+        name = format.lower().lstrip(".")
+        known = name if name in _FORMATS.values() else _FORMATS.get(f".{name}")
     if known is None:
         raise UsageError(f"unknown format {shown(format)}; there are {', '.join(_format_names())}")
     return known

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from memworker.ingestion.documents.kinds import MAX_FILE_BYTES, BadDocument, kind_of
+from memworker.ingestion.documents.kinds import (
+    MAX_FILE_BYTES,
+    BadDocument,
+    too_large,
+)
+from memworker.ingestion.documents.suffixes import kind_of
 from memworker.ingestion.readers.folders import Folders, LeftOut, path_matches
 from memworker.ingestion.sync.catalogue import stamp_of
 from memworker.paths import shown_name
@@ -93,10 +98,7 @@ def _read(path: str) -> tuple[bytes, os.stat_result, os.stat_result]:
             if not stat.S_ISREG(before.st_mode):
                 raise Vanished
             if before.st_size > MAX_FILE_BYTES:
-                raise BadDocument(
-                    f"a file of {before.st_size:,} bytes, over the {MAX_FILE_BYTES >> 20} MiB that"
-                    " a document may have; split it"
-                )
+                raise too_large(before.st_size)
             pieces = []
             # One byte more than it had: a file that grows is read again.
             left = before.st_size + 1

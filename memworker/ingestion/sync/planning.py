@@ -18,9 +18,10 @@ from memworker.ingestion.documents.kinds import (
     BadDocument,
     Document,
     NoDocument,
+    beside,
     document,
-    kind_of,
 )
+from memworker.ingestion.documents.suffixes import kind_of
 from memworker.ingestion.readers.objects import metadata_column
 from memworker.ingestion.records import EXCERPT_CHARS, Reject, row_batch
 from memworker.ingestion.rejects import Refusals
@@ -212,17 +213,6 @@ class Planner:
         path = shown_name(file.path)
         self._refusals.counts.add(read=1)
         self._refusals.add([Reject(path, 1, self._position, shown_name(reason), row_id, excerpt)])
-
-
-def beside(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Join the fields of a document with ours; one of theirs that is called alike gets a number."""
-    joined = dict(ours)
-    for name, value in theirs.items():
-        number, given = 2, name
-        while name in joined or (name != given and name in theirs):
-            name, number = f"{given}_{number}", number + 1
-        joined[name] = value
-    return joined
 
 
 def modified(facts: os.stat_result) -> str | None:
