@@ -20,7 +20,7 @@ from memworker.models.family import Family, family_of, read_config
 from memworker.models.head import Head, head_facts, read_head, weight_files
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.records import HashBook
-from memworker.models.spec import ModelEntry, ModelSpec, Precision
+from memworker.models.spec import ModelEntry, Precision
 
 GRAPH_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
@@ -85,7 +85,7 @@ def digest_of(facts: list[str]) -> str:
 def _recipe_digest(
     entry: ModelEntry, family: Family | None, hashes: dict[str, str], precision: Precision
 ) -> str:
-    facts = [*_recipe(entry.spec, family, precision, hashes), hashes[entry.weights]]
+    facts = [*_recipe(entry, family, precision, hashes), hashes[entry.weights]]
     facts += [hashes[shard] for shard in entry.shards]
     facts.append(hashes.get("config.json", ""))
     facts += [*head_facts(entry.spec), *(hashes[n] for n in weight_files(entry.spec.dense))]
@@ -93,7 +93,7 @@ def _recipe_digest(
 
 
 def _recipe(
-    spec: ModelSpec, family: Family | None, precision: Precision, hashes: dict[str, str]
+    entry: ModelEntry, family: Family | None, precision: Precision, hashes: dict[str, str]
 ) -> list[str]:
     """Return what was decided; what was computed differs by processor in its last bits."""
     from memworker.models import graph_static
@@ -101,18 +101,18 @@ def _recipe(
     from memworker.models.rounding import PAIR_LIMIT
 
     if family is None:
-        return [graph_static.RECIPE]
+        return [graph_static.recipe(entry.spec)]
     if precision is not Precision.INT8:
         return [family.recipe(precision)]
-    calibration = [calibration_digest(), hashes[TOKENIZER_FILE]]
-    calibration += ["lowercase"] if spec.lowercase else []
+    calibration = [calibration_digest(), hashes[entry.tokenizer]]
+    calibration += ["lowercase"] if entry.spec.lowercase else []
     return [family.recipe(precision), str(PAIR_LIMIT), *calibration]
 
 
 def _own_tokenizer(entry: ModelEntry, hashes: dict[str, str]) -> list[str]:
     """Return what else a built folder holds: a static model's tokenizer, where that may change."""
     changes = entry.spec.static and entry.directory is not None
-    return [hashes[TOKENIZER_FILE]] if changes else []
+    return [hashes[entry.tokenizer]] if changes else []
 
 
 def _graph_file(precision: Precision) -> str:
@@ -152,14 +152,18 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
 
 
 def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:
+    from memworker.models.directory import is_model2vec
     from memworker.models.graph_static import build_static, faster_tokenizer, read_table
 
-    tokenizer = folder / TOKENIZER_FILE
-    table = read_table(folder / entry.weights, tokenizer)
-    if table.shape[1] != entry.spec.dim:
+    tokenizer = folder / entry.tokenizer
+    # model2vec leaves unknown tokens out of the mean, sentence-transformers counts them.
+    counts = entry.directory is not None and not is_model2vec(folder)
+    table = read_table(folder / entry.weights, tokenizer, unknown_counts=counts)
+    width = entry.spec.dense[0].inputs if entry.spec.dense else entry.spec.dim
+    if table.rows.shape[1] != width:
         raise ModelCorrupt(
-            f"{folder / entry.weights} has rows of {table.shape[1]}; {entry.spec.name} should "
-            f"have {entry.spec.dim} (hidden_dim in config.json). Fetch the model again."
+            f"{folder / entry.weights} has rows of {table.rows.shape[1]}; {entry.spec.name} should "
+            f"have {width} (hidden_dim in config.json). Fetch the model again."
         )
     build_static(table, read_head(entry.spec, folder), draft / GRAPH_FILE)
     faster = faster_tokenizer(tokenizer)
@@ -175,7 +179,7 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     if precision is Precision.FP32:
         family.write_fp32(read, head, path)
         return
-    texts = calibration_ids(spec, folder / TOKENIZER_FILE)
+    texts = calibration_ids(spec, folder / entry.tokenizer)
     family.write_int8(read, head, with_rare_tokens(texts, family.vocabulary(read)), path)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memworker.errors import ModelCorrupt, ModelUnsupported, UnknownModel
 from memworker.models.family import Config, family_of, known_family
 from memworker.models.head import weight_files
 from memworker.models.modules import (
+    MODULES_FILE,
     Modules,
     Prompts,
     read_json,
@@ -19,7 +20,7 @@ from memworker.models.modules import (
 )
 from memworker.models.prefixes import may_be_cut, prefixes_of
 from memworker.models.spec import ModelEntry, ModelFile, ModelSpec, Pooling
-from memworker.models.tensors import INDEX_SUFFIX, shards
+from memworker.models.tensors import INDEX_SUFFIX, shards, width_of
 
 SAFETENSORS = "model.safetensors"
 SHARDED = f"model{INDEX_SUFFIX}"
@@ -28,7 +29,8 @@ ONNX_PATHS = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "onnx/mod
 
 def looks_like_model(path: Path) -> bool:
     """Say whether `path` is a directory that might hold a model."""
-    return path.is_dir() and any((path / name).is_file() for name in (*ONNX_PATHS, "config.json"))
+    names = (*ONNX_PATHS, "config.json", MODULES_FILE)
+    return path.is_dir() and any((path / name).is_file() for name in names)
 
 
 def read_directory(path: Path) -> ModelEntry:
@@ -41,6 +43,8 @@ def read_directory(path: Path) -> ModelEntry:
     if not path.is_dir():
         raise UnknownModel(f"{path} is no directory. Give a directory in Hugging Face layout.")
     path = path.resolve()
+    if (static := _static_entry(path)) is not None:
+        return static
     weights = _weights(path)
     own = [file.name for file in shards(path / weights)] if weights == SHARDED else []
     spec = _spec(path)
@@ -82,8 +86,7 @@ def _refuse_without_tokenizer(path: Path) -> None:
 def _can_build(path: Path) -> bool:
     config = read_json(path / "config.json")
     try:
-        if config.get("model_type") != _MODEL2VEC:
-            family_of(config).check(config)
+        family_of(config).check(config)
     except (ModelUnsupported, ModelCorrupt):
         return False
     return True
@@ -91,8 +94,6 @@ def _can_build(path: Path) -> bool:
 
 def _spec(path: Path) -> ModelSpec:
     config = read_json(path / "config.json")
-    if config.get("model_type") == _MODEL2VEC:
-        return _static_spec(path, config)
     modules = read_modules(path)
     limit, positions = token_limits(path)
     prompts = _prompts(path, config)
@@ -143,18 +144,67 @@ def _hidden(config: Config) -> int:
     return known or _count(config.get("hidden_size")) or _count(config.get("dim"))
 
 
-def _static_spec(path: Path, config: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(
+def _static_entry(path: Path) -> ModelEntry | None:
+    """Return the entry of a table of token vectors, of model2vec or sentence-transformers."""
+    config = read_json(path / "config.json")
+    if is_model2vec(path):
+        folder, modules = "", Modules(normalize=bool(config.get("normalize", False)))
+        # What model2vec truncates at unless told otherwise; null is no limit.
+        limit = config.get("max_length", 512)
+    else:
+        modules = read_modules(path)
+        if modules.static_in is None:
+            return None
+        folder, limit = modules.static_in, None
+    weights, tokenizer = (str(PurePosixPath(folder, n)) for n in (SAFETENSORS, "tokenizer.json"))
+    _refuse_without_table(path, weights)
+    _refuse_without_tokenizer(path / folder)
+    prompts = read_prompts(path) or Prompts()
+    spec = ModelSpec(
         name=path.name,
-        dim=int(config.get("hidden_dim") or 0),
+        dim=_dim(path, modules, _table_width(path / weights, config)),
         pooling=Pooling.MEAN,
-        normalize=bool(config.get("normalize", True)),
-        max_tokens=STATIC_MAX_TOKENS,
+        normalize=modules.normalize,
+        max_tokens=_count(limit) or STATIC_MAX_TOKENS,
+        query_prefix=prompts.query,
+        passage_prefix=prompts.passage,
         add_special_tokens=False,
         description=f"local directory {path}",
         static=True,
+        dense=modules.dense,
         matryoshka=_cuttable(path, config),
+        similarity=similarity(path),
+        prompts=tuple(name for name, _ in prompts.named),
     )
+    files = (weights, tokenizer, "config.json", *weight_files(spec.dense))
+    return ModelEntry(
+        spec=spec,
+        weights=weights,
+        files=tuple(ModelFile(name, required=False) for name in files),
+        directory=path,
+        tokenizer=tokenizer,
+    )
+
+
+def is_model2vec(path: Path) -> bool:
+    """Say whether a folder's static model is one of model2vec's own."""
+    return read_json(path / "config.json").get("model_type") == _MODEL2VEC
+
+
+def _refuse_without_table(path: Path, weights: str) -> None:
+    if not (path / weights).is_file():
+        raise ModelUnsupported(
+            f"{path} has no {weights}. Pickled weights (pytorch_model.bin) are never loaded; save "
+            'the model as safetensors: SentenceTransformer("DIR").save_pretrained("NEW_DIR")'
+        )
+
+
+def _table_width(weights: Path, config: dict[str, Any]) -> int:
+    """Return how wide the table is said to be; what cut it (model2vec) may not have said so."""
+    said = _count(config.get("hidden_dim"))
+    if said and "embedding_dtype" not in config:
+        return said
+    return width_of(weights, ("embedding.weight", "embeddings")) or said
 
 
 def _cuttable(path: Path, config: dict[str, Any]) -> bool:
@@ -175,8 +225,8 @@ _CARD_BYTES = 1 << 16
 
 
 _MODEL2VEC = "model2vec"
-# What model2vec truncates at unless told otherwise.
-STATIC_MAX_TOKENS = 512
+# Where a model has no limit of its own: what a text may cost in memory must have one.
+STATIC_MAX_TOKENS = 8192
 _READ = ("tokenizer.json", "config.json")
 _SLOW_TOKENIZERS = (
     "sentencepiece.bpe.model",

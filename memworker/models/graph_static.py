@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,67 +17,122 @@ from memworker.errors import ModelCorrupt
 from memworker.models import parts
 from memworker.models.head import Head
 from memworker.models.onnx_file import GraphWriter
+from memworker.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Part of the fingerprint: raise it with any change that may move a vector.
-RECIPE = "static-mean-1"
-_WORDLLAMA, _MODEL2VEC = "embedding.weight", "embeddings"
+RECIPE, _COUNTED_RECIPE = "static-mean-1", "static-mean-2"
+_OURS, _MODEL2VEC = "embedding.weight", "embeddings"
 
 
-def build_static(table: NDArray[Any], head: Head, path: Path) -> None:
-    """Write the graph of a table ``[tokens, dim]``, float16 or float32, to `path`."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The vector of each token id, ``[tokens, dim]``; the id of tokens that do not count."""
+
+    rows: NDArray[Any]
+    unknown: int | None = None
+
+
+def recipe(spec: ModelSpec) -> str:
+    """Name how a model's vectors are made: of a direction alone, or also of a length."""
+    return RECIPE if _direction_only(spec.normalize, bool(spec.dense)) else _COUNTED_RECIPE
+
+
+def _direction_only(normalize: bool, dense: bool) -> bool:
+    return normalize and not dense
+
+
+def build_static(table: Table, head: Head, path: Path) -> None:
+    """Write the graph of a table, int8, float16 or float32, to `path`."""
     graph = GraphWriter("memworker-static")
-    rows = graph.op("Gather", graph.weight("words", table), "input_ids", name="word_rows")
+    rows = graph.op("Gather", graph.weight("words", table.rows), "input_ids", name="word_rows")
     # A graph has one type for both; a Cast of float32 is nothing.
     rows = graph.op("Cast", rows, name="rows", to=parts.FLOAT)
-    sums = graph.op("MatMul", parts.mask_row(graph), rows, name="masked_sum")
+    mask = "attention_mask"
+    if table.unknown is not None and not _direction_only(head.normalize, bool(head.layers)):
+        unknown = graph.op("Equal", "input_ids", parts.ints(graph, table.unknown), name="unknown")
+        known = graph.op("Not", unknown, name="known")
+        counting = graph.op("Cast", known, name="counting", to=parts.INT64)
+        mask = graph.op("Mul", mask, counting, name="counted_mask")
+    sums = graph.op("MatMul", parts.mask_row(graph, mask), rows, name="masked_sum")
     parts.finish(graph, parts.mean(graph, sums), head)
-    width = head.width(table.shape[1])
+    width = head.width(table.rows.shape[1])
     graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
 
 
-def read_table(weights: Path, tokenizer: Path) -> NDArray[Any]:
-    """Return the vector of each token id, float16 or float32 ``[tokens, dim]``.
+def read_table(weights: Path, tokenizer: Path, *, unknown_counts: bool = False) -> Table:
+    """Return the vector of each token id.
 
-    Takes wordllama's tensor and model2vec's, whose shared rows and weights are
-    spread to one row a token and whose unknown token counts as nothing.
-    Raises ModelCorrupt where the file holds neither.
+    Takes the tensor of wordllama and sentence-transformers, and model2vec's, whose shared rows
+    and weights are spread to one row a token and whose unknown token counts as nothing, unless
+    `unknown_counts`. Raises ModelCorrupt where the file holds neither.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         tensors: dict[str, Any] = load_file(weights)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise ModelCorrupt(f"{weights} cannot be read: {error}. Fetch the model again.") from error
-    name = next((n for n in (_WORDLLAMA, _MODEL2VEC) if n in tensors), "")
+    name = next((n for n in (_OURS, _MODEL2VEC) if n in tensors), "")
     if not name or tensors[name].ndim != 2:
         raise ModelCorrupt(f"{weights} holds no table of token vectors: it has {sorted(tensors)}.")
-    table = tensors[name]
-    return _spread(tensors, tokenizer) if name == _MODEL2VEC else table
-
-
-def _spread(tensors: dict[str, Any], tokenizer: Path) -> NDArray[Any]:
-    table: NDArray[Any] = tensors[_MODEL2VEC]
-    if "mapping" in tensors:
-        table = table[tensors["mapping"]]
-    if "weights" in tensors:
-        table = (table * tensors["weights"][:, None]).astype(table.dtype)
-    unknown = _unknown_token(json.loads(tokenizer.read_bytes())["model"])
-    if unknown is not None:
-        table = table.copy()
+    if name == _OURS:
+        return _checked(weights, _narrow(tensors[name]), tokenizer, None)
+    rows = _narrow(_spread(tensors))
+    described = json.loads(tokenizer.read_bytes())
+    unknown = None if unknown_counts else _unknown_token(described)
+    if unknown is not None and unknown < len(rows):
+        rows = rows.copy()
         # A row of zeros leaves the direction of the mean as if the token were not there.
-        table[unknown] = 0
-    return table
+        rows[unknown] = 0
+    return _checked(weights, rows, tokenizer, unknown)
 
 
-def _unknown_token(model: dict[str, Any]) -> int | None:
+def _spread(tensors: dict[str, Any]) -> NDArray[Any]:
+    import numpy as np
+
+    rows: NDArray[Any] = tensors[_MODEL2VEC]
+    if "mapping" in tensors:
+        rows = rows[tensors["mapping"]]
+    if "weights" in tensors:
+        # Whole numbers times weights are none.
+        kind = rows.dtype if rows.dtype.kind == "f" else np.float32
+        rows = (rows * tensors["weights"][:, None]).astype(kind)
+    return rows
+
+
+def _narrow(rows: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    return rows.astype(np.float32) if rows.dtype == np.float64 else rows
+
+
+def _checked(weights: Path, rows: NDArray[Any], tokenizer: Path, unknown: int | None) -> Table:
+    """Refuse a table with fewer rows than the tokenizer has ids: a worker would fail on a text."""
+    described = json.loads(tokenizer.read_bytes())
+    added = [int(token["id"]) for token in described.get("added_tokens") or []]
+    vocabulary = described["model"].get("vocab") or {}
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    if (last := max([*ids, *added], default=0)) >= len(rows):
+        raise ModelCorrupt(
+            f"{weights} has {len(rows)} rows, and {tokenizer} gives ids up to {last}: "
+            "they are not of one model."
+        )
+    return Table(rows, unknown)
+
+
+def _unknown_token(described: dict[str, Any]) -> int | None:
+    model = described["model"]
     if model.get("type") == "Unigram":
-        return model.get("unk_id")
+        unigram: int | None = model.get("unk_id")
+        return unigram
+    named = model.get("unk_token") or ""
+    added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or []}
     vocabulary: dict[str, int] = model.get("vocab") or {}
-    return vocabulary.get(model.get("unk_token") or "")
+    return added.get(named, vocabulary.get(named))
 
 
 def faster_tokenizer(path: Path) -> str:

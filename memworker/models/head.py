@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from memworker.errors import ModelCorrupt
 from memworker.models.spec import Activation, Dense, ModelSpec, Pooling
+from memworker.models.tensors import Tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,24 +75,14 @@ def apply_layers(layers: Iterable[Layer], rows: Matrix) -> Matrix:
 
 def _read(layer: Dense, path: Path) -> Layer:
     import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    try:
-        tensors: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelCorrupt(
-            f"{path} cannot be read: {error}. Copy or fetch the model again."
-        ) from error
-    wanted: dict[str, tuple[int, ...]] = {"linear.weight": (layer.outputs, layer.inputs)}
-    if layer.bias:
-        wanted["linear.bias"] = (layer.outputs,)
-    shapes = {name: tensors[name].shape for name in wanted if name in tensors}
-    if shapes != wanted:
-        raise ModelCorrupt(f"{path} has {shapes}, its config.json makes it {wanted}.")
-    weight = np.ascontiguousarray(tensors["linear.weight"].T, dtype=np.float32)
-    bias = tensors["linear.bias"] if layer.bias else np.zeros(layer.outputs)
-    return Layer(weight, np.ascontiguousarray(bias, dtype=np.float32), layer.activation)
+    tensors = Tensors(path, "linear.weight")
+    if not layer.bias:
+        weight = tensors.take("linear.weight", (layer.outputs, layer.inputs)).T
+        zeros = np.zeros(layer.outputs, np.float32)
+        return Layer(np.ascontiguousarray(weight), zeros, layer.activation)
+    linear = tensors.linear("linear", layer.inputs, layer.outputs)
+    return Layer(linear.weight, linear.bias, layer.activation)
 
 
 def _gelu(rows: Matrix) -> Matrix:

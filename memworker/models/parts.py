@@ -15,7 +15,7 @@ from memworker.models.spec import Activation, Pooling
 from memworker.models.tensors import Norm
 from memworker.models.weights import BertShape, BertWeights
 
-FLOAT, BOOL = 1, 9  # TensorProto's element types, known without importing onnx
+FLOAT, INT64, BOOL = 1, 7, 9  # TensorProto's element types, known without importing onnx
 # What is added to the score of a masked token: its share becomes 0, and all masked stay finite.
 _MASKED = 1e4
 
@@ -172,9 +172,9 @@ def last_rows(graph: GraphWriter, rows: str) -> str:
     return graph.op("Gather", rows, graph.op("Add", begin, which, name="last_at"), name="last")
 
 
-def mask_row(graph: GraphWriter) -> str:
+def mask_row(graph: GraphWriter, given: str = "attention_mask") -> str:
     """Add the mask as a row a text, float32[n, 1, tokens]: times token rows, it adds them up."""
-    mask = graph.op("Cast", "attention_mask", name="mask_to_pool", to=FLOAT)
+    mask = graph.op("Cast", given, name="mask_to_pool", to=FLOAT)
     return graph.op("Unsqueeze", mask, ints(graph, 1), name="mask_row")
 
 

@@ -77,7 +77,7 @@ def ready_model(
     graph, recipe = built_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
     # The tokenizer beside a static graph gives the same ids in less time.
-    home = graph.parent if entry.spec.static else folder
+    tokenizer = graph.with_name(TOKENIZER_FILE) if entry.spec.static else folder / entry.tokenizer
     # OpenVINO would compute them in bf16 too.
     outside = chosen is Precision.BF16 and bool(entry.spec.dense)
     return ReadyModel(
@@ -85,9 +85,9 @@ def ready_model(
         precision=chosen,
         max_tokens=limit,
         graph=graph,
-        tokenizer=home / TOKENIZER_FILE,
+        tokenizer=tokenizer,
         pooled=True,
-        fingerprint=_fingerprint(entry.spec, recipe, hashes[TOKENIZER_FILE], chosen, limit),
+        fingerprint=_fingerprint(entry.spec, recipe, hashes[entry.tokenizer], chosen, limit),
         needs_l2=outside and entry.spec.normalize,
         flops_per_token=0.0 if entry.spec.static else _flops_per_token(folder),
         home=folder if outside else None,
@@ -237,9 +237,9 @@ def _foreign(
         precision=Precision.FP32,
         max_tokens=limit,
         graph=path,
-        tokenizer=folder / TOKENIZER_FILE,
+        tokenizer=folder / entry.tokenizer,
         pooled=facts.rank == 2,
-        fingerprint=_fingerprint(spec, recipe, hashes[TOKENIZER_FILE], Precision.FP32, limit),
+        fingerprint=_fingerprint(spec, recipe, hashes[entry.tokenizer], Precision.FP32, limit),
         needs_l2=spec.normalize,
         flops_per_token=facts.flops_per_token,
         # A graph that pools has what is behind pooling too.

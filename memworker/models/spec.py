@@ -127,7 +127,8 @@ class ModelEntry:
     `weights` is the path of the safetensors or ONNX file among `files`, or of the index that
     names its `shards`, which are there too. A model
     that lies in a `directory` of the user's is used in place. `unsupported`
-    says why memworker cannot run a model that the catalogue knows.
+    says why memworker cannot run a model that the catalogue knows. `tokenizer` is that file's
+    path among `files`.
     """
 
     spec: ModelSpec
@@ -138,6 +139,7 @@ class ModelEntry:
     wheel: WheelFile | None = None
     directory: Path | None = None
     unsupported: str = ""
+    tokenizer: str = "tokenizer.json"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -129,6 +129,13 @@ def shards(path: Path) -> list[Path]:
     return [path.with_name(name) for name in names]
 
 
+def width_of(path: Path, names: tuple[str, ...]) -> int:
+    """Return the last size of the first of these tensors that a file has, 0 where it has none."""
+    places = _places(path)
+    found = next((places[name].shape for name in names if name in places), ())
+    return found[-1] if found else 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a tensor lies: its file, the first byte there, and what the bytes are."""

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from memworker.errors import ModelCorrupt, UsageError
+from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
 from memworker.models import list_models, ready_model
 from memworker.models.calibration import calibration_texts
 from memworker.pool.tokenize import Tokenizer as PoolTokenizer
@@ -142,3 +142,98 @@ def test_static_models_have_one_precision(model2vec, cache):
     listed = {listing.spec.name: listing for listing in list_models(cache_dir=cache)}
     assert listed["wordllama-256"].precisions == ("fp32",)
     assert listed["minishlab/potion-base-8M"].spec.static
+
+
+TOKENS = [[5, 6, 7], [11, 1, 11, 8], [13], [1]]
+
+
+def run_tokens(folder, cache):
+    ready = ready_model(folder, cache_dir=cache)
+    return ready, run_padded(open_session(ready.graph), TOKENS, extra=2)
+
+
+def means(table, *, without=None):
+    rows = [[token for token in ids if token != without] for ids in TOKENS]
+    zero = np.zeros(table.shape[1])
+    return np.stack([table[ids].astype(np.float64).mean(0) if ids else zero for ids in rows])
+
+
+def make_static(folder, tensors, *, config=None, modules=()):
+    make_bert(folder)
+    (folder / "config.json").unlink()
+    save_file(tensors, folder / "model.safetensors")
+    if config is not None:
+        said = {"model_type": "model2vec", **config}
+        (folder / "config.json").write_text(json.dumps(said))
+    if modules:
+        kinds = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in modules]
+        (folder / "modules.json").write_text(json.dumps(kinds))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tables_of_any_kind_of_number(tmp_path, cache, kind, weighted):
+    """An unknown token is left out of a mean that keeps its length too, as model2vec does."""
+    random = np.random.default_rng(5)
+    rows = (random.standard_normal((len(WORDS), 24)) * 30).astype(kind)
+    weights = random.random(len(WORDS)) + 0.5
+    tensors = {"embeddings": rows} | ({"weights": weights} if weighted else {})
+    folder = make_static(tmp_path / "model", tensors, config={"hidden_dim": 24})
+    ready, got = run_tokens(folder, cache)
+    table = rows * (weights[:, None] if weighted else 1.0)
+    np.testing.assert_allclose(
+        got, means(table, without=1), atol=0.1 if kind == "float16" else 1e-4
+    )
+    assert not ready.spec.normalize and ready.max_tokens == 512
+
+
+def test_the_limit_that_model2vec_was_told(tmp_path, cache):
+    tensors = {"embeddings": np.ones((len(WORDS), 8), np.float32)}
+    for number, (said, limit) in enumerate([(64, 64), (None, 8192)]):
+        config = {"hidden_dim": 8, "max_length": said}
+        folder = make_static(tmp_path / str(number), tensors, config=config)
+        assert ready_model(folder, cache_dir=cache).max_tokens == limit
+
+
+def test_a_table_that_model2vec_has_narrowed(tmp_path, cache):
+    tensors = {"embeddings": np.ones((len(WORDS), 8), np.float32)}
+    config = {"hidden_dim": 24, "embedding_dtype": "float32"}
+    folder = make_static(tmp_path / "model", tensors, config=config)
+    assert ready_model(folder, cache_dir=cache).spec.dim == 8
+
+
+@pytest.mark.parametrize("place", ["", "0_StaticEmbedding"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_static_embeddings_of_sentence_transformers(tmp_path, cache, place, normalize):
+    """Which counts an unknown token as any other."""
+    rows = np.random.default_rng(5).standard_normal((len(WORDS), 24)).astype(np.float32)
+    modules = [("StaticEmbedding", place), *([("Normalize", "1_Normalize")] if normalize else [])]
+    folder = make_static(tmp_path / "model", {"embedding.weight": rows}, modules=modules)
+    if place:
+        (folder / place).mkdir()
+        for name in ("model.safetensors", "tokenizer.json"):
+            (folder / name).rename(folder / place / name)
+    settings = {"prompts": {"query": "w1 ", "document": "w2 "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    ready, got = run_tokens(folder, cache)
+    wanted = means(rows)
+    if normalize:
+        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert (ready.spec.static, ready.spec.query_prefix, ready.max_tokens) == (True, "w1 ", 8192)
+
+
+def test_pickled_tables_are_refused(tmp_path, cache):
+    folder = make_static(tmp_path / "m", {"a": np.ones(1)}, modules=[("StaticEmbedding", "0_S")])
+    (folder / "0_S").mkdir()
+    (folder / "model.safetensors").rename(folder / "0_S" / "pytorch_model.bin")
+    with pytest.raises(ModelUnsupported, match="never loaded"):
+        ready_model(folder, cache_dir=cache)
+
+
+def test_a_table_that_is_too_short_for_its_tokenizer(tmp_path, cache):
+    tensors = {"embeddings": np.ones((len(WORDS) - 1, 8), np.float32)}
+    folder = make_static(tmp_path / "model", tensors, config={"hidden_dim": 8})
+    with pytest.raises(ModelCorrupt, match="63 rows"):
+        ready_model(folder, cache_dir=cache)
