@@ -95,8 +95,11 @@ def known_family(config: Config) -> Family | None:
 
 def _families() -> tuple[Family, ...]:
     from memworker.models import bert_like
+    from memworker.models.decoders import Gemma3, Qwen3
+    from memworker.models.modernbert import ModernBert
+    from memworker.models.nomic_bert import NomicBert
 
-    return bert_like.FAMILIES
+    return (*bert_like.FAMILIES, NomicBert(), ModernBert(), Qwen3(), Gemma3())
 
 
 def read_config(folder: Path) -> Config:

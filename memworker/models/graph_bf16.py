@@ -14,6 +14,8 @@ graph, and maps the rest. Attention is written out in plain operators, which Ope
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +50,28 @@ def write(weights: Path, head: Head, path: Path) -> None:
 
 def build_bert_bf16(bert: BertWeights, head: Head) -> Any:
     """Return the model that gives ``embedding`` float32[n, dim]."""
+    return model_of(partial(_token_rows, bert), head, "memworker-bert-bf16")
+
+
+def model_of(token_rows: Callable[[Any, Any], Any], head: Head, name: str) -> Any:
+    """Return the model that pools what `token_rows` makes of ids and mask."""
     import numpy as np
     from openvino import Model, opset15 as op
 
     ids = op.parameter([-1, -1], np.int32, name="input_ids")
     mask = op.parameter([-1, -1], np.float32, name="attention_mask")
+    pooled = _pool(head.pooling, token_rows(ids, mask), mask)
+    if head.normalize:
+        pooled = op.normalize_l2(pooled, _ints(1), 1e-12, "max")
+    model = Model([op.result(pooled, name="embedding")], [ids, mask], name)
+    for given, name in zip(model.inputs, ("input_ids", "attention_mask"), strict=True):
+        given.get_tensor().set_names({name})
+    return model
+
+
+def _token_rows(bert: BertWeights, ids: Any, mask: Any) -> Any:
+    from openvino import opset15 as op
+
     below = op.multiply(op.subtract(mask, _floats(1.0)), _floats(_MASKED))
     below = op.unsqueeze(below, _ints(1, 2))
     if bert.relative is not None:
@@ -60,13 +79,7 @@ def build_bert_bf16(bert: BertWeights, head: Head) -> Any:
     rows = _norm(_embeddings(bert, ids), bert.norm, bert.shape)
     for layer in bert.layers:
         rows = _layer(layer, bert.shape, rows, below)
-    pooled = _pool(head.pooling, rows, mask)
-    if head.normalize:
-        pooled = op.normalize_l2(pooled, _ints(1), 1e-12, "max")
-    model = Model([op.result(pooled, name="embedding")], [ids, mask], "memworker-bert-bf16")
-    for given, name in zip(model.inputs, ("input_ids", "attention_mask"), strict=True):
-        given.get_tensor().set_names({name})
-    return model
+    return rows
 
 
 def _embeddings(bert: BertWeights, ids: Any) -> Any:

@@ -70,6 +70,32 @@ class GraphWriter:
         branches = {"then_branch": _branch(then), "else_branch": _branch(otherwise)}
         return self.op("If", condition, name=name, **branches)
 
+    def repeat(self, times: str, write: Callable[[GraphWriter, str], str], *, name: str) -> str:
+        """Add a node that runs what `write` writes so many times, and stacks its outputs.
+
+        `write` is given the name of the turn's number, int64[], and keeps to what branches
+        of `either` keep to. All outputs must have one shape.
+        """
+        from onnx import TensorProto, helper
+
+        inner, turn, go = GraphWriter("turn"), f"{name}.turn", f"{name}.go"
+        result = write(inner, turn)
+        assert not inner._weights, "a turn uses the weights of the graph around it"
+        inner.op("Identity", go, name=f"{go}.on")
+        body = helper.make_graph(
+            inner._nodes,
+            f"{name}.body",
+            [
+                helper.make_tensor_value_info(turn, TensorProto.INT64, []),
+                helper.make_tensor_value_info(go, TensorProto.BOOL, []),
+            ],
+            [
+                helper.make_tensor_value_info(f"{go}.on", TensorProto.BOOL, []),
+                helper.make_empty_tensor_value_info(result),
+            ],
+        )
+        return self.op("Loop", times, "", name=name, body=body)
+
     def save(self, path: Path, inputs: list[Any], outputs: list[Any]) -> None:
         """Write the graph to `path` and its large weights to WEIGHTS_FILE in the same folder."""
         import onnx

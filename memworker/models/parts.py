@@ -148,14 +148,20 @@ def pool(graph: GraphWriter, pooling: Pooling, hidden: str) -> str:
     if pooling is Pooling.CLS:
         return hidden
     if pooling is Pooling.LAST:
-        return last_rows(graph, hidden)
+        last_index(graph)
+        return last_rows(graph, "pooled", hidden)
     texts = graph.op("Reshape", hidden, "by_text", name="tokens_by_text")
     row = mask_row(graph)
     return mean(graph, graph.fused("FusedMatMul", row, texts, name="masked_sum", transBatchB=1))
 
 
-def last_rows(graph: GraphWriter, rows: str) -> str:
-    """Keep the last token of each text that is not masked, the first where all are."""
+def last_rows(graph: GraphWriter, at: str, rows: str) -> str:
+    """Keep the rows of `last_index`."""
+    return graph.op("Gather", rows, "last_at", name=f"{at}.last")
+
+
+def last_index(graph: GraphWriter) -> None:
+    """Add where the last token of each text lies that is not masked, the first where all are."""
     count = graph.op("ReduceSum", "attention_mask", ints(graph, 1), name="last_count", keepdims=0)
     place = graph.op("Sub", count, ints(graph, 1), name="last_place_or_none")
     place = graph.op("Max", place, ints(graph, 0), name="last_place")
@@ -169,7 +175,7 @@ def last_rows(graph: GraphWriter, rows: str) -> str:
         )
     )
     which = graph.op("Range", zero, texts, one, name="text_numbers")
-    return graph.op("Gather", rows, graph.op("Add", begin, which, name="last_at"), name="last")
+    graph.op("Add", begin, which, name="last_at")
 
 
 def mask_row(graph: GraphWriter, given: str = "attention_mask") -> str:
