@@ -67,6 +67,7 @@ def test_what_the_command_line_does_python_does_by_the_names_of_the_readme(tmp_p
         "EmbeddingPool",
         "AsyncEmbeddingPool",
         "IngestReport",
+        "SyncReport",
         "VectorSpace",
         "errors",
         "DEFAULT_MODEL",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,8 @@ import typer
 
 from memworker import DEFAULT_MODEL
 from memworker.cli import options, progress, signals
-from memworker.cli.output import json_line
+from memworker.cli.output import json_line, printable
+from memworker.errors import MemworkerError
 
 if TYPE_CHECKING:
     from memworker.ingestion import SyncReport
@@ -66,6 +69,9 @@ def sync(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on: compare again whenever something changed.")
+    ] = False,
     text_field: Annotated[
         str | None, typer.Option(help="Of JSON files: the field that holds the text.")
     ] = None,
@@ -117,6 +123,7 @@ def sync(
             exclude=exclude or (),
             check=check,
             dry_run=dry_run,
+            watch=watch,
             text_field=text_field,
             model=model,
             precision=precision,
@@ -130,14 +137,26 @@ def sync(
             durable=durable,
             wait_s=wait,
             stop=stop,
-            observer=observer,
+            observer=None if watch else observer,
+            on_pass=partial(_tell_pass, as_json=as_json) if watch else None,
         )
-    _print(report, as_json=as_json, done=f"{folder} · {db} · {table}")
+    _print(report, as_json=as_json, done=f"{folder} · {db} · {table}", watched=watch)
 
 
-def _print(report: SyncReport, *, as_json: bool, done: str) -> None:
+def _tell_pass(report: SyncReport | MemworkerError, *, as_json: bool) -> None:
+    """Say what a pass has done, if it did anything."""
+    if isinstance(report, MemworkerError):
+        print(f"memworker: {printable(str(report))}", file=sys.stderr, flush=True)
+    elif as_json:
+        options.print_out(json_line(report.to_dict()))
+    else:
+        options.print_out(f"{time.strftime('%H:%M:%S')} {_counted(report)}")
+
+
+def _print(report: SyncReport, *, as_json: bool, done: str, watched: bool) -> None:
     """Print what became of the files; leave with 3 if some were rejected, 128 + n on a signal."""
-    options.print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_told(report)}")
+    if not (watched and as_json):
+        options.print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_told(report)}")
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if report.would_remove and not (as_json or report.dry_run):
@@ -157,12 +176,15 @@ def _print(report: SyncReport, *, as_json: bool, done: str) -> None:
 
 
 def _told(report: SyncReport) -> str:
-    counts = [
-        f"{value:,} {words}"
-        for field, words in _WORDS.items()
-        if (value := getattr(report, field)) or field == "files"
-    ]
-    line = f"{'would be: ' if report.dry_run else ''}{', '.join(counts)}"
+    line = f"{'would be: ' if report.dry_run else ''}{_counted(report)}"
     if report.embedding is None:
         return line
     return f"{line}\n{options.speed(report.embedding)}"
+
+
+def _counted(report: SyncReport) -> str:
+    return ", ".join(
+        f"{value:,} {words}"
+        for field, words in _WORDS.items()
+        if (value := getattr(report, field)) or field == "files"
+    )

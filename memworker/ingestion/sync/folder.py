@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from memworker.ingestion.sync.catalogue import Catalogue
 from memworker.ingestion.sync.looking import Chosen, FoundFile, files_of, is_there
 from memworker.ingestion.sync.outcome import FileCounts, SyncReport, outcome
 from memworker.ingestion.sync.planning import Naming, Planner, Reading
+from memworker.ingestion.sync.watching import Tell, FolderWatch
 from memworker.ingestion.sync.writing import FolderWriter, vectors_alike
 from memworker.ingestion.windows import Sieve, Window
 from memworker.paths import PathGiven, shown_name, used_path
@@ -114,6 +115,7 @@ def sync_folder(
     exclude: Sequence[str] = (),
     check: str = "stamp",
     dry_run: bool = False,
+    watch: bool = False,
     text_field: str | None = None,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
@@ -129,6 +131,7 @@ def sync_folder(
     wait_s: float = 0.0,
     stop: Stop | None = None,
     observer: Callable[[RunningJob], None] | None = None,
+    on_pass: Tell | None = None,
 ) -> SyncReport:
     """Bring a LanceDB table in step with the documents of a folder.
 
@@ -140,9 +143,12 @@ def sync_folder(
 
     Running the same call again does what is left, after whatever end of the first. `check`
     "content" reads each file, "stamp" only those whose size, times or inode are others.
-    `dry_run` writes nothing, and tells what would be done. Where nothing is left of the folder's
-    documents, or more than `max_delete` would go, nothing is removed and InputError is raised,
-    unless `allow_empty` is given. The other arguments are those of `ingest`.
+    `dry_run` writes nothing, and tells what would be done. With `watch` the folder is compared
+    again whenever it has changed, until `stop` is set; `on_pass` is given each report, or the
+    error of a pass that has to be tried again, and the report returned has the sums. Where
+    nothing is left of the folder's documents, or more than `max_delete` would go, nothing is
+    removed and InputError is raised, unless `allow_empty` is given. The other arguments are
+    those of `ingest`.
 
     Raises UsageError, InputNotFound, ModelError, TableLocked, TableMismatch, StoreUnwritable
     before any row is written.
@@ -166,6 +172,8 @@ def sync_folder(
         target,
         options.reject_list(target.reject_list),
     )
+    if dry_run and watch:
+        raise UsageError("a dry run looks once; leave out --watch (watch=) or --dry-run (dry_run=)")
     if dry_run:
         return _look_only(job)
     job.files(LeftOut())  # whether it is there, before a model is loaded
@@ -178,8 +186,17 @@ def sync_folder(
     made_s = time.perf_counter() - began
     space = VectorSpace.of(use.pool.identity, distance)
     target.existing(space)
+    tell = on_pass or (lambda report: None)
     with Closing(use):
-        return one_pass(job, options, use, space, made_s)
+        if watch:
+            # Each pass borrows it: it stays open in between.
+            use = PoolUse(use.pool, own=False)
+            options = replace(options, stop=stop or Stop())
+            once = partial(one_pass, job, options, use, space)
+            return FolderWatch(job.root, str(target.db), options.stop or Stop(), once, tell).run()
+        report = one_pass(job, options, use, space, made_s)
+        tell(report)
+        return report
 
 
 @dataclass(slots=True)
