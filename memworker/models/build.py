@@ -40,7 +40,7 @@ def built_graph(
     The digest depends on the model and the recipe alone; the file is also bound
     to this processor and this onnxruntime, whose packing of weights it holds.
     """
-    family = None if entry.spec.static else family_of(read_config(folder))
+    family = None if entry.spec.static else _family(entry, folder)
     recipe = _recipe_digest(entry, family, hashes, precision)
     facts = [recipe, *_own_tokenizer(entry, hashes)]
     if family is not None and (layout := family.layout(precision)):
@@ -55,6 +55,22 @@ def built_graph(
                 cache.publish("built", key, partial(_build, entry, folder, precision))
     check_built(home)
     return home / _graph_file(precision), recipe
+
+
+def _family(entry: ModelEntry, folder: Path) -> Family:
+    """Return the model's family; ModelCorrupt where it is not the model of the catalogue."""
+    config, spec = read_config(folder), entry.spec
+    family = family_of(config)
+    family.check(config)
+    there, wanted = family.dim(config), spec.dense[0].inputs if spec.dense else spec.dim
+    positions = family.position_limit(config)
+    if there != wanted or 0 < positions < spec.max_tokens:
+        raise ModelCorrupt(
+            f"{folder / 'config.json'} is of a model with {there} dimensions and {positions} "
+            f"positions; {spec.name} should have {wanted} and {spec.max_tokens} or more: it is "
+            "another model. Fetch it again, or give a directory's path as the model."
+        )
+    return family
 
 
 def check_built(home: Path, *, recheck: bool = False) -> dict[str, str]:

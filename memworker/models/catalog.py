@@ -9,6 +9,7 @@ from memworker.errors import UnknownModel
 from memworker.models.cache import ModelCache
 from memworker.models.directory import looks_like_model, read_directory
 from memworker.models.fastembed_catalog import fastembed_entries
+from memworker.models.hub_catalog import HUB_ENTRIES
 from memworker.models.spec import (
     HubRepo,
     ModelEntry,
@@ -140,4 +141,4 @@ _WORDLLAMA = ModelEntry(
     ),
 )
 
-BUILT_IN: tuple[ModelEntry, ...] = (_MINILM, _WORDLLAMA)
+BUILT_IN: tuple[ModelEntry, ...] = (_MINILM, _WORDLLAMA, *HUB_ENTRIES)

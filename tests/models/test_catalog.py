@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from memworker.errors import ModelUnsupported, UnknownModel, UsageError
+from memworker.errors import ModelCorrupt, ModelUnsupported, UnknownModel, UsageError
 from memworker.models import Pooling, list_models, ready_model
 from memworker.models.cache import ModelCache
 from memworker.models.catalog import find
+from memworker.models.fastembed_catalog import fastembed_entries
+from memworker.models.hub_catalog import HUB_ENTRIES
 from memworker.models.prefixes import prefixes_of
 from tests import PATIENCE_S
 from tests.models.tiny import make_bert
@@ -39,10 +41,33 @@ def test_fastembed_names_with_or_without_publisher(catalog):
     assert "model.onnx_data" in [file.path for file in e5.files]
 
 
+@pytest.mark.parametrize("entry", HUB_ENTRIES, ids=lambda entry: entry.spec.name)
+def test_entries_of_the_hub_hold_together(entry, catalog):
+    spec, short = entry.spec, entry.spec.name.rpartition("/")[2]
+    assert find(spec.name, catalog) == find(short, catalog) == entry
+    assert entry.hub is not None and entry.hub.repo == spec.name
+    assert spec.dim in (384, 768, 1024) and 128 <= spec.max_tokens <= spec.position_limit
+    assert spec.description.endswith(".") and spec.license in ("mit", "apache-2.0", "")
+    # Its ONNX file is what tables of that name were made with.
+    assert spec.name.lower() not in {e.spec.name.lower() for e in fastembed_entries(catalog)}
+
+
+def test_another_model_than_the_catalogue_says(tmp_path, monkeypatch):
+    """The hub's folder of `main` may come to hold another one."""
+    home = tmp_path / "hub" / "models--thenlper--gte-small"
+    folder = make_bert(home / "snapshots" / ("0" * 40))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ModelCorrupt, match="32 dimensions.*gte-small should have 384"):
+        ready_model("gte-small", cache_dir=tmp_path / "cache", offline=True)
+    assert folder.is_dir()
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("all-MiniLM-L6", "all-MiniLM-L6-v2"),
+        ("all-MiniLM-L7-v2", "all-MiniLM-L6-v2"),
         ("bge-smal-en-v1.5", "BAAI/bge-small-en-v1.5"),
         ("all-minilm-l6-v3", "all-MiniLM-L6-v2"),
     ],
