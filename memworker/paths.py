@@ -18,7 +18,7 @@ PathGiven: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """What names a file or a folder; bytes are a name as the system holds it."""
 
 # With one slash, too: that is what Path makes of two.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://|(s3|gs|gcs|az|abfss?|hdfs|https?|hf|file):/)")
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://|(s3|gs|gcs|az|abfss?|hdfs|https?|hf|file):/)")
 
 
 def is_path(given: object) -> bool:
@@ -59,7 +59,7 @@ def named(given: Any, what: str = "a path") -> str:
     text = os.fsdecode(given)
     if not text.strip() or "\0" in text:
         raise UsageError(f"{what} is named by a path that is not blank, not by {text!r}")
-    if _URL.match(text):
+    if ADDRESS.match(text):
         raise UsageError(f"{what} must be in a local directory, and {text!r} is an address")
     found = os.path.expanduser(text)
     if found == text and text.split("/")[0] == "~":

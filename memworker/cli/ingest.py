@@ -12,13 +12,23 @@ from memworker.cli import options, progress, signals
 
 
 def ingest(
-    inputs: options.Inputs,
-    db: options.Db,
-    table: options.TableName,
-    text_field: options.TextField = "text",
-    id_field: options.IdField = "id",
-    scope: options.ScopeOption = None,
+    *,
+    inputs: options.InputsOrQuery = None,
     format: options.Format = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
+    quotechar: options.QuoteChar = None,
+    no_header: options.NoHeader = False,
+    sql: options.Sql = None,
+    from_: options.From = None,
+    limit: options.Limit = None,
+    max_text_bytes: options.MaxTextBytes = None,
+    text_field: options.TextField = ["text"],  # noqa: B006
+    text_template: options.TextTemplate = None,
+    id_field: options.IdField = "id",
+    id_template: options.IdTemplate = None,
+    scope: options.ScopeOption = None,
+    metadata: options.MetadataFields = "all",
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     min_cosine: options.MinCosine = None,
@@ -26,27 +36,42 @@ def ingest(
     memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
     dim: options.Dim = None,
-    max_text_bytes: options.MaxTextBytes = None,
-    limit: options.Limit = None,
-    distance: Annotated[str, typer.Option(help="cosine or dot; for a new table.")] = "cosine",
-    on_error: Annotated[str, typer.Option(help="Bad rows: reject or stop.")] = "reject",
+    db: options.Db,
+    table: options.TableName,
+    distance: Annotated[
+        str, typer.Option(help="cosine or dot; for a new table.", rich_help_panel=options.WRITING)
+    ] = "cosine",
+    on_error: options.OnError = "reject",
     on_conflict: Annotated[
-        str, typer.Option(help="Same id, other text: reject, skip or update.")
+        str,
+        typer.Option(
+            help="Same id, other text: reject, skip or update.", rich_help_panel=options.WRITING
+        ),
     ] = "reject",
     rejects: Annotated[
-        Path | None, typer.Option(help="Where rejected rows are listed; default: beside the table.")
+        Path | None,
+        typer.Option(
+            help="Where rejected rows are listed; default: beside the table.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = None,
     durable: Annotated[
         bool,
         typer.Option(
             "--durable",
             help="Force each commit to the disk (fsync), from now on, by any program.",
+            rich_help_panel=options.WRITING,
         ),
     ] = False,
     wait: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to wait for another ingest into this table to end."),
+        typer.Option(
+            min=0,
+            help="Seconds to wait for another ingest into this table to end.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = 0.0,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Embed texts and add them to a LanceDB table, each row once.
@@ -56,15 +81,21 @@ def ingest(
     """
     from memworker.ingestion import ingest as run
 
-    with progress.shown(limit) as observer, signals.drained() as stop:
+    given = options.inputs_or_query(inputs, sql, from_)
+    with progress.shown(limit, quiet=quiet) as observer, signals.drained() as stop:
         report = run(
-            inputs,
+            given,
             db=db,
             table=table,
             text_field=text_field,
+            text_template=options.template(text_template),
             id_field=id_field,
+            id_template=options.template(id_template),
             scope=options.pairs(scope, "--scope"),
+            metadata=metadata,
             format=format,
+            dialect=options.dialect(delimiter, quotechar, encoding, no_header),
+            sql=sql,
             model=model,
             precision=options.precision_of(precision, min_cosine),
             workers=workers,

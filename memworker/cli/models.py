@@ -82,7 +82,7 @@ def verify(
         typer.Option(help="Texts (a file or folder) on which to hold a precision against fp32."),
     ] = None,
     precision: Annotated[str, typer.Option(help="The precision to compare.")] = "int8",
-    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    text_field: options.TextField = ["text"],  # noqa: B006
     limit: Annotated[int, typer.Option(min=2, help="Compare this many texts at most.")] = 2000,
     as_json: _Json = False,
 ) -> None:

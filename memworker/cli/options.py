@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, overload
@@ -15,36 +16,134 @@ from memworker.errors import UsageError
 
 if TYPE_CHECKING:
     from memworker import Auto
-    from memworker.ingestion import IngestReport
+    from memworker.ingestion import Dialect, IngestReport
+
+# The groups in which --help shows what a verb takes.
+INPUT, TEXT, MODEL, WRITING, OUTPUT = "Input", "Text", "Model", "Writing", "Output"
 
 Inputs = Annotated[
     list[str],
     typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False),
 ]
-Db = Annotated[str, typer.Option("--db", help="The LanceDB directory.", show_default=False)]
-TableName = Annotated[str, typer.Option("--table", help="The table's name.", show_default=False)]
-TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
-IdField = Annotated[str, typer.Option(help="The field that holds the id, where there is one.")]
-ScopeOption = Annotated[
+InputsOrQuery = Annotated[
     list[str] | None,
+    typer.Argument(
+        help="Files, folders, globs, or - for standard input; none with --sql.", show_default=False
+    ),
+]
+Sql = Annotated[
+    str | None,
     typer.Option(
-        "--scope", help="COLUMN=FIELD: take user_id, agent_id or run_id from a field; repeatable."
+        "--sql", help="Read the rows of this SELECT of a database.", rich_help_panel=INPUT
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="The database that --sql asks: sqlite:///FILE, duckdb:///FILE, or a table's file,"
+        " which the query calls input.",
+        rich_help_panel=INPUT,
     ),
 ]
 Format = Annotated[
     str | None,
     typer.Option(
-        help="jsonl, csv, tsv, parquet, arrow, txt or document; default: by suffix, stdin jsonl."
+        help="jsonl, csv, tsv, parquet, arrow, txt or document; default: by suffix, stdin jsonl.",
+        rich_help_panel=INPUT,
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        help="Of text, such as latin-1; default: UTF-8, UTF-16 and UTF-32 are told apart.",
+        rich_help_panel=INPUT,
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        help="What parts the cells of csv, such as ';' or tab; default: as its header shows.",
+        rich_help_panel=INPUT,
+    ),
+]
+QuoteChar = Annotated[
+    str | None,
+    typer.Option(
+        "--quotechar",
+        help="What cells of csv are quoted by, or none; default: \" or ', as the header shows.",
+        rich_help_panel=INPUT,
+    ),
+]
+NoHeader = Annotated[
+    bool,
+    typer.Option(
+        "--no-header",
+        help="The first line of csv is a row; columns are called 1, 2, ….",
+        rich_help_panel=INPUT,
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Read this many rows at most.", rich_help_panel=INPUT)
+]
+MaxTextBytes = Annotated[
+    str | None,
+    typer.Option(
+        help="Reject texts that are longer, for example 4MB; default: 1 MiB.",
+        rich_help_panel=INPUT,
+    ),
+]
+TextField = Annotated[
+    list[str],
+    typer.Option(
+        help="The field that holds the text, a.b for one within another; repeatable: each on a"
+        " line of its own.",
+        rich_help_panel=TEXT,
+    ),
+]
+TextTemplate = Annotated[
+    str | None,
+    typer.Option(
+        help=r"The text made of fields: '{title}\n{body}'; {{ and }} are braces.",
+        rich_help_panel=TEXT,
+    ),
+]
+IdField = Annotated[
+    str,
+    typer.Option(help="The field that holds the id, where there is one.", rich_help_panel=TEXT),
+]
+IdTemplate = Annotated[
+    str | None,
+    typer.Option(help="The id made of fields: '{source}-{number}'.", rich_help_panel=TEXT),
+]
+ScopeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scope",
+        help="COLUMN=FIELD: take user_id, agent_id or run_id from a field; repeatable.",
+        rich_help_panel=TEXT,
+    ),
+]
+MetadataFields = Annotated[
+    str,
+    typer.Option(
+        "--metadata",
+        help="Which fields are kept beside the text: all others, FIELD,…, or none.",
+        rich_help_panel=TEXT,
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="A name from `memworker models list`, or a model's directory.")
+    str,
+    typer.Option(
+        help="A name from `memworker models list`, or a model's directory.", rich_help_panel=MODEL
+    ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
         help="How the linear layers are computed: fp32, int8, bf16; or auto, the fastest that is"
-        " near enough to fp32 (see --min-cosine)."
+        " near enough to fp32 (see --min-cosine).",
+        rich_help_panel=MODEL,
     ),
 ]
 MinCosine = Annotated[
@@ -52,34 +151,92 @@ MinCosine = Annotated[
     typer.Option(
         help="With --precision auto: the least mean cosine to fp32 that will do.",
         show_default="0.998",
+        rich_help_panel=MODEL,
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Worker processes; default: the usable physical cores."),
+    typer.Option(
+        help="Worker processes; default: the usable physical cores.", rich_help_panel=MODEL
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
-    typer.Option(help="Hold no more than this in all, for example 4GB: fewer, smaller workers."),
+    typer.Option(
+        help="Hold no more than this in all, for example 4GB: fewer, smaller workers.",
+        rich_help_panel=MODEL,
+    ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Truncate texts here; default: the model's own limit.")
+    int | None,
+    typer.Option(
+        help="Truncate texts here; default: the model's own limit.", rich_help_panel=MODEL
+    ),
 ]
 Dim = Annotated[
     int | None,
     typer.Option(
-        help="Keep the first so many numbers of each vector, normalised again; default: all."
+        help="Keep the first so many numbers of each vector, normalised again; default: all.",
+        rich_help_panel=MODEL,
     ),
 ]
-MaxTextBytes = Annotated[
-    str | None, typer.Option(help="Reject texts that are longer, for example 4MB; default: 1 MiB.")
+Db = Annotated[
+    str,
+    typer.Option(
+        "--db", help="The LanceDB directory.", show_default=False, rich_help_panel=WRITING
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Read this many rows at most.")]
+TableName = Annotated[
+    str,
+    typer.Option("--table", help="The table's name.", show_default=False, rich_help_panel=WRITING),
+]
+OnError = Annotated[str, typer.Option(help="Bad rows: reject or stop.", rich_help_panel=WRITING)]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace a file that is there and was not made by memworker."),
+    typer.Option(
+        "--overwrite",
+        help="Replace a file that is there and was not made by memworker.",
+        rich_help_panel=WRITING,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No lines about progress.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on one line.", rich_help_panel=OUTPUT),
+]
+
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+def template(given: str | None) -> str | None:
+    r"""Read a template of the command line: ``\n``, ``\t`` and a doubled backslash are marks."""
+    if given is None:
+        return None
+    return re.sub(r"\\[nt\\]", lambda mark: _ESCAPES[mark[0]], given)
+
+
+def dialect(
+    delimiter: str | None, quotechar: str | None, encoding: str | None, no_header: bool
+) -> Dialect:
+    """Say how files of text are written. Raises UsageError."""
+    from memworker.ingestion import Dialect
+
+    return Dialect(delimiter, quotechar, encoding, not no_header)
+
+
+def inputs_or_query(inputs: list[str] | None, sql: str | None, database: str | None) -> list[str]:
+    """Return what is read: inputs, or the database of a query. Raises UsageError."""
+    if database is not None and sql is None:
+        raise UsageError("--from names what --sql asks; give a query, or name a file as an input")
+    if database is not None and inputs:
+        raise UsageError(f"--from {database} and the input {inputs[0]} are given; name one of them")
+    named = [database] if database is not None else inputs
+    if not named:
+        raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
+    return named
 
 
 def print_result(text: str, result: dict[str, Any], *, as_json: bool) -> None:
@@ -156,12 +313,12 @@ def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
 
 
 def texts_of(
-    inputs: list[str], field: str, *, format: str | None = None, limit: int | None = None
+    inputs: list[str], field: list[str], *, format: str | None = None, limit: int | None = None
 ) -> Iterator[str]:
     """Yield the texts of the first `limit` rows of inputs, those that are refused left out."""
     from memworker.ingestion import Fields, read
 
-    for batch in read(inputs, Fields(text=field, metadata=False), format=format, limit=limit):
+    for batch in read(inputs, Fields.of(field, metadata=False), format=format, limit=limit):
         yield from batch.rows["text"].to_pylist()
 
 

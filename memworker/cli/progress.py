@@ -1,7 +1,8 @@
-"""A live line about a running job, on stderr and only on a terminal."""
+"""A line about a running job, on stderr: a live one on a terminal, else one now and then."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,19 +16,23 @@ if TYPE_CHECKING:
     from memworker.pool import EmbeddingPool
 
 _REFRESH_S = 0.25
+LOG_EVERY_S = 30.0
 
 
 @contextmanager
-def shown(limit: int | None) -> Iterator[Callable[[RunningJob], None] | None]:
-    """Give the observer that shows a job; None where stderr is not a terminal."""
-    if not stderr_is_terminal():
+def shown(
+    limit: int | None, *, quiet: bool = False
+) -> Iterator[Callable[[RunningJob], None] | None]:
+    """Give the observer that shows a job, in a log by a line every 30 s; None if `quiet`."""
+    if quiet or sys.stderr is None:
         yield None
         return
+    show = _show if stderr_is_terminal() else _log
     stop = threading.Event()
     threads: list[threading.Thread] = []
 
     def observe(job: RunningJob) -> None:
-        thread = threading.Thread(target=_show, args=(job, limit, stop), daemon=True)
+        thread = threading.Thread(target=show, args=(job, limit, stop), daemon=True)
         threads.append(thread)
         thread.start()
 
@@ -48,6 +53,13 @@ def _show(job: RunningJob, limit: int | None, stop: threading.Event) -> None:
     with suppress(OSError), Display(console=console, auto_refresh=False, transient=True) as display:
         while not stop.wait(_REFRESH_S):
             display.update(_line(job, limit), refresh=True)
+
+
+def _log(job: RunningJob, limit: int | None, stop: threading.Event) -> None:
+    # A log that cannot be written any more must not end the job.
+    with suppress(OSError, ValueError):
+        while not stop.wait(LOG_EVERY_S):
+            print(f"memworker: {_line(job, limit)}", file=sys.stderr, flush=True)
 
 
 def _line(job: RunningJob, limit: int | None) -> str:

@@ -91,6 +91,7 @@ def reembed(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for an ingest into this table to end.")
     ] = 0.0,
+    quiet: options.Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Give all rows of a table the vectors of another model, while others go on using it.
@@ -103,7 +104,7 @@ def reembed(
     from memworker.store import Table
 
     rows = Table.open(db, table).count()
-    with progress.shown(rows) as observer, signals.drained() as stop:
+    with progress.shown(rows, quiet=quiet) as observer, signals.drained() as stop:
         report = run(
             db,
             table,

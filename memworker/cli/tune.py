@@ -34,7 +34,7 @@ def tune(
     memory: Annotated[
         str | None, typer.Option(help="Try nothing that needs more, for example 4GB.")
     ] = None,
-    text_field: options.TextField = "text",
+    text_field: options.TextField = ["text"],  # noqa: B006
     format: options.Format = None,
     as_json: options.Json = False,
 ) -> None:

@@ -1,7 +1,8 @@
 from .export import embed_to_file as embed_to_file
+from .fields import Fields as Fields
 from .job import ingest as ingest
 from .loop import RunningJob as RunningJob
-from .readers import Fields as Fields, read as read, read_lines as read_lines
+from .readers import Dialect as Dialect, read as read, read_lines as read_lines
 from .reembedding import ReembedReport as ReembedReport, reembed as reembed
 from .report import IngestReport as IngestReport
 from .runs import Run as Run, list_runs as list_runs

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from memworker.ingestion.records import SCOPE_COLUMNS, scopes_of
+from memworker.ingestion.fields import SCOPE_COLUMNS
+from memworker.ingestion.records import scopes_of
 from memworker.store import HeldRow, Table, difference
 
 # How other programs call what this one calls `id`, without underscores and in lower case.

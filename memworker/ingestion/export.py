@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from memworker import values
+from memworker.ingestion.fields import Fields
 from memworker.ingestion.loop import JobLoop, RunningJob
-from memworker.ingestion.readers import Fields, ReadBatch
+from memworker.ingestion.readers import Dialect, ReadBatch
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts, IngestReport, report
@@ -30,6 +32,7 @@ from memworker.pool import (
     DEFAULT_MODEL,
     PoolOptions,
     PrecisionGiven,
+    TextKind,
     borrowed_or_own,
 )
 from memworker.store import Output, dedup_keys
@@ -48,8 +51,13 @@ def embed_to_file(
     max_tokens: int | None = None,
     dim: int | None = None,
     max_text_bytes: int | None = None,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
+    text_template: str | None = None,
     id_field: str = "id",
+    id_template: str | None = None,
+    dialect: Dialect | Mapping[str, Any] | None = None,
+    sql: str | None = None,
+    kind: TextKind = "passage",
     limit: int | None = None,
     format: str | None = None,
     on_error: str = "reject",
@@ -63,18 +71,22 @@ def embed_to_file(
     and is listed in the file `rejects` (default: OUT.rejects.jsonl). An empty
     text is embedded like any other. The file appears when it is complete. One that is
     there is replaced if it is empty or was made by this function, or with `overwrite`. A text
-    over `max_text_bytes` (default: 1 MiB) is a bad row.
+    over `max_text_bytes` (default: 1 MiB) is a bad row. `kind` "query" embeds what is
+    looked for, with the model's own words before it. Fields, `dialect` and `sql`: see `ingest`.
 
     Raises UsageError, InputNotFound, MissingField, NoRows, ModelError,
     StoreUnwritable before anything is written; RowRejected with ``on_error="stop"``.
     """
+    values.checked_choice("kind", kind, get_args(TextKind))
     check_suffix(used_path(out, "--out"))
     output = Output.checked(out, "--out", is_vectors_file, overwrite=overwrite)
     path = output.path
     options = JobOptions(
-        Fields(text_field, id_field, metadata=False),
+        Fields.of(text_field, id_field, None, False, text_template, id_template),
         limit=limit,
         format=format,
+        dialect=Dialect.of(dialect),
+        sql=sql,
         on_error=on_error,
         rejects=rejects,
         allow_empty=True,
@@ -107,7 +119,7 @@ def embed_to_file(
         refusals = options.refusals(job.counts, refused)
         sink = _Sink(file, refusals, use.pool.dim)
         with loop.running(), source.coming(job, stop) as batches:
-            loop.run(_windows(batches, refusals), sink.take)
+            loop.run(_windows(batches, refusals), sink.take, kind=kind)
         sink.finish(job.counts.read)
         return report(job.counts, loop.work, loop.setting(refused, source.notes))
 

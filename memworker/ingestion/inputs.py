@@ -28,7 +28,8 @@ def fingerprints(
     """
     before = {file.path: file for file in known}
     folder = _working_folder()
-    found = (_fingerprint(source.path, folder, before) for source in sources if not source.stream)
+    paths = (path for source in sources if not source.stream for path in _files(source))
+    found = (_fingerprint(path, folder, before) for path in paths)
     return tuple(file for file in found if file is not None)
 
 
@@ -64,6 +65,13 @@ def _fingerprint(path: str, folder: str, before: Mapping[str, InputFile]) -> Inp
         # The file went meanwhile: reading it will say so.
         return None
     return InputFile(name, facts.st_size, facts.st_mtime_ns, digest)
+
+
+def _files(source: Source) -> tuple[str, ...]:
+    """Name the files that a source is in: SQLite keeps what is new in a second one for a while."""
+    log = f"{source.path}-wal"
+    with_log = source.format == "sqlite" and os.path.exists(log) and os.path.getsize(log) > 0
+    return (source.path, log) if with_log else (source.path,)
 
 
 def _hashed(path: str) -> tuple[os.stat_result, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from memworker.errors import StoreError, TableNotFound
 from memworker.ingestion.committer import Committer
 from memworker.ingestion.history import Command, history
 from memworker.ingestion.loop import JobLoop, RunningJob
-from memworker.ingestion.readers import Fields, ReadBatch
+from memworker.ingestion.readers import Dialect, Fields, ReadBatch
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, IngestReport, report
@@ -100,9 +100,14 @@ def ingest(
     dim: int | None = None,
     max_text_bytes: int | None = None,
     distance: str = "cosine",
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
+    text_template: str | None = None,
     id_field: str = "id",
+    id_template: str | None = None,
     scope: Mapping[str, str] | None = None,
+    metadata: bool | str | Sequence[str] | None = None,
+    dialect: Dialect | Mapping[str, Any] | None = None,
+    sql: str | None = None,
     limit: int | None = None,
     format: str | None = None,
     on_error: str = "reject",
@@ -113,11 +118,16 @@ def ingest(
     stop: Stop | None = None,
     observer: Callable[[RunningJob], None] | None = None,
 ) -> IngestReport:
-    """Embed texts and add them to a LanceDB table, each row once.
+    r"""Embed texts and add them to a LanceDB table, each row once.
 
     `records_or_paths` is a path, folder, glob or "-", a list of those, or any
     iterable of mappings. `scope` maps user_id, agent_id or run_id to the field
-    that holds it. Bad rows go to the file `rejects` (default: beside the table,
+    that holds it. Several text fields stand in the text line by line; a `text_template`
+    such as ``"{title}\n{body}"``, or an `id_template`, has them in its braces; `a.b` is the
+    field b of the object a. `metadata` names the fields that are kept ("all", "none", names).
+    `dialect` says how files of text are written (`delimiter`, `quotechar`, `encoding`,
+    `header`). With `sql` the input is a database (``"sqlite:///notes.db"``), and its rows are
+    read. Bad rows go to the file `rejects` (default: beside the table,
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
 
@@ -142,9 +152,11 @@ def ingest(
         most = pool.max_text_bytes
         max_text_bytes = most if max_text_bytes is None else min(max_text_bytes, most)
     options = JobOptions(
-        Fields(text_field, id_field, tuple((scope or {}).items())),
+        Fields.of(text_field, id_field, scope, metadata, text_template, id_template),
         limit=limit,
         format=format,
+        dialect=Dialect.of(dialect),
+        sql=sql,
         on_error=on_error,
         rejects=rejects,
         stop=stop,
@@ -243,13 +255,7 @@ def _embedded(
 
 
 def _command(source: Input, options: JobOptions, target: Target, space: VectorSpace) -> Command:
-    fields = options.fields
-    read_as = {
-        "text_field": fields.text,
-        "id_field": fields.id,
-        "on_conflict": target.on_conflict.value,
-        **{f"scope.{column}": field for column, field in fields.scopes},
-    }
+    read_as = options.told() | {"on_conflict": target.on_conflict.value}
     return Command(source.names, source.sources, read_as, space.fingerprint)
 
 

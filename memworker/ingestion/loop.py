@@ -17,7 +17,7 @@ from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, Setting
 from memworker.ingestion.reuse import Reuse, ReusePlan, WindowVectors
 from memworker.ingestion.stop import Stop, closed_after_grace
-from memworker.pool import EmbeddingPool, PoolUse, WorkTotals, machine, peak_flops
+from memworker.pool import EmbeddingPool, PoolUse, TextKind, WorkTotals, machine, peak_flops
 
 
 class WindowPart(Protocol):
@@ -99,7 +99,13 @@ class JobLoop:
                 if not self.stop.acknowledge():
                     raise
 
-    def run(self, parts: Iterator[P], take: Callable[[P, WindowVectors], None]) -> None:
+    def run(
+        self,
+        parts: Iterator[P],
+        take: Callable[[P, WindowVectors], None],
+        *,
+        kind: TextKind = "passage",
+    ) -> None:
         """Embed all parts, and give each to `take` with its vectors, in their order."""
         first = next(parts, None)
         if first is None or self.stop.acknowledge():
@@ -109,7 +115,7 @@ class JobLoop:
         reuse = Reuse(pool.dim)
         planned = self._planned(chain([first], parts), pool, reuse)
         del first
-        for (part, plan), embedded in pool.stream(planned, texts=_texts_to_embed):
+        for (part, plan), embedded in pool.stream(planned, texts=_texts_to_embed, kind=kind):
             self.job.counts.add(reused=plan.reused)
             # In the order of the plans, which the stream keeps: a row may need an earlier vector.
             take(part, reuse.settle(plan, embedded))

@@ -9,44 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.errors import UsageError
+from memworker.ingestion.fields import SCOPE_COLUMNS
 
-SCOPE_COLUMNS = ("user_id", "agent_id", "run_id")
 EXCERPT_CHARS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """Which input field becomes which column.
-
-    `scopes` holds (column, field) pairs: ``(("user_id", "author"),)`` takes the
-    column `user_id` from the field `author`. Fields that none of `text`, `id`
-    and `scopes` names go into the metadata, unless `metadata` is false.
-    """
-
-    text: str = "text"
-    id: str = "id"
-    scopes: tuple[tuple[str, str], ...] = ()
-    metadata: bool = True
-
-    def __post_init__(self) -> None:
-        columns = [column for column, _ in self.scopes]
-        for column in columns:
-            if column not in SCOPE_COLUMNS:
-                raise UsageError(f"no scope {column!r}; there are {', '.join(SCOPE_COLUMNS)}")
-            if columns.count(column) > 1:
-                raise UsageError(f"scope {column!r} is given twice; name one field for it")
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Fields that the input must have: text, scopes, and an id field named on purpose."""
-        chosen_id = () if self.id == "id" else (self.id,)
-        return (self.text, *chosen_id, *(field for _, field in self.scopes))
-
-    @property
-    def used(self) -> frozenset[str]:
-        """Fields that do not go into the metadata."""
-        return frozenset((self.text, self.id, *(field for _, field in self.scopes)))
 
 
 @dataclass(slots=True)

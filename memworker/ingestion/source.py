@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from memworker import containers, values
-from memworker.errors import InputNotFound, NoRows
+from memworker.errors import InputNotFound, NoRows, UsageError
 from memworker.ingestion.ahead import ahead, timed_reads
 from memworker.ingestion.loop import RunningJob
 from memworker.ingestion.readers import (
+    Dialect,
     Fields,
+    Found,
     ReadBatch,
     Source,
     found,
@@ -27,6 +29,7 @@ from memworker.ingestion.readers import (
 from memworker.ingestion.readers.folders import LeftOut
 from memworker.ingestion.readers.objects import RECORDS_PATH
 from memworker.ingestion.readers.ours import is_reject_list
+from memworker.ingestion.readers.told import Told
 from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
@@ -49,6 +52,8 @@ class JobOptions:
     fields: Fields
     limit: int | None = None
     format: str | None = None
+    dialect: Dialect | None = None
+    sql: str | None = None
     on_error: str = "reject"
     rejects: PathGiven | None = None
     allow_empty: bool = False
@@ -58,6 +63,11 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         values.checked_choice("on_error", self.on_error, ("reject", "stop"))
+
+    def told(self) -> dict[str, str]:
+        """Describe how rows are read, as far as it tells one job from another."""
+        told = self.fields.told() | (self.dialect.told() if self.dialect else {})
+        return told | ({"sql": self.sql} if self.sql else {})
 
     def reject_list(self, default: Output | Path, *, overwrite: bool | None = None) -> Output:
         """Look at the file that lists refused rows: the one named, or `default`.
@@ -87,12 +97,13 @@ class Input:
     sources: tuple[Source, ...] = ()
     read_ahead: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
+    told: Told = field(default_factory=Told)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which names of folders and globs were not read, and why."""
-        told = self.left_out.told()
-        return (told,) if told else ()
+        """Which names of folders and globs were not read, and what readers found out."""
+        left_out = self.left_out.told()
+        return (*([left_out] if left_out else []), *self.told.notes)
 
     def reject_file(self, output: Output) -> RejectFile:
         """Give the list of refused rows, in which earlier runs may have listed others."""
@@ -127,31 +138,32 @@ def open_input(
     first = next(items, None)
     if first is None:
         raise NoRows(_NO_ROWS)
-    fields, limit, empty = options.fields, options.limit, options.allow_empty
+    reading = read_options(
+        options.fields, max_text_bytes=options.max_text_bytes, allow_empty=options.allow_empty
+    )
     if not is_path(first) or containers.is_column(given):
-        records = read_records(
-            chain([first], items),
-            fields,
-            limit=limit,
-            max_text_bytes=options.max_text_bytes,
-            allow_empty=empty,
-        )
-        return Input(_not_empty(records), (RECORDS_PATH,))
+        if options.sql is not None or (options.dialect and options.dialect.told()):
+            raise UsageError("a query or a dialect is for files, and the input is Python records")
+        records = read_records(chain([first], items), reading, limit=options.limit)
+        return Input(_not_empty(records), (RECORDS_PATH,), told=reading.told)
     paths = [first, *items]
-    try:
-        there = found(paths, options.format, [each.path for each in outputs if each.ours])
-    except InputNotFound as error:
-        raise InputNotFound(f"{error}{_perhaps_texts(given, paths)}") from error
+    there = _found(given, paths, options, outputs)
     for output in outputs:
         output.not_among(source.path for source in there.sources)
-    batches = read_sources(
-        there.sources,
-        read_options(fields, max_text_bytes=options.max_text_bytes, allow_empty=empty),
-        limit=limit,
-        progress=job.progress,
-    )
-    names, sources = tuple(map(named, paths)), tuple(there.sources)
-    return Input(_not_empty(batches), names, sources, read_ahead=True, left_out=there.left_out)
+    batches = read_sources(there.sources, reading, limit=options.limit, progress=job.progress)
+    sources = tuple(there.sources)
+    names = tuple(map(named, [each.path for each in sources] if options.sql else paths))
+    batches = _not_empty(batches)
+    return Input(batches, names, sources, True, there.left_out, reading.told)
+
+
+def _found(given: Any, paths: list[Any], options: JobOptions, outputs: Sequence[Output]) -> Found:
+    """Look up what paths name; texts that were meant to be records are told so."""
+    written = [each.path for each in outputs if each.ours]
+    try:
+        return found(paths, options.format, written, dialect=options.dialect, sql=options.sql)
+    except InputNotFound as error:
+        raise InputNotFound(f"{error}{_perhaps_texts(given, paths)}") from error
 
 
 def _perhaps_texts(given: Any, paths: list[Any]) -> str:

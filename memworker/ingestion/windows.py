@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memworker.ingestion.conflicts import note_on_ids, told_conflicts
-from memworker.ingestion.records import SCOPE_COLUMNS, ReadBatch, Reject, rejected, scopes_of
+from memworker.ingestion.fields import SCOPE_COLUMNS
+from memworker.ingestion.records import ReadBatch, Reject, rejected, scopes_of
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts
 from memworker.store import IdStatus, OnConflict, Table, dedup_keys

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memworker.cli.app import app
-from memworker.errors import InputError, MissingField, UsageError
+from memworker.errors import InputError, UsageError
 from memworker.ingestion.readers import Fields, read, read_records
 from memworker.json_lines import object_of
 
@@ -118,17 +118,6 @@ def test_categories_of_polars_are_taken_wherever_they_stand(tmp_path):
         {"l": ["p"], "s": {"c": "p"}, "v": "x"},
         {"l": ["q"], "s": {"c": "q"}, "v": "y"},
     ]
-
-
-@pytest.mark.parametrize(
-    ("mark", "told"), [(";", r"';'.*convert it"), ("|", "convert it"), ("\t", "--format tsv")]
-)
-def test_columns_parted_by_something_else_are_told_as_that(tmp_path, mark, told):
-    path = tmp_path / "in.csv"
-    path.write_text(f"id{mark}text\n1{mark}a\n")
-    with pytest.raises(MissingField, match=f"parted by .*{told}") as raised:
-        read_all(path)
-    assert "Did you mean" not in str(raised.value)
 
 
 IDS = {

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from memworker.errors import MissingField, UsageError
-from memworker.ingestion.readers import Fields, read, read_records
+from memworker.ingestion.readers import Fields, read, read_options, read_records
 from memworker.ingestion.records import scopes_of
 
 GOOD = b'{"id": "a", "text": "fine"}'
@@ -230,7 +230,7 @@ def test_records_are_taken_as_they_are_asked_for():
             asked.append(1)
             yield "text"
 
-    batches = read_records(endless(), batch_rows=10, limit=25)
+    batches = read_records(endless(), read_options(None, 10), limit=25)
     assert [batch.read for batch in batches] == [10, 10, 5]
     assert len(asked) == 30
 

@@ -7,16 +7,28 @@ Blank lines are no rows: they are skipped and not counted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
 from memworker.errors import InputError, MissingField, UsageError
-from memworker.ingestion.readers import columnar, delimited, document_rows, jsonl, objects, plain
+from memworker.ingestion.fields import Fields
+from memworker.ingestion.readers import (
+    columnar,
+    databases,
+    delimited,
+    document_rows,
+    jsonl,
+    objects,
+    plain,
+)
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, broken_rows
+from memworker.ingestion.readers.dialects import Dialect
 from memworker.ingestion.readers.joined import joined
 from memworker.ingestion.readers.lines import line_blocks, lines_of
 from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
@@ -24,12 +36,14 @@ from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
 from memworker.ingestion.readers.shapes import Shape, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
-from memworker.ingestion.records import Fields, ReadBatch, ReadProgress, Reject
+from memworker.ingestion.readers.told import Told
+from memworker.ingestion.records import ReadBatch, ReadProgress, Reject
 from memworker.paths import PathGiven, shown_name
 from memworker.values import shown, whole
 
 __all__ = [
     "ReadBatch",
+    "Dialect",
     "Fields",
     "Found",
     "Reject",
@@ -43,6 +57,13 @@ __all__ = [
 ]
 
 MIB = 1 << 20
+# So many sources of a run are searched for a field that the first one lacks.
+_LOOKED_INTO = 64
+
+_NOT_UTF8 = (
+    "rows that are not UTF-8 are rejected; --encoding (dialect) names what they are in, such as"
+    " latin-1"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +76,8 @@ _READERS: dict[str, Callable[[Source, ReadOptions], Iterator[ObjectRows | Checke
     "arrow": columnar.read_rows,
     "txt": plain.read_rows,
     "document": document_rows.read_rows,
+    "sqlite": databases.read_rows,
+    "duckdb": databases.read_rows,
 }
 
 
@@ -67,6 +90,8 @@ def read(
     max_text_bytes: int = MIB,
     max_line_bytes: int | None = None,
     format: str | None = None,
+    dialect: Dialect | None = None,
+    sql: str | None = None,
     allow_empty: bool = False,
     progress: ReadProgress | None = None,
 ) -> Iterator[ReadBatch]:
@@ -74,13 +99,14 @@ def read(
 
     `limit` counts rows read, refused ones included. A line over
     `max_line_bytes` (default: 4 times `max_text_bytes` and 1 MiB) is skipped
-    without being held. `format` overrides what the suffixes say. `progress` is
-    kept up to date with the bytes read.
+    without being held. `format` overrides what the suffixes say, `dialect` says how
+    files of text are written. With `sql` the inputs are databases, and its rows are
+    read. `progress` is kept up to date with the bytes read.
     Raises InputNotFound and UsageError at once; MissingField when the first
     rows come, if none of them has a field that `fields` requires.
     """
     options = read_options(fields, batch_rows, max_text_bytes, max_line_bytes, allow_empty)
-    there = found(inputs, format)
+    there = found(inputs, format, dialect=dialect, sql=sql)
     if told := there.left_out.told():
         _log.warning("memworker: %s", told)
     return read_sources(there.sources, options, limit=limit, progress=progress)
@@ -95,6 +121,7 @@ def read_sources(
 ) -> Iterator[ReadBatch]:
     """Read what was found, as `read` does. What is wrong with one of several costs that one."""
     options.alone = len(sources) == 1
+    options.elsewhere = partial(_elsewhere, sources, options)
     return _batches(joined(_parts(followed(sources, progress), options), options), limit, options)
 
 
@@ -107,7 +134,7 @@ def _parts(
             yield name, broken_rows(source.fault)
             continue
         try:
-            for rows in _READERS[source.format](source, options):
+            for rows in _rows(source, options):
                 yield name, rows
                 if source.stream:
                     yield name, None
@@ -120,6 +147,35 @@ def _parts(
             if options.alone:
                 raise
             yield name, broken_rows(shown_name(str(error)))
+
+
+def _rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows | CheckedRows]:
+    partition = source.partition
+    for rows in _READERS[source.format](source, options):
+        yield rows.within(partition) if partition and isinstance(rows, ObjectRows) else rows
+
+
+def _elsewhere(
+    sources: Sequence[Source], options: ReadOptions, names: Collection[str]
+) -> Collection[str]:
+    """Return which of these fields a source has; what can be read once is not looked at."""
+    there: set[str] = set()
+    for source in sources[:_LOOKED_INTO]:
+        if not source.stream and not source.fault and not there.issuperset(names):
+            there |= field_names(source, options, names)
+    return there
+
+
+def field_names(source: Source, options: ReadOptions, wanted: Collection[str] = ()) -> set[str]:
+    """Return the fields of a source's first rows; of nested ones those that are wanted."""
+    looking = replace(options, fields=Fields(metadata=False), fields_seen=True, told=Told())
+    try:
+        rows = next(_READERS[source.format](replace(source, progress=None), looking), None)
+    except (InputError, Ours):
+        return set()
+    if isinstance(rows, ObjectRows):
+        return objects.present(rows, wanted)
+    return columnar.names_in(source, wanted) if rows is not None else set()
 
 
 def read_lines(
@@ -161,19 +217,14 @@ def _text_lines(
 
 
 def read_records(
-    records: Iterable[Any],
-    fields: Fields | None = None,
-    *,
-    batch_rows: int = 8192,
-    limit: int | None = None,
-    max_text_bytes: int = MIB,
-    allow_empty: bool = False,
+    records: Iterable[Any], options: ReadOptions | Fields | None = None, *, limit: int | None = None
 ) -> Iterator[ReadBatch]:
     """Read Python records: strings, mappings with the fields' names, Arrow batches; as `read`.
 
     The path of their batches is "<records>", and `line` counts them from 1.
     """
-    options = read_options(fields, batch_rows, max_text_bytes, None, allow_empty)
+    if not isinstance(options, ReadOptions):
+        options = read_options(options)
     checked = ((RECORDS_PATH, rows) for rows in _of_records(records, options))
     return _batches(checked, limit, options)
 
@@ -232,6 +283,8 @@ def _numbered(
         if limit is not None:
             checked = checked.head(limit - ordinal)
         count = checked.rows.num_rows
+        if path != RECORDS_PATH and any("valid UTF-8" in why for why in checked.faults.values()):
+            options.told.once(_NOT_UTF8, path)
         if count:
             yield checked.batch(path, ordinal)
         ordinal += count

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from memworker.errors import InputError, MissingField
 from memworker.ingestion.documents.extraction import Extraction
-from memworker.ingestion.records import EXCERPT_CHARS, Fields, ReadBatch, Reject, path_of, row_batch
+from memworker.ingestion.fields import Fields
+from memworker.ingestion.readers.told import Told
+from memworker.ingestion.records import EXCERPT_CHARS, ReadBatch, Reject, path_of, row_batch
 
 # So many rows of the first files may lack a field before it is taken for a wrong name.
 _ROWS_WITHOUT_FIELDS = 100_000
@@ -39,6 +41,12 @@ class ReadOptions:
     missing: MissingField | None = None
     missing_rows: int = 0
     extraction: Extraction = field(default_factory=Extraction)
+    told: Told = field(default_factory=Told)
+    # Which of these names another source has; where there is one, its rows may do without.
+    elsewhere: Callable[[Collection[str]], Collection[str]] = field(default=lambda names: ())
+    # Of the names that `metadata` gives, those that some row had, and all that there were.
+    metadata_seen: set[str] = field(default_factory=set)
+    fields_there: dict[str, None] = field(default_factory=dict)
 
     def require_fields(
         self, path: str, present: Collection[str], rows: int = 1, hint: str = ""
@@ -49,21 +57,36 @@ class ReadOptions:
         """
         if self.fields_seen:
             return ""
-        for name in self.fields.required:
-            if name not in present:
-                told = _missing(path, name, self.fields, present, hint)
-                self.missing = self.missing or MissingField(told, sorted(present))
-                self.missing_rows += rows
-                if self.alone or self.missing_rows > _ROWS_WITHOUT_FIELDS:
-                    raise self.missing
-                return f"{no_text(name)}; its fields are: {_listed(sorted(present))}"
-        self.fields_seen = True
-        return ""
+        lacking = [name for name in self.fields.required if name not in present]
+        if not lacking or self._has_others(lacking, present):
+            self.fields_seen = True
+            return ""
+        name = lacking[0]
+        told = _missing(path, name, self.fields, present, hint)
+        self.missing = self.missing or MissingField(told, sorted(present))
+        self.missing_rows += rows
+        if self.alone or self.missing_rows > _ROWS_WITHOUT_FIELDS:
+            raise self.missing
+        return f"{no_text(name)}; its fields are: {_listed(sorted(present))}"
+
+    def _has_others(self, lacking: Sequence[str], present: Collection[str]) -> bool:
+        """Tell whether a text of several fields can be made without these, which others have."""
+        texts = self.fields.texts
+        if self.fields.composed is None or self.alone or not set(lacking) < set(texts):
+            return False
+        return bool(set(texts) & set(present)) and set(lacking) <= set(self.elsewhere(lacking))
 
     def require_any(self) -> None:
-        """Raise MissingField if rows were read and none had the fields."""
+        """Raise MissingField if rows were read and none had the fields; note what had no use."""
         if self.missing is not None and not self.fields_seen:
             raise self.missing
+        chosen = () if isinstance(self.fields.metadata, bool) else self.fields.metadata
+        for name in chosen:
+            if name not in self.metadata_seen and self.fields_there:
+                self.told.never_seen[name] = (
+                    f"no row has the field {name!r} of --metadata; there are:"
+                    f" {_listed(sorted(self.fields_there))}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +154,7 @@ def column_faults(
             faults.setdefault(i, "empty text: it has no characters but white space")
     if ids is not None:
         for i in _where(pc.equal(pc.binary_length(ids), 0)):
-            faults.setdefault(i, f"field {options.fields.id!r}: the id is an empty string")
+            faults.setdefault(i, f"field {options.fields.ids[0]!r}: the id is an empty string")
     return faults
 
 
@@ -173,19 +196,7 @@ def _listed(names: list[str]) -> str:
 def _missing(path: str, name: str, fields: Fields, present: Collection[str], why: str = "") -> str:
     shown = sorted(present)
     near = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
-    option = "--text-field" if name == fields.text else "--id-field"
-    if name in {scope_field for _, scope_field in fields.scopes} and name != fields.text:
-        option = "--scope COLUMN=FIELD"
+    option = fields.option_of(name)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     told = f"{path}: no field {name!r}; its fields are: {_listed(shown)}. "
-    if len(shown) == 1 and (parted := _other_delimiter(name, shown[0])):
-        return f"{told}{parted}"
     return f"{told}{hint}{why or f'Name it with {option}.'}"
-
-
-def _other_delimiter(name: str, header: str) -> str:
-    """Say how columns are parted where a whole header was taken for one name; "" if it was not."""
-    for mark, how in ((";", "convert it"), ("|", "convert it"), ("\t", "say --format tsv")):
-        if name in (each.strip(' "') for each in header.split(mark)):
-            return f"They seem to be parted by {mark!r}: csv is read with commas alone; {how}."
-    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from memworker import values
 from memworker.arrow_values import as_python, decoded, values_of
 from memworker.errors import InputError
+from memworker.ingestion.fields import Fields, Template, splits, without
 from memworker.ingestion.readers.checked import (
     CheckedRows,
     ReadOptions,
@@ -27,10 +28,15 @@ from memworker.ingestion.readers.checked import (
 )
 from memworker.ingestion.readers.encodings import TornStream
 from memworker.ingestion.readers.jsonl import excerpt
-from memworker.ingestion.readers.objects import RECORDS_PATH, metadata_column
+from memworker.ingestion.readers.objects import (
+    RECORDS_PATH,
+    composed_ids,
+    composed_texts,
+    metadata_column,
+)
 from memworker.ingestion.readers.paths import Source
 from memworker.ingestion.readers.streams import is_packed, spooled
-from memworker.ingestion.records import row_batch
+from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 
 _BATCH_BYTES = 64 << 20
 _ARROW_MAGIC = b"ARROW1"
@@ -64,12 +70,19 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
                         yield broken_rows(batch.reason, first=read + 1, count=count)
                         read += count
                     continue
-                for part in _bounded(batch):
+                for part in _bounded(_with_partition(batch, source.partition)):
                     yield _checked(source.path, part, read, options)
                     read += part.num_rows
     except _UNREADABLE as error:
         reason = f"{source.format} file cannot be read from here on: {error}"
         yield broken_rows(reason, first=read + 1)
+
+
+def _with_partition(batch: pa.RecordBatch, partition: Mapping[str, str | None]) -> pa.RecordBatch:
+    for name, value in partition.items():
+        if name not in batch.schema.names:
+            batch = batch.append_column(name, pa.array([value] * len(batch), pa.string()))
+    return batch
 
 
 @contextmanager
@@ -106,7 +119,7 @@ def _batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
     else:
         reader = pa.ipc.open_stream(file)
         whole = iter(reader)
-    options.require_fields(source.path, reader.schema.names)
+    _require(source.path, reader.schema, 1, options, source)
     for batch in whole:
         if isinstance(batch, _UnreadableRows):
             yield batch
@@ -130,9 +143,9 @@ def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batche
     # Without pre-buffering: it would hold a whole row group's bytes.
     parquet = pq.ParquetFile(file, pre_buffer=False)
     names = parquet.schema_arrow.names
-    options.require_fields(source.path, names, parquet.metadata.num_rows)
-    fields = options.fields
-    columns = None if fields.metadata else [name for name in names if name in fields.used]
+    _require(source.path, parquet.schema_arrow, parquet.metadata.num_rows, options, source)
+    columns = _columns(names, options.fields)
+    options.fields_there.update(dict.fromkeys(names))
     bytes_a_row = file.size() / max(1, parquet.metadata.num_rows)
 
     def batches(groups: range) -> Iterator[pa.RecordBatch]:
@@ -141,6 +154,64 @@ def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batche
             source.count(round(batch.num_rows * bytes_a_row))
 
     yield from _around_bad_groups(parquet, batches)
+
+
+def names_in(source: Source, wanted: Iterable[str]) -> set[str]:
+    """Return a file's columns, and the fields within them that are wanted and there."""
+    import pyarrow.parquet as pq
+
+    with _opened(source) as (file, _):
+        if source.format == "parquet":
+            schema = pq.ParquetFile(file).schema_arrow
+        else:
+            magic = file.read(len(_ARROW_MAGIC))
+            file.seek(0)
+            opened = pa.ipc.open_file if magic == _ARROW_MAGIC else pa.ipc.open_stream
+            schema = opened(file).schema
+        return set(schema.names) | {name for name in wanted if _inside(schema, name) is not None}
+
+
+def _require(
+    path: str, schema: pa.Schema, rows: int, options: ReadOptions, source: Source | None = None
+) -> None:
+    """Raise MissingField as `ReadOptions.require_fields` does, of a file's columns."""
+    if options.fields_seen:
+        return
+    present = set(schema.names) | (set(source.partition) if source else set())
+    required = options.fields.required
+    present |= {name for name in required if _inside(schema, name) is not None}
+    if not present.issuperset(required):
+        structs = (each for each in schema if pa.types.is_struct(each.type))
+        present |= {f"{each.name}.{inner.name}" for each in structs for inner in each.type}
+    options.require_fields(path, present, rows)
+
+
+def _columns(names: list[str], fields: Fields) -> list[str] | None:
+    """Name the columns of a file that are looked at; None for all."""
+    if fields.wanted is None:
+        return None
+    heads = {head for name in fields.wanted for head, _ in splits(name)}
+    return [name for name in names if name in fields.wanted or name in heads]
+
+
+def _inside(fields: Any, name: str) -> list[Any] | None:
+    """Find the steps to a field within structs and maps; None where it is not there.
+
+    `fields` is a schema or the type of a struct.
+    """
+    at = fields.get_field_index(name)
+    if at >= 0:
+        return [at]
+    for head, rest in splits(name):
+        at = fields.get_field_index(head)
+        if at < 0:
+            continue
+        kind = fields.field(at).type
+        if pa.types.is_struct(kind) and (steps := _inside(kind, rest)) is not None:
+            return [at, *steps]
+        if pa.types.is_map(kind) and pa.types.is_string(kind.key_type):
+            return [at, rest]
+    return None
 
 
 def _around_bad_groups(
@@ -184,13 +255,16 @@ def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def checked_batches(
-    batches: Iterable[pa.RecordBatch], options: ReadOptions, first: int = 1
+    batches: Iterable[pa.RecordBatch],
+    options: ReadOptions,
+    first: int = 1,
+    path: str = RECORDS_PATH,
 ) -> Iterator[CheckedRows]:
     """Yield the rows of Arrow batches in memory."""
     for batch in batches:
-        options.require_fields(RECORDS_PATH, batch.schema.names, batch.num_rows)
+        _require(path, batch.schema, batch.num_rows, options)
         for part in _bounded(batch):
-            yield _checked(RECORDS_PATH, part, first - 1, options)
+            yield _checked(path, part, first - 1, options)
             first += part.num_rows
 
 
@@ -199,14 +273,17 @@ def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions
     faults: dict[int, str] = {}
     batch = batch.rename_columns(distinct(path, batch.schema.names, fields))
     column = _ColumnTaker(path, batch, faults)
-    texts = column.texts(fields.text)
-    ids = column.strings(fields.id)
+    texts = column.texts(fields.text) if fields.composed is None else column.composed(options)
+    if fields.id_template is None:
+        ids = column.strings(fields.id)
+    else:
+        ids = column.composed_ids(fields.id_template)
     scopes = {name: _filled(column.strings(f), batch.num_rows) for name, f in fields.scopes}
-    metadata = column.metadata(fields.used) if fields.metadata else None
+    metadata = column.metadata(fields, options) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
     lines = np.arange(before + 1, before + 1 + batch.num_rows, dtype=np.int64)
     rows = row_batch(lines, texts, ids, scopes, metadata)
-    return CheckedRows(rows, _raw(batch, fields.text), faults)
+    return CheckedRows(rows, _raw(batch, fields.lone_text), faults)
 
 
 def _filled(column: pa.Array | None, rows: int) -> pa.Array:
@@ -220,6 +297,8 @@ def _raw(batch: pa.RecordBatch, text: str) -> Callable[[int], str]:
         value = batch.column(text)[i]
         if pa.types.is_dictionary(value.type):
             value = value.value
+        if not _is_stringlike(value.type):
+            return str(value.as_py())[:EXCERPT_CHARS]
         buffer = value.as_buffer() if value.is_valid else None
         return "" if buffer is None else excerpt(buffer.to_pybytes())
 
@@ -247,8 +326,24 @@ class _ColumnTaker:
     def strings(self, name: str) -> pa.Array | None:
         return self._column(name, integers=True)
 
-    def metadata(self, used: frozenset[str]) -> pa.Array | None:
-        names = [name for name in self._batch.schema.names if name not in used]
+    def composed(self, options: ReadOptions) -> pa.Array:
+        """Make texts of several columns; a row in which none has a value is refused."""
+        columns = {name: self._values(name) for name in options.fields.texts}
+        return pa.array(composed_texts(columns, options, self._faults), pa.string())
+
+    def composed_ids(self, template: Template) -> pa.Array:
+        """Make ids of several columns; a row in which one has no value is refused."""
+        columns = {name: self._values(name) for name in template.names}
+        return pa.array(composed_ids(columns, template, self._faults), pa.string())
+
+    def metadata(self, fields: Fields, options: ReadOptions) -> pa.Array | None:
+        names: Iterable[str] = self._batch.schema.names
+        if isinstance(fields.metadata, tuple):
+            options.fields_there.update(dict.fromkeys(names))
+            names = [name for name in fields.metadata if self._at(name) is not None]
+            options.metadata_seen.update(names)
+        else:
+            names = [name for name in names if name not in fields.used]
         if not names:
             return None
         columns = [(name, self._values(name)) for name in names]
@@ -257,11 +352,29 @@ class _ColumnTaker:
             for row, value in zip(rest, found, strict=True):
                 if value is not None:
                     row[name] = value
+        if fields.metadata is True and any("." in name for name in fields.used):
+            rest = [without(row, fields.used) for row in rest]
         return metadata_column(rest, self._faults, "is not valid UTF-8")
+
+    def _at(self, name: str) -> pa.Array | None:
+        """Find a column, or one within structs and maps; None where it is not there."""
+        steps = _inside(self._batch.schema, name)
+        if steps is None:
+            return None
+        column = self._batch.column(steps[0])
+        for step in steps[1:]:
+            if isinstance(step, str):
+                column = pc.map_lookup(column, pa.scalar(step), "first")
+            else:
+                # Not the child alone: that has values where the struct itself is null.
+                column = pc.struct_field(column, [step])
+        return column
 
     def _values(self, name: str) -> list[Any]:
         """Take a column's values; what Arrow cannot give costs its row, not the file."""
-        column = self._batch.column(name)
+        column = self._at(name)
+        if column is None:
+            return [None] * self._batch.num_rows
         try:
             return values_of(column)
         except (ValueError, OverflowError, pa.ArrowException):
@@ -277,9 +390,10 @@ class _ColumnTaker:
         return None
 
     def _column(self, name: str, *, integers: bool) -> pa.Array | None:
-        if name not in self._batch.schema.names:
+        found = self._at(name)
+        if found is None:
             return None
-        column = decoded(self._batch.column(name))
+        column = decoded(found)
         kind = column.type
         if pa.types.is_null(kind):
             return None if integers else column.cast(pa.string())

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from memworker.ingestion.readers.checked import ReadOptions, distinct
+from memworker.ingestion.readers.dialects import Cells, cells_of
 from memworker.ingestion.readers.jsonl import stream_faults
 from memworker.ingestion.readers.lines import LineBlock, line_blocks
 from memworker.ingestion.readers.objects import ObjectRows
 from memworker.ingestion.readers.paths import Source
 from memworker.ingestion.records import EXCERPT_CHARS
+
+_SAMPLE_LINES = 200
+_NO_HEADER = (
+    "Name it with --text-field (text_field=); if the first line is a row, say --no-header"
+    " (header=False), and name columns by their numbers"
+)
 
 
 def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
@@ -29,16 +37,25 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     first = next(blocks, None)
     if first is None:
         return
-    header = first.pop(0)
+    header = first.pop(0) if source.dialect.header else first[0]
     if header.fault:
         bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
         yield _rows([], [bad], options)
         return
-    names = distinct(source.path, header.cells, options.fields)
+    names = distinct(source.path, _named(header.cells, source, options), options.fields)
     for rows in chain([first], blocks):
         # Also where there are no rows yet: the header may lack a field that must be there.
         for at in range(0, max(1, len(rows)), options.batch_rows):
             yield _rows(names, rows[at : at + options.batch_rows], options)
+
+
+def _named(cells: list[str], source: Source, options: ReadOptions) -> list[str]:
+    """Name the columns by the header, or by numbers; a lone one without a header is the text."""
+    if source.dialect.header:
+        return cells
+    if len(cells) == 1:
+        return [options.fields.lone_text]
+    return [str(number) for number in range(1, len(cells) + 1)]
 
 
 class _DelimitedRow(NamedTuple):
@@ -60,6 +77,7 @@ def _rows(header: list[str], batch: list[_DelimitedRow], options: ReadOptions) -
         faults,
         "is not valid UTF-8",
         header=header or None,
+        hint=_NO_HEADER,
     )
 
 
@@ -78,11 +96,20 @@ def _shown(cells: list[str]) -> str:
 
 def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_DelimitedRow]]:
     """Yield the rows of block after block, never an empty list; blank lines are no rows."""
-    parse = _Parser("\t" if source.format == "tsv" else ",", options.max_line_bytes)
+    usual = "\t" if source.format == "tsv" else ","
+    parse = None
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
+        if parse is None:
+            lines = [line.decode(errors="surrogateescape") for line in block.lines[:_SAMPLE_LINES]]
+            cells = cells_of(source.told, lines, usual, source.dialect, options.fields)
+            if told := cells.told(usual, source.dialect):
+                options.told.say(told, source.told)
+            parse = _Parser(cells, options.max_line_bytes)
+            if cells.skipped:
+                block = replace(block, first=block.first + 1, lines=block.lines[1:])
         if rows := parse.block(block, stream_faults(block, options)):
             yield rows
-    if rows := parse.rest():
+    if parse is not None and (rows := parse.rest()):
         yield rows
 
 
@@ -93,11 +120,11 @@ class _Parser:
     open quote may have swallowed, are parsed again as rows of their own.
     """
 
-    def __init__(self, delimiter: str, cap: int) -> None:
-        self._delimiter = delimiter
+    def __init__(self, how: Cells, cap: int) -> None:
+        self._how = how
         self._cap = cap
         self._open: list[str] = []
-        self._first = 1
+        self._first = 1 + how.skipped
 
     def block(self, block: LineBlock, faults: dict[int, str]) -> list[_DelimitedRow]:
         """Return the rows that end in this block; its lines at the indices `faults` are bad."""
@@ -134,8 +161,7 @@ class _Parser:
 
     def _cells(self, texts: list[str], at: int) -> Iterator[tuple[list[str], int]]:
         """Yield the cells of each row from line `at` on, and the index of the line after it."""
-        # strict: a stray quote is a fault of its row; unstrict it would swallow the lines after it.
-        rows = csv.reader(islice(texts, at, None), delimiter=self._delimiter, strict=True)
+        rows = self._how.reader(islice(texts, at, None))
         try:
             for cells in rows:
                 yield cells, at + rows.line_num

@@ -34,14 +34,15 @@ class TornStream(Exception):
     """A stream is damaged or ends too early; all before it was delivered."""
 
 
-def utf8_blocks(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+def utf8_blocks(path: str, blocks: Iterator[bytes], given: str = "") -> Iterator[bytes]:
     """Yield the blocks in UTF-8, without a mark at their beginning; empty ones stay.
 
+    `given` is the encoding that the user names; a mark that says another goes before it.
     Raises InputError where the bytes are no text of any Unicode encoding, and TornStream
     behind the last good block where they are not what they began as.
     """
     head, rest = begun(blocks, 4)
-    encoding, mark = _encoding(path, head)
+    encoding, mark = _encoding(path, head, given)
     whole = chain([head[mark:]] if head[mark:] else [], rest)
     return whole if encoding == "utf-8" else _decoded(encoding, whole)
 
@@ -65,11 +66,14 @@ def interleaved(line: bytes) -> bool:
     return line.count(0) > _FEW_NULS * len(line)
 
 
-def _encoding(path: str, head: bytes) -> tuple[str, int]:
+def _encoding(path: str, head: bytes, given: str) -> tuple[str, int]:
     """Name the encoding, and how many bytes its mark has."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name, len(mark)
+    if given:
+        # Without a mark these mean this machine's order of bytes, as Python has it.
+        return given, 0
     sample = head[:_SAMPLE]
     nuls = sample.count(0)
     if not nuls:
@@ -83,7 +87,7 @@ def _encoding(path: str, head: bytes) -> tuple[str, int]:
             return name, 0
     raise InputError(
         f"{path} is no text in UTF-8: {nuls:,} of its first {len(sample):,} bytes are NUL. If it is"
-        " text, say in which encoding by converting it: iconv -f UTF-16LE -t UTF-8"
+        " text, say in which encoding it is, such as --encoding utf-16-le"
     )
 
 
@@ -124,14 +128,15 @@ def _certain(sample: bytes, name: str) -> bool:
 
 
 def _decoded(encoding: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    # Half pairs are let through: they cost the line that they stand in.
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    # Half pairs, and bytes that stand for nothing, are let through: they cost their line.
+    errors = "surrogatepass" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     done = 0
     try:
         for block in blocks:
-            yield decoder.decode(block).encode("utf-8", "surrogatepass")
+            yield decoder.decode(block).encode("utf-8", errors)
             done += len(block)
-        yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+        yield decoder.decode(b"", final=True).encode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise TornStream(
             f"the text is not valid {encoding.upper()} near byte {done + error.start:,}:"

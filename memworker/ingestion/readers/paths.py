@@ -9,12 +9,16 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 from memworker.errors import InputError, InputNotFound, UsageError
 from memworker.ingestion.documents.suffixes import OF_DOCUMENTS
+from memworker.ingestion.readers.addresses import located
+from memworker.ingestion.readers.dialects import Dialect
 from memworker.ingestion.readers.folders import Folders, LeftOut
 from memworker.ingestion.records import ReadProgress
-from memworker.paths import PathGiven, is_path, named
+from memworker.paths import ADDRESS, PathGiven, is_path, named
 from memworker.values import shown
 
 STDIN = "-"
@@ -52,8 +56,15 @@ class Source:
     stream: bool = field(default=False, compare=False)
     fault: str = field(default="", compare=False)
     left_out: LeftOut | None = field(default=None, compare=False, repr=False)
+    dialect: Dialect = field(default=Dialect(), compare=False)
+    sql: str = field(default="", compare=False)
     progress: ReadProgress | None = field(default=None, compare=False)
     name: str = field(default="", compare=False)
+
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """The columns that folders called KEY=VALUE right above the file stand for."""
+        return {} if "=" not in self.path or self.sql else _partition(self.path)
 
     @property
     def told(self) -> str:
@@ -87,12 +98,30 @@ def expand(inputs: Sequence[PathGiven], format: str | None = None) -> list[Sourc
     return found(inputs, format).sources
 
 
+def _partition(path: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for folder in reversed(path.split("/")[:-1]):
+        key, equals, value = folder.partition("=")
+        if not (equals and key):
+            break
+        none = value == "__HIVE_DEFAULT_PARTITION__"
+        # What is nearest the file goes before the same key further up.
+        found = {unquote(key): None if none else unquote(value)} | found
+    return found
+
+
 def found(
-    inputs: Sequence[PathGiven], format: str | None = None, outputs: Sequence[Path] = ()
+    inputs: Sequence[PathGiven],
+    format: str | None = None,
+    outputs: Sequence[Path] = (),
+    *,
+    dialect: Dialect | None = None,
+    sql: str | None = None,
 ) -> Found:
     """List the files that the inputs name, in their order, folders and globs sorted.
 
-    Of folders and globs, `outputs` are left out: what the run itself writes.
+    Of folders and globs, `outputs` are left out: what the run itself writes. With `sql` the
+    inputs are databases, of which it is asked. `dialect` says how files of text are written.
     Raises InputNotFound where an input names nothing readable, InputError where
     a file may not be read, UsageError for an unknown format or suffix.
     """
@@ -101,9 +130,45 @@ def found(
     if not inputs:
         raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
     looking = _Looking(None if format is None else _known_format(format), outputs)
-    sources = [source for name in inputs for source in looking.sources(named(name, "an input"))]
+    if sql is not None:
+        return Found([_asked(name, sql) for name in inputs], looking.left_out)
+    sources = [source for name in inputs for source in looking.sources(_name(name))]
     _read_once(sources)
+    if dialect is not None:
+        _check_dialect(dialect, sources)
+        sources = [replace(source, dialect=dialect) for source in sources]
     return Found(sources, looking.left_out)
+
+
+def _name(given: PathGiven) -> str:
+    """Return the name of an input; raises UsageError for an address, saying what to do with it."""
+    text = os.fsdecode(given) if is_path(given) else ""
+    scheme = text.partition(":/")[0].lower()
+    if scheme in ("sqlite", "duckdb") and ":/" in text:
+        raise UsageError(f"{text}: say what is to be read of it: --sql 'SELECT …' (sql=)")
+    if ADDRESS.match(text):
+        raise UsageError(
+            f"{text} is an address, and what is not on this machine is not read; fetch it first"
+            " and name the file"
+        )
+    return named(given, "an input")
+
+
+def _asked(given: PathGiven, sql: Any) -> Source:
+    """Give the source of what a database answers."""
+    if not isinstance(sql, str) or not sql.strip():
+        raise UsageError(f"--sql (sql=) takes a query such as 'SELECT …', not {shown(sql)}")
+    kind, path = located(given)
+    return Source(path, kind, sql=sql)
+
+
+def _check_dialect(dialect: Dialect, sources: list[Source]) -> None:
+    if dialect.of_cells and not any(source.format in ("csv", "tsv") for source in sources):
+        formats = ", ".join(sorted({source.format for source in sources}))
+        raise UsageError(
+            f"{dialect.of_cells} is for csv and tsv, and the input is read as {formats};"
+            " say --format csv, or leave it out"
+        )
 
 
 def _total_bytes(sources: Sequence[Source]) -> int | None:

@@ -16,7 +16,7 @@ from memworker.ingestion.readers.paths import Source
 
 def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     """Yield the rows of a text file; its one field is the text, whatever its name."""
-    name = options.fields.text
+    name = options.fields.lone_text
     for block in line_blocks(source, options.batch_rows, options.max_line_bytes):
         faults = stream_faults(block, options)
         kept = [i for i, line in enumerate(block.lines) if i in faults or not _blank(line)]

@@ -46,7 +46,7 @@ _STRANGERS = (
     (b"PK\x03\x04", "a zip archive (or a spreadsheet or document)", "unpack or export it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it: 7z x"),
     (b"%PDF-", "a PDF document", "extract its text: pdftotext"),
-    (b"SQLite format 3", "an SQLite database", "export it: sqlite3 FILE '.mode json' 'select …'"),
+    (b"SQLite format 3", "an SQLite database", "ask it: --sql 'SELECT …' --from sqlite:///FILE"),
     (b"Obj\x01", "an Avro file", "convert it to Parquet or JSON lines"),
     (b"\x89HDF\r\n", "an HDF5 file", "convert it to Parquet or JSON lines"),
     (b"\x93NUMPY", "a numpy array", "it holds no texts"),
@@ -84,7 +84,8 @@ def text_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
             raise InputError(f"{source.told} is {name}, which is not read; {advice}")
     if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         raise InputError(f"{source.told} is a tar archive, which is not read; unpack it: tar xf")
-    yield from utf8_blocks(source.told, chain([head] if head else [], blocks))
+    given = source.dialect.encoding or ""
+    yield from utf8_blocks(source.told, chain([head] if head else [], blocks), given)
 
 
 def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:

@@ -1,0 +1,215 @@
+"""How the cells of a CSV file are parted and quoted: as it is said, else as its first lines show.
+
+A guess is made only where the first lines leave one: a header has the fields that are asked for
+under one mark alone, or rows without a header have as many cells, all of them. All else is
+asked for.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields as fields_of
+from typing import Any
+
+from memworker.errors import InputError, UsageError
+from memworker.ingestion.fields import Fields
+from memworker.values import shown
+
+_MARKS = (",", ";", "\t", "|")
+_QUOTES = ('"', "'")
+_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+# Excel writes it before the header, and reads it.
+_SEP = re.compile(r"sep=(.)\s*$")
+_SAMPLE_LINES = 200
+_ALIKE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How files of text are written, as far as it is said; None is found out.
+
+    `quotechar` "" means that nothing is quoted. `encoding` goes for every format of text, the
+    others for csv and tsv. Raises UsageError for what cannot be.
+    """
+
+    delimiter: str | None = None
+    quotechar: str | None = None
+    encoding: str | None = None
+    header: bool = True
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None:
+            mark = _mark(self.delimiter, "--delimiter (delimiter)")
+            object.__setattr__(self, "delimiter", mark)
+        if self.quotechar is not None:
+            none = self.quotechar in ("", "none")
+            quote = "" if none else _mark(self.quotechar, "--quotechar (quotechar)")
+            object.__setattr__(self, "quotechar", quote)
+            if quote and quote == self.delimiter:
+                raise UsageError(f"{quote!r} cannot both part cells and quote them")
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", _encoding(self.encoding))
+
+    @classmethod
+    def of(cls, given: Dialect | Mapping[str, Any] | None) -> Dialect:
+        """Take what a caller gave: a dialect, a mapping of its fields, or nothing."""
+        if given is None or isinstance(given, Dialect):
+            return given or cls()
+        names = [each.name for each in fields_of(cls)]
+        if not isinstance(given, Mapping) or not set(given) <= set(names):
+            raise UsageError(f"a dialect has {', '.join(names)}; it is not {shown(given)}")
+        return cls(**given)
+
+    @property
+    def of_cells(self) -> str:
+        """Name the option that only files of cells know, where one is given; else ""."""
+        given = {"--delimiter": self.delimiter, "--quotechar": self.quotechar}
+        named = [name for name, value in given.items() if value is not None]
+        return (named + ([] if self.header else ["--no-header"]) + [""])[0]
+
+    def told(self) -> dict[str, str]:
+        """Describe what is said, for the journal."""
+        pairs = ((each.name, getattr(self, each.name)) for each in fields_of(self))
+        return {f"dialect.{k}": str(v) for k, v in pairs if v is not None and v is not True}
+
+
+def _mark(given: Any, option: str) -> str:
+    mark = _NAMES.get(given, given) if isinstance(given, str) else given
+    if not isinstance(mark, str) or len(mark) != 1 or mark in "\r\n\0":
+        raise UsageError(f"{option} must be one character, such as ';' or tab, not {shown(given)}")
+    return mark
+
+
+def _encoding(given: Any) -> str:
+    try:
+        found = codecs.lookup(given)
+        "".encode(given)  # refuses codecs that are none of text, such as base64
+    except (LookupError, TypeError, ValueError):
+        raise UsageError(
+            f"--encoding (encoding) names no encoding of text: {shown(given)}; there are utf-8,"
+            " utf-16, latin-1, cp1252, …"
+        ) from None
+    return found.name
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How one file's lines are cut into cells; `skipped` lines stand before its header."""
+
+    delimiter: str
+    quotechar: str = '"'
+    spaced: bool = False
+    skipped: int = 0
+
+    def reader(self, lines: Any) -> Any:
+        """Give csv's reader; strict: a stray quote costs its row, and not the lines after it."""
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quotechar=self.quotechar or None,
+            quoting=csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE,
+            skipinitialspace=self.spaced,
+            strict=True,
+        )
+
+    def told(self, usual: str, given: Dialect) -> str:
+        """Say what is not as usual, and was not said by the user; "" where nothing is."""
+        said = []
+        if given.delimiter is None and self.delimiter != usual:
+            said.append(f"cells are parted by {_shown(self.delimiter)}")
+        if given.quotechar is None and self.quotechar == "'":
+            said.append("quoted by '")
+        if self.spaced:
+            said.append("spaces before cells are left out")
+        if not said:
+            return ""
+        whence = "its header shows" if given.header else "its first rows show"
+        return f"{', '.join(said)}, as {whence} (--delimiter and --quotechar decide it)"
+
+
+def cells_of(
+    path: str, lines: Sequence[str], usual: str, dialect: Dialect, fields: Fields
+) -> Cells:
+    """Find out how a file is cut into cells, by its first lines. Raises UsageError, InputError.
+
+    `usual` is the mark of its format.
+    """
+    lines = [line for line in lines[:_SAMPLE_LINES] if line.strip()]
+    skipped = 0
+    if lines and dialect.delimiter is None and (said := _SEP.match(lines[0])):
+        lines, skipped, usual = lines[1:], 1, said[1]
+        marks: tuple[str, ...] = (usual,)
+    elif dialect.delimiter is not None:
+        marks = (dialect.delimiter,)
+    else:
+        marks = (usual, *(mark for mark in _MARKS if mark != usual))
+    quotes = _QUOTES if dialect.quotechar is None else (dialect.quotechar,)
+    first = Cells(marks[0], quotes[0], skipped=skipped)
+    if len(marks) == len(quotes) == 1 or (len(marks) == 1 and not dialect.header):
+        return first
+    if not dialect.header:
+        return _alike(path, lines, marks, first)
+    for quote in quotes:
+        for spaced in (False, True):
+            for mark in marks:
+                found = Cells(mark, quote, spaced, skipped)
+                if set(fields.required) <= set(_first_row(found, lines)):
+                    return found
+    return _likely(lines, marks, first)
+
+
+def _first_row(cells: Cells, lines: Sequence[str]) -> list[str]:
+    try:
+        found: list[str] = next(cells.reader(iter(lines)), [])
+    except csv.Error:
+        return []
+    return found
+
+
+def _share(cells: Cells, lines: Sequence[str]) -> float:
+    """Return the share of rows that have as many cells as most; 0 where that is one."""
+    widths: Counter[int] = Counter()
+    rows = cells.reader(iter(lines))
+    while True:
+        try:
+            widths[len(next(rows))] += 1
+        except StopIteration:
+            break
+        except csv.Error:
+            widths[0] += 1
+    (width, count), total = widths.most_common(1)[0] if widths else (0, 0), widths.total()
+    return count / total if width > 1 else 0.0
+
+
+def _likely(lines: Sequence[str], marks: Sequence[str], first: Cells) -> Cells:
+    """Choose what shows the fields that there are, where those asked for are not among them."""
+    shares = {mark: _share(_with(first, mark), lines) for mark in marks}
+    best = max(marks, key=lambda mark: shares[mark])
+    return _with(first, best) if shares[best] >= _ALIKE else first
+
+
+def _alike(path: str, lines: Sequence[str], marks: Sequence[str], first: Cells) -> Cells:
+    """Choose the mark under which rows without a header have as many cells, if one alone does."""
+    shares = {mark: _share(_with(first, mark), lines) for mark in marks}
+    fit = [mark for mark in marks if shares[mark] >= _ALIKE]
+    if len(fit) == 1:
+        return _with(first, fit[0])
+    if not fit and not any(mark in line for mark in marks for line in lines):
+        return first
+    why = f"it may be any of {', '.join(map(_shown, fit))}" if fit else "none fits its first rows"
+    raise InputError(
+        f"{path}: without a header it is not certain what parts its cells: {why}; say it with"
+        " --delimiter"
+    )
+
+
+def _with(cells: Cells, mark: str) -> Cells:
+    return Cells(mark, cells.quotechar, cells.spaced, cells.skipped)
+
+
+def _shown(mark: str) -> str:
+    return "a tab" if mark == "\t" else repr(mark)

@@ -1,0 +1,49 @@
+"""What readers found out that a person should know, said once for all files of which it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+_NAMES_TOLD = 3
+
+
+@dataclass(slots=True)
+class Told:
+    """Gathers findings; `notes` says them in the order in which they were met."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+    without_value: Counter[str] = field(default_factory=Counter)
+    rows_without: int = 0
+    never_seen: dict[str, str] = field(default_factory=dict)
+
+    def say(self, what: str, path: str) -> None:
+        """Note what is so of a file."""
+        self.found.setdefault(what, []).append(path)
+
+    def once(self, what: str, path: str) -> None:
+        """Note what may be met again and again in a file."""
+        if path not in self.found.get(what, ()):
+            self.say(what, path)
+
+    def lacking(self, names: list[str]) -> None:
+        """Count a row in which fields of a template have no value."""
+        self.rows_without += 1
+        self.without_value.update(names)
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say."""
+        notes = [f"{_several(paths)}: {what}" for what, paths in self.found.items()]
+        if self.rows_without:
+            each = ", ".join(f"{name} {n:,}" for name, n in self.without_value.most_common(10))
+            notes.append(
+                f"in {self.rows_without:,} rows a field of the text had no value, and nothing"
+                f" stands in its place: {each}"
+            )
+        return notes + list(self.never_seen.values())
+
+
+def _several(paths: list[str]) -> str:
+    shown = ", ".join(paths[:_NAMES_TOLD])
+    return shown if len(paths) <= _NAMES_TOLD else f"{shown} and {len(paths) - _NAMES_TOLD:,} more"

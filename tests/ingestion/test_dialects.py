@@ -1,0 +1,179 @@
+"""CSV in every dialect, text in every encoding: found out where that is certain, else asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from memworker.errors import InputError, MissingField, UsageError
+from memworker.ingestion import Dialect, Fields
+from memworker.ingestion.readers import read_options, read_sources
+from memworker.ingestion.readers.paths import found
+
+
+def taken(path, dialect=None, fields=None, format=None):
+    """Return (id, text) of the rows, the reasons of the others, and the notes."""
+    options = read_options(fields)
+    sources = found([path], format, dialect=dialect).sources
+    batches = list(read_sources(sources, options))
+    rows = [(r["id"], r["text"]) for batch in batches for r in batch.rows.to_pylist()]
+    return rows, [each.reason for batch in batches for each in batch.rejects], options.told.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('id,text\n1,a;b\n2,"c,d"\n', None),
+        ('id;text\n1;a,b\n2;"c;d"\n', "';'"),
+        ("id\ttext\n1\ta,b\n2\tc;d\n", "a tab"),
+        ("id|text\r\n1|a,b\r\n2|c;d\r\n", "|"),
+        ("sep=;\nid;text\n1;a,b\n2;c\n", "';'"),
+        ('id, text\n1, a\n2, "c, d"\n', "spaces"),
+        ("'id','text'\n'1','a, b'\n'2','it''s'\n", "quoted by '"),
+        ("text;x,y,z;id\na;1,2,3;1\nb;4,5,6;2\n", "';'"),
+        ("id,text,a;b;c;d\n1,x,1;2;3;4\n2,y,1;2;3;4\n", None),
+        ("\ufeffid;text\n1;a\n2;b\n", "';'"),
+    ],
+)
+def test_the_header_shows_what_parts_and_quotes_the_cells(tmp_path, text, said):
+    path = tmp_path / "in.csv"
+    path.write_text(text)
+    rows, reasons, notes = taken(path)
+    assert [i for i, _ in rows] == ["1", "2"] and not reasons
+    assert all(text and "id" not in text for _, text in rows)
+    if said is None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert said in note and "--delimiter" in note and "in.csv" in note
+
+
+def test_a_lone_column_is_one_whatever_marks_its_texts_hold(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text\na; b; c\nd; e; f\n")
+    assert taken(path) == ([(None, "a; b; c"), (None, "d; e; f")], [], [])
+
+
+def test_options_decide_against_what_the_header_shows(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text,id;text\n1,b;c\n")
+    assert taken(path, Dialect(delimiter=";"), Fields("text"))[0] == [(None, "c")]
+    assert taken(path)[0] == [(None, "1")]
+    quoted = tmp_path / "quoted.csv"
+    quoted.write_text("id,text\n1,~a, b~\n2,'c\n")
+    assert taken(quoted, Dialect(quotechar="~"))[0] == [("1", "a, b"), ("2", "'c")]
+    quoted.write_text('id,text\n1,"a" b\n')
+    assert taken(quoted, Dialect(quotechar="none"))[0] == [("1", '"a" b')]
+    assert "malformed" in taken(quoted)[1][0]
+
+
+def test_without_a_header_columns_have_numbers(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("1;hello, there;2020\n2;bye;2021\n")
+    told = pytest.raises(MissingField, match="--no-header.*header=False")
+    with told:
+        taken(path)
+    fields = Fields.of("2", "1")
+    rows, _, (note,) = taken(path, Dialect(header=False), fields)
+    assert rows == [("1", "hello, there"), ("2", "bye")]
+    assert "';'" in note and "first rows show" in note
+    with pytest.raises(MissingField, match="fields are: 1, 2, 3"):
+        taken(path, Dialect(header=False))
+    lone = tmp_path / "lone.csv"
+    lone.write_text("hello\nbye\n")
+    assert taken(lone, Dialect(header=False))[0] == [(None, "hello"), (None, "bye")]
+
+
+@pytest.mark.parametrize("text", ["1,a;x\n2,b;y\n", "a,b\nc\nd;e,f,g\n"])
+def test_what_is_not_certain_without_a_header_is_asked_for(tmp_path, text):
+    path = tmp_path / "in.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match="say it with --delimiter"):
+        taken(path, Dialect(header=False), Fields("1"))
+    assert taken(path, Dialect(delimiter=",", header=False), Fields("1"))[0]
+
+
+TEXT = "id,text\n1,café größe\n2,naïve\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("utf-32", None),
+        ("utf-16-le", "utf-16-le"),
+        ("latin-1", "latin-1"),
+        ("cp1252", "cp1252"),
+        ("utf-8-sig", "latin-1"),
+        ("mac-roman", "mac-roman"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+def test_text_is_read_in_every_encoding(tmp_path, encoding, given, suffix):
+    text = {
+        "csv": TEXT,
+        "jsonl": '{"id": "1", "text": "café größe"}\n{"id": "2", "text": "naïve"}\n',
+        "txt": "café größe\nnaïve\n",
+    }[suffix]
+    path = tmp_path / f"in.{suffix}"
+    path.write_bytes(text.encode(encoding))
+    rows, reasons, _ = taken(path, Dialect(encoding=given))
+    assert [text for _, text in rows] == ["café größe", "naïve"] and not reasons
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "euc-kr"])
+def test_encodings_of_several_bytes_are_read_too(tmp_path, encoding):
+    text = {"shift_jis": "テキスト", "gb18030": "文本", "euc-kr": "텍스트"}[encoding]
+    path = tmp_path / "in.txt"
+    path.write_bytes(f"{text}\n{text}\n".encode(encoding))
+    assert [t for _, t in taken(path, Dialect(encoding=encoding))[0]] == [text, text]
+
+
+def test_a_byte_that_an_encoding_does_not_have_costs_its_line(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"a\n\x81\nb\n")
+    rows, reasons, _ = taken(path, Dialect(encoding="cp1252"))
+    assert [text for _, text in rows] == ["a", "b"] and len(reasons) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+def test_what_is_not_utf8_is_rejected_with_the_option_that_helps(tmp_path, suffix):
+    text = {"csv": "id,text\n1,caf\xe9\n2,b\n", "jsonl": '{"text": "caf\xe9"}\n{"text": "b"}\n'}
+    path = tmp_path / f"in.{suffix}"
+    path.write_bytes(text.get(suffix, "caf\xe9\nb\n").encode("latin-1"))
+    rows, reasons, (note,) = taken(path)
+    assert len(rows) == len(reasons) == 1 and "--encoding" in note and "in." in note
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"delimiter": "ab"}, "one character"),
+        ({"delimiter": "\n"}, "one character"),
+        ({"quotechar": ";", "delimiter": ";"}, "both part cells and quote"),
+        ({"encoding": "nope"}, "names no encoding"),
+        ({"encoding": "base64"}, "names no encoding"),
+        ({"separator": ";"}, "a dialect has delimiter"),
+    ],
+)
+def test_a_dialect_that_cannot_be_is_refused(given, told):
+    with pytest.raises(UsageError, match=told):
+        Dialect.of(given)
+
+
+def test_options_of_csv_are_refused_where_nothing_is_csv(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("text;id\na;1\n")
+    with pytest.raises(UsageError, match="--delimiter is for csv.*--format csv"):
+        taken(path, Dialect(delimiter=";"))
+    with pytest.raises(UsageError, match="--no-header"):
+        taken(path, Dialect(header=False))
+    assert taken(path, Dialect(delimiter=";"), format="csv")[0] == [("1", "a")]
+
+
+@pytest.mark.parametrize("address", ["https://x.org/a.jsonl", "http://x/a", "s3://b/a.parquet"])
+def test_what_is_not_on_this_machine_is_refused_in_one_line(address):
+    with pytest.raises(UsageError, match="fetch it first") as raised:
+        found([address])
+    assert "\n" not in str(raised.value)
