@@ -17,7 +17,7 @@ from tests.faults.harness import resume, write_input
 @pytest.mark.timeout(1200)
 def test_nothing_lost_nothing_twice_under_random_kills(capsys):
     # By their number, not by time: on a slow machine too there must be some of each.
-    code = chaos.main(["--seed", "4", "--kills", "20", "--seconds", "300", "--json"])
+    code = chaos.main(["--seed", "4", "--kills", "8", "--rows", "12000", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert code == 0, told["complaints"]
     assert told["worker_kills"] > 0 and told["parent_kills"] > 0 and told["cases"] > 0
