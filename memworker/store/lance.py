@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from memworker.diagnosis import told
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
 from memworker.paths import PathGiven, database_place
+from memworker.store.light_import import without_rest_client
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
 from memworker.values import shown
@@ -83,7 +84,7 @@ def connect(
         )
     _ensure_threads()
     # Lazy: importing lancedb takes up to 5 s, and not every command needs it.
-    with _without_its_own_words():
+    with _without_its_own_words(), without_rest_client():
         import lancedb
 
     with lance_errors(f"opening the database {db}"):
