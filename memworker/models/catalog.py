@@ -1,4 +1,4 @@
-"""Names to catalogue entries: built in, fastembed's, or a local directory."""
+"""Names to catalogue entries: built in, fastembed's, a local directory or a hub repository."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from memworker.models.cache import ModelCache
 from memworker.models.directory import looks_like_model, read_directory
 from memworker.models.fastembed_catalog import fastembed_entries
 from memworker.models.hub_catalog import HUB_ENTRIES
+from memworker.models.repository import find_repository
 from memworker.models.spec import (
     HubRepo,
     ModelEntry,
@@ -24,7 +25,8 @@ from memworker.paths import PathGiven, used_path
 def find(name: PathGiven, cache: ModelCache) -> ModelEntry:
     """Return the entry of that name, or of the directory that lies there.
 
-    Built-in names go before directories, and these before fastembed's names.
+    Built-in names go before directories, these before fastembed's names, and these before
+    repositories of the hub that were fetched.
     Raises UnknownModel with the nearest names there are.
     """
     if not isinstance(name, str):
@@ -37,6 +39,8 @@ def find(name: PathGiven, cache: ModelCache) -> ModelEntry:
     everything = entries(cache)
     if (entry := _named(name, everything)) is not None:
         return entry
+    if (fetched := find_repository(name, cache)) is not None:
+        return read_directory(fetched, name)
     raise _unknown_error(name, [known for entry in everything for known in entry.names])
 
 

@@ -12,6 +12,7 @@ from memworker.models.modules import (
     MODULES_FILE,
     Modules,
     Prompts,
+    begins_static,
     read_json,
     read_modules,
     read_prompts,
@@ -33,8 +34,25 @@ def looks_like_model(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in names)
 
 
-def read_directory(path: Path) -> ModelEntry:
-    """Return the entry of a directory that holds safetensors or an ONNX file.
+def is_whole(path: Path) -> bool:
+    """Say whether a folder has weights that can be run and a tokenizer, not only parts."""
+    try:
+        return all(file.exists() for file in map(path.joinpath, _needed(read_directory(path))))
+    except (ModelUnsupported, ModelCorrupt):
+        return False
+
+
+def _needed(entry: ModelEntry) -> list[str]:
+    return [entry.weights, entry.tokenizer, *weight_files(entry.spec.dense)]
+
+
+def builds_from(path: Path) -> bool:
+    """Say whether a folder describes a model that is built from safetensors."""
+    return is_model2vec(path) or begins_static(path) or _can_build(path)
+
+
+def read_directory(path: Path, name: str = "") -> ModelEntry:
+    """Return the entry of a directory that holds safetensors or an ONNX file, under its `name`.
 
     Safetensors are preferred where memworker can build from them: the fused
     graph is the faster one. Raises UnknownModel where it is no directory and
@@ -43,11 +61,12 @@ def read_directory(path: Path) -> ModelEntry:
     if not path.is_dir():
         raise UnknownModel(f"{path} is no directory. Give a directory in Hugging Face layout.")
     path = path.resolve()
-    if (static := _static_entry(path)) is not None:
+    name = name or path.name
+    if (static := _static_entry(path, name)) is not None:
         return static
     weights = _weights(path)
     own = [file.name for file in shards(path / weights)] if weights == SHARDED else []
-    spec = _spec(path)
+    spec = _spec(path, name)
     files = (weights, *own, *_READ, *weight_files(spec.dense))
     return ModelEntry(
         spec=spec,
@@ -92,15 +111,15 @@ def _can_build(path: Path) -> bool:
     return True
 
 
-def _spec(path: Path) -> ModelSpec:
+def _spec(path: Path, name: str) -> ModelSpec:
     config = read_json(path / "config.json")
     modules = read_modules(path)
     limit, positions = token_limits(path)
-    prompts = _prompts(path, config)
+    prompts = _prompts(path, name, config)
     query, passage = prompts.query, prompts.passage
     _refuse_prompt_left_out(path, modules, query, passage)
     return ModelSpec(
-        name=path.name,
+        name=name,
         dim=_dim(path, modules, _hidden(config)),
         pooling=modules.pooling,
         normalize=modules.normalize,
@@ -111,7 +130,7 @@ def _spec(path: Path) -> ModelSpec:
         description=f"local directory {path}",
         lowercase=bool(transformer_settings(path).get("do_lower_case")),
         dense=modules.dense,
-        matryoshka=_cuttable(path, config),
+        matryoshka=_cuttable(path, name, config),
         similarity=similarity(path),
         prompts=tuple(name for name, _ in prompts.named),
     )
@@ -144,7 +163,7 @@ def _hidden(config: Config) -> int:
     return known or _count(config.get("hidden_size")) or _count(config.get("dim"))
 
 
-def _static_entry(path: Path) -> ModelEntry | None:
+def _static_entry(path: Path, name: str) -> ModelEntry | None:
     """Return the entry of a table of token vectors, of model2vec or sentence-transformers."""
     config = read_json(path / "config.json")
     if is_model2vec(path):
@@ -161,7 +180,7 @@ def _static_entry(path: Path) -> ModelEntry | None:
     _refuse_without_tokenizer(path / folder)
     prompts = read_prompts(path) or Prompts()
     spec = ModelSpec(
-        name=path.name,
+        name=name,
         dim=_dim(path, modules, _table_width(path / weights, config)),
         pooling=Pooling.MEAN,
         normalize=modules.normalize,
@@ -172,7 +191,7 @@ def _static_entry(path: Path) -> ModelEntry | None:
         description=f"local directory {path}",
         static=True,
         dense=modules.dense,
-        matryoshka=_cuttable(path, config),
+        matryoshka=_cuttable(path, name, config),
         similarity=similarity(path),
         prompts=tuple(name for name, _ in prompts.named),
     )
@@ -207,11 +226,11 @@ def _table_width(weights: Path, config: dict[str, Any]) -> int:
     return width_of(weights, ("embedding.weight", "embeddings")) or said
 
 
-def _cuttable(path: Path, config: dict[str, Any]) -> bool:
+def _cuttable(path: Path, name: str, config: dict[str, Any]) -> bool:
     """Say whether its first numbers suffice: by its settings, its name, or how it was trained."""
     if config.get("is_matryoshka") or config.get("matryoshka_dimensions"):
         return True
-    names = (str(config.get("_name_or_path", "")), path.name)
+    names = (str(config.get("_name_or_path", "")), name)
     if any(map(may_be_cut, names)):
         return True
     try:
@@ -260,8 +279,8 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and 0 < value < 1_000_000 else 0
 
 
-def _prompts(path: Path, config: dict[str, Any]) -> Prompts:
+def _prompts(path: Path, name: str, config: dict[str, Any]) -> Prompts:
     if (prompts := read_prompts(path)) is not None:
         return prompts
     by_origin = prefixes_of(str(config.get("_name_or_path", "")))
-    return Prompts(*(by_origin if any(by_origin) else prefixes_of(path.name)))
+    return Prompts(*(by_origin if any(by_origin) else prefixes_of(name)))

@@ -66,14 +66,23 @@ def external_hashes(
     return hashes
 
 
-def _read(graph: Path) -> ForeignGraph:
+def data_of(graph: Path) -> set[str]:
+    """Return the files beside a graph that it keeps its data in, by their paths from there."""
+    return _locations(_loaded(graph))
+
+
+def _loaded(graph: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(graph), load_external_data=False)
+        return onnx.load(str(graph), load_external_data=False)
     except (DecodeError, ValueError, OSError) as error:
         raise ModelCorrupt(f"{graph} is no ONNX file: {error}. Fetch the model again.") from error
+
+
+def _read(graph: Path) -> ForeignGraph:
+    model = _loaded(graph)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(i.name for i in model.graph.input if i.name not in constants)
     if not model.graph.output:
@@ -142,7 +151,11 @@ def _check_location(graph: Path, location: str, root: Path) -> None:
 
 
 def _inside(path: Path, root: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    homes = [root]
+    if root.parent.name == "snapshots":
+        # A cache of the hub keeps what its snapshots link to beside them.
+        homes.append(root.parent.parent / "blobs")
+    return any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(h)) for h in homes)
 
 
 def _recall(record: Path) -> ForeignGraph | None:

@@ -1,22 +1,29 @@
-"""The Hugging Face Hub: one reachability probe a run, local caches, downloads."""
+"""The Hugging Face Hub: one reachability probe a run, what a repository has, downloads."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memworker import interpreters
 from memworker.models.spec import HubRepo, ModelFile
 
 _PROBE_TIMEOUT_S = 5.0
+_LIST_TIMEOUT_S = 120.0
+# Of the hub's client, for a connection that a firewall lets begin and not go on.
+_PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "5"}
 
 
 class HubFailed(Exception):
@@ -29,21 +36,76 @@ def unreachable() -> str:
     The probe takes at most five seconds and its answer is kept for the run:
     the hub client's own retries would take most of a minute on a closed network.
     """
+    return offline_switch() or probe(_endpoint()).told()
+
+
+def offline_switch() -> str:
+    """Say which variable keeps off the network, "" where none does."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    return _probe(constants.ENDPOINT)
+    if not constants.HF_HUB_OFFLINE:
+        return ""
+    first, other = "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"
+    return f"{first if os.environ.get(first) else other} is set"
+
+
+def begin_probe() -> None:
+    """Begin to ask whether the hub answers, so that it is known when that is wanted."""
+    probe(_endpoint())
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def connection(url: str) -> Probe:
+    """Return the one probe of this run whether a server can be connected to, begun now if new."""
+    return _connection(url)
+
+
+class Probe:
+    """One question to a server; `told` waits for the answer, five seconds at most in all."""
+
+    def __init__(self, endpoint: str, ask: Callable[[str], str]) -> None:
+        self._answer = [f"{endpoint} did not answer within {_PROBE_TIMEOUT_S:.0f} s"]
+        self._began = time.monotonic()
+        # Name resolution has no timeout, so the probe runs beside us and may be left behind.
+        self._asking = threading.Thread(
+            target=lambda: self._answer.append(ask(endpoint)), daemon=True
+        )
+        self._asking.start()
+
+    def told(self) -> str:
+        """Return why the server cannot be used, "" where it can."""
+        left_s = self._began + _PROBE_TIMEOUT_S - time.monotonic()
+        self._asking.join(max(0.0, left_s))
+        return self._answer[-1]
 
 
 @functools.cache
-def _probe(endpoint: str) -> str:
-    answer = [f"{endpoint} did not answer within {_PROBE_TIMEOUT_S:.0f} s"]
-    # Name resolution has no timeout, so the probe runs beside us and may be left behind.
-    probe = threading.Thread(target=lambda: answer.append(_ask(endpoint)), daemon=True)
-    probe.start()
-    probe.join(_PROBE_TIMEOUT_S)
-    return answer[-1]
+def probe(endpoint: str) -> Probe:
+    """Return the one probe of this run whether a server answers, begun now if new."""
+    return Probe(endpoint, _ask)
+
+
+@functools.cache
+def _connection(url: str) -> Probe:
+    return Probe(url, _connect)
+
+
+def _connect(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+    # Through a proxy it is the proxy's to connect; a file needs no connection.
+    if not port or not parts.hostname or parts.scheme in urllib.request.getproxies():
+        return ""
+    try:
+        socket.create_connection((parts.hostname, port), _PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{parts.hostname} is not reachable ({error})"
+    return ""
 
 
 def _ask(endpoint: str) -> str:
@@ -58,34 +120,25 @@ def _ask(endpoint: str) -> str:
         return f"{endpoint} is not reachable ({getattr(error, 'reason', error)})"
 
 
-def cached_file(hub: HubRepo, path: str) -> Path | None:
-    """Find a file that the hub client, or fastembed with it, has downloaded before."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    folders = [Path(constants.HF_HUB_CACHE), _fastembed_cache()]
-    for cache_dir in filter(_is_own, folders):
-        found = try_to_load_from_cache(hub.repo, path, cache_dir=cache_dir, revision=hub.revision)
-        if isinstance(found, str):
-            return Path(found)
-    return None
-
-
-def _is_own(cache_dir: Path) -> bool:
-    """Whether no other user could have put files there: a default is in a shared folder.
-
-    Without a home folder another is "~" in the working directory.
-    """
-    if not cache_dir.is_absolute():
-        return False
-    return cache_dir.is_dir() and cache_dir.stat().st_uid == os.getuid()
+def listing(repo: str) -> list[str]:
+    """Return the paths of a repository's files. Raises HubFailed."""
+    try:
+        said = interpreters.output(
+            interpreters.command(_LIST, repo), timeout_s=_LIST_TIMEOUT_S, **_PATIENCE
+        )
+    except interpreters.Failed as failure:
+        raise HubFailed(str(failure)) from failure
+    answer = json.loads(said)
+    if failed := answer.get("failed"):
+        raise HubFailed(failed)
+    return list(map(str, answer["files"]))
 
 
-def _fastembed_cache() -> Path:
-    if named := os.environ.get("FASTEMBED_CACHE_PATH"):
-        return Path(named)
-    # Not `tempfile.gettempdir`, which writes to see where it may, and raises where it may not.
-    folder = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")
-    return Path(folder) / "fastembed_cache"
+def fetch_into(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
+    """Download files, and leave nothing else in `folder`. Raises HubFailed."""
+    download(hub, files, folder)
+    # huggingface_hub keeps its own book-keeping beside what it downloads.
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 
 def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
@@ -113,7 +166,7 @@ def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=None if shown else subprocess.DEVNULL,
         text=True,
-        env=interpreters.environment(**notes, **quiet),
+        env=interpreters.environment(**notes, **quiet, **_PATIENCE),
     ) as child:
         assert child.stdout is not None
         said = child.stdout.read()
@@ -122,7 +175,27 @@ def download(hub: HubRepo, files: Sequence[ModelFile], folder: Path) -> None:
         raise HubFailed(lines[-1] if lines else f"its client ended with {child.returncode}")
 
 
-_DOWNLOAD = """
+_REFUSED = """
+def refused(repo, error):
+    # What 401 and 403 mean, in words.
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    token = get_token()
+    given = "the token that is set (HF_TOKEN, or hf auth login) does not open it" if token else (
+        "no token is set: set HF_TOKEN")
+    if isinstance(error, GatedRepoError):
+        return (f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo}, and give a"
+            f" token of that account; {given}")
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no repository {repo}, or it is private; {given}"
+    if status in (401, 403):
+        return f"access to {repo} was refused ({status}); {given}"
+    return ""
+"""
+_DOWNLOAD = (
+    _REFUSED
+    + """
 import json, os, signal, sys, threading
 
 def leave_with_parent():
@@ -132,7 +205,7 @@ def leave_with_parent():
 def download(job):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
-        EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)
+        EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError)
     repo, revision = job["repo"], job["revision"]
     for path, required in job["files"]:
         try:
@@ -143,10 +216,8 @@ def download(job):
         except EntryNotFoundError:
             if required:
                 return f"{repo} has no {path} at {revision}"
-        except RepositoryNotFoundError:
-            return f"there is no repository {repo}, or it needs a token"
         except (HfHubHTTPError, OSError, ValueError) as error:
-            return f"{repo}/{path}: {' '.join(str(error).split())[:200]}"
+            return refused(repo, error) or f"{repo}/{path}: {' '.join(str(error).split())[:200]}"
     return ""
 
 # Ctrl-C is the parent's to answer, whose end of our input then closes.
@@ -156,3 +227,18 @@ failure = download(json.loads(sys.argv[1]))
 print(failure, flush=True)
 os._exit(1 if failure else 0)
 """
+)
+_LIST = (
+    _REFUSED
+    + """
+import json, sys
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+try:
+    told = HfApi().model_info(sys.argv[1], timeout=5)
+    print(json.dumps({"files": [file.rfilename for file in told.siblings or []]}))
+except Exception as error:  # whatever its client raises is told
+    words = refused(sys.argv[1], error) or " ".join(str(error).split())[:200]
+    print(json.dumps({"failed": words}))
+"""
+)

