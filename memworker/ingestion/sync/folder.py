@@ -32,7 +32,7 @@ from memworker.ingestion.sync.catalogue import Catalogue
 from memworker.ingestion.sync.looking import Chosen, FoundFile, files_of, is_there
 from memworker.ingestion.sync.outcome import FileCounts, SyncReport, outcome
 from memworker.ingestion.sync.planning import Naming, Planner, Reading
-from memworker.ingestion.sync.watching import Tell, FolderWatch
+from memworker.ingestion.sync.watching import FolderWatch, Tell
 from memworker.ingestion.sync.writing import FolderWriter, vectors_alike
 from memworker.ingestion.windows import Sieve, Window
 from memworker.paths import PathGiven, shown_name, used_path
@@ -42,7 +42,9 @@ from memworker.pool import (
     EmbeddingPool,
     PoolOptions,
     PoolUse,
+    PrecisionGiven,
     borrowed_or_own,
+    is_auto,
 )
 from memworker.store import (
     OnConflict,
@@ -119,10 +121,11 @@ def sync_folder(
     text_field: str | None = None,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
-    precision: str = "fp32",
+    precision: PrecisionGiven = "fp32",
     workers: int | None = None,
     memory: int | str | None = None,
     max_tokens: int | None = None,
+    dim: int | None = None,
     max_text_bytes: int | None = None,
     distance: str = "cosine",
     on_conflict: str = "reject",
@@ -179,9 +182,11 @@ def sync_folder(
     job.files(LeftOut())  # whether it is there, before a model is loaded
     ensure_writable(target.db, target.table)
     pools = PoolOptions(
-        model, precision, workers, memory, max_tokens, storing=True, max_text_bytes=cap
+        model, precision, workers, memory, max_tokens, dim, storing=True, max_text_bytes=cap
     )
     began = time.perf_counter()
+    if pool is None and is_auto(precision) and (there := target.space()):
+        pools = pools.for_table(there.model, there.precision)
     use = borrowed_or_own(pool, pools)
     made_s = time.perf_counter() - began
     space = VectorSpace.of(use.pool.identity, distance)
@@ -266,9 +271,10 @@ class _Pass:
                 writer = FolderWriter(job.naming, target.on_conflict, planner.underway, self.counts)
                 committing = partial(Committer, open_table, sieve, told, write=writer.write)
                 table = self._written(planner, committing) or self.known
-            if not self.loop.stop.cut_short:
+            # What was not looked for is not known to be gone.
+            if planner.complete and not self.loop.stop.cut_short:
                 self._remove(table, writer)
-            notes = [*told.notes, *_notes(self.counts)]
+            notes = [*told.notes, *_notes(self.counts), *_note_on(writer.conflicts)]
             if table is not None:
                 if not self.loop.stop.cut_short:
                     notes += build_index(table, target.memory)
@@ -483,6 +489,15 @@ def _most(given: int | None) -> int | None:
     if given is not None and (found is None or found < 0):
         raise UsageError(f"--max-delete (max_delete=) is a whole number, not {values.shown(given)}")
     return found
+
+
+def _note_on(conflicts: int) -> Iterator[str]:
+    if conflicts:
+        yield (
+            f"{conflicts:,} documents have the ids of rows that are not of this folder; --name NAME"
+            " (name=) lets its ids begin with NAME/, --on-conflict update takes the rows over, as"
+            " where the folder has moved"
+        )
 
 
 def _notes(counts: FileCounts) -> list[str]:

@@ -59,10 +59,9 @@ class Reading:
     text_field: str | None = None
     max_text_bytes: int = 1 << 20
 
-    @property
-    def key(self) -> str:
-        """What else than the bytes of a file decides what document it is."""
-        return json.dumps([_READING, self.text_field])
+    def key(self, kind: str) -> str:
+        """Return what else than the bytes of a file decides what document it is."""
+        return json.dumps([_READING, kind, self.text_field if kind == "json" else None])
 
 
 @dataclass(slots=True)
@@ -91,6 +90,8 @@ class Planner:
         self._rows: list[tuple[FoundFile, Document, dict[str, Any]]] = []
         self._bytes = 0
         self._position = 0
+        self.complete = False
+        """Whether all files were looked at."""
 
     def windows(self, files: Iterator[FoundFile]) -> Iterator[Window]:
         """Yield windows, none of them empty."""
@@ -99,6 +100,7 @@ class Planner:
             if len(self._rows) >= WINDOW_ROWS or self._bytes >= _WINDOW_BYTES:
                 yield from self._window()
         yield from self._window()
+        self.complete = True
 
     def _look_at(self, file: FoundFile) -> None:
         self._position += 1
@@ -129,13 +131,13 @@ class Planner:
             return
         data, facts = read_whole(file.path)
         content = xxh3_128_hexdigest(data)
-        mine = self._mixed(content)
+        kind = kind_of(file.path)
+        assert kind is not None
+        mine = self._mixed(content, kind)
         self._catalogue.note(file.name, facts, content)
         if held and hash == mine:
             self._counts.unchanged += 1
             return
-        kind = kind_of(file.path)
-        assert kind is not None
         text_field = self._reading.text_field
         found = document(kind, data, self._extraction, text_field=text_field)
         size = len(found.text.encode())
@@ -160,10 +162,11 @@ class Planner:
             known = self._catalogue.hash_at(file.name, stamp_of(os.stat(file.path)))
         except OSError:
             return False  # reading it will say so
-        return known is not None and self._mixed(known) == hash
+        kind = kind_of(file.path)
+        return known is not None and kind is not None and self._mixed(known, kind) == hash
 
-    def _mixed(self, content: str) -> str:
-        return xxh3_128_hexdigest(f"{content} {self._reading.key}".encode())
+    def _mixed(self, content: str, kind: str) -> str:
+        return xxh3_128_hexdigest(f"{content} {self._reading.key(kind)}".encode())
 
     def _add(self, file: FoundFile, found: Document, fields: dict[str, Any], doing: str) -> None:
         self._rows.append((file, found, fields))
