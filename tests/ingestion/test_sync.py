@@ -297,7 +297,7 @@ def test_fields_of_others_called_like_ours_keep_their_values(sync):
     sync()
     metadata = rows()["f.md"][1]
     assert metadata["path"] == "f.md" and metadata["path_3"] == "/p" and metadata["path_2"] == "q"
-    assert metadata["folder_2"] == 3 and metadata["id"] == "mine"
+    assert metadata["folder_2"] == 3 and metadata["id_2"] == "mine"
 
 
 def test_front_matter_that_cannot_be_read_is_said_and_kept(sync):

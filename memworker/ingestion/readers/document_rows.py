@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from memworker.errors import InputError
-from memworker.ingestion.documents import kinds
-from memworker.ingestion.documents.kinds import MAX_FILE_BYTES, BadDocument, NoDocument
+from memworker.ingestion.documents import kinds  # by itself, for it imports this room too
 from memworker.ingestion.documents.suffixes import kind_of
 from memworker.ingestion.readers.checked import ReadOptions
 from memworker.ingestion.readers.encodings import TornStream
@@ -30,12 +29,12 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
         data = _data(source)
         kind = kind_of(source.path.removesuffix(f".{source.compression}")) or "plain"
         found = kinds.document(kind, data, options.extraction)
-    except NoDocument as reason:
+    except kinds.NoDocument as reason:
         if source.left_out is None:
             raise InputError(f"{source.told} is no document: {reason}") from None
         source.left_out.add(str(reason), source.path)
         return
-    except (BadDocument, TornStream) as reason:
+    except (kinds.BadDocument, TornStream) as reason:
         raise InputError(f"{source.told}: {reason}") from None
     if found.note:
         _log.warning(
@@ -55,6 +54,6 @@ def _data(source: Source) -> bytes:
     for block in byte_blocks(source):
         pieces.append(block)
         size += len(block)
-        if size > MAX_FILE_BYTES:
+        if size > kinds.MAX_FILE_BYTES:
             raise kinds.too_large(size if source.path == STDIN else os.stat(source.path).st_size)
     return b"".join(pieces)

@@ -28,8 +28,9 @@ CREATE TEMP TABLE held (path TEXT PRIMARY KEY, hash TEXT, state INTEGER) WITHOUT
 CREATE INDEX temp.held_hashes ON held (hash);
 CREATE TEMP TABLE fresh (hash TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-# What became of a path on this pass: held ones are not met, met, or met without a text.
-_UNMET, _MET, _TEXTLESS, _NEW = 0, 1, 2, 3
+# What became of a path on this pass: held ones are not met, met, met without a text, or gone.
+_UNMET, _MET, _TEXTLESS, _NEW, _GONE = 0, 1, 2, 3, 4
+_PAGE = 256
 
 
 def stamp_of(facts: os.stat_result) -> str:
@@ -108,14 +109,34 @@ class Catalogue:
         """How many paths the table holds."""
         return self._count(f"SELECT count(*) FROM held WHERE state != {_NEW}")
 
-    def unseen(self) -> Iterator[tuple[str, bool, bool]]:
-        """Yield each path not met, whether a new file has its content, whether it lost its text."""
-        rows = self._known.execute(
+    def unmet(self) -> Iterator[tuple[str, bool, bool]]:
+        """Yield each path not met, whether a new file has its content, whether it lost its text.
+
+        Paths may be marked meanwhile.
+        """
+        sql = (
             "SELECT path, fresh.hash IS NOT NULL, state FROM held LEFT JOIN fresh USING (hash)"
-            f" WHERE state IN ({_UNMET}, {_TEXTLESS}) ORDER BY path"
+            f" WHERE state IN ({_UNMET}, {_TEXTLESS}) AND path > ? ORDER BY path LIMIT {_PAGE}"
         )
-        for path, moved, state in rows:
-            yield path, bool(moved), state == _TEXTLESS
+        last = ""
+        while page := self._known.execute(sql, (last,)).fetchall():
+            for path, moved, state in page:
+                yield path, bool(moved), state == _TEXTLESS
+            last = page[-1][0]
+
+    def lose(self, path: str) -> None:
+        """Mark a path as gone."""
+        self._mark(path, _GONE)
+
+    def gone(self) -> Iterator[list[str]]:
+        """Yield the paths that are marked as gone, some at a time."""
+        sql = (
+            f"SELECT path FROM held WHERE state = {_GONE} AND path > ? ORDER BY path LIMIT {_PAGE}"
+        )
+        last = ""
+        while page := [path for (path,) in self._known.execute(sql, (last,)).fetchall()]:
+            yield page
+            last = page[-1]
 
     # What was read when.
 

@@ -316,17 +316,18 @@ class _Pass:
     def _remove(self, table: Table | None, writer: FolderWriter) -> None:
         """Remove what is gone, or count it."""
         gone = _Gone.of(self.job, self.catalogue, self.counts)
-        if not gone.names:
+        if not gone.count:
             return
         if not self.job.removal.delete:
-            self.counts.would_remove = len(gone.names)
+            self.counts.would_remove = gone.count
             return
         gone.check(self.job, self.catalogue, self.counts)
         assert table is not None
-        writer.remove(table, gone.names)
-        for name in gone.names:
-            self.catalogue.forget(name)
-        gone.count(self.counts)
+        for names in self.catalogue.gone():
+            writer.remove(table, names)
+            for name in names:
+                self.catalogue.forget(name)
+        gone.counted(self.counts)
 
     def _report(self, writer: FolderWriter, notes: list[str]) -> SyncReport:
         rows = self.loop.job.counts
@@ -345,34 +346,32 @@ class _Pass:
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """Names that the table holds and the folder does not; some came back under another name."""
+    """How many names the table holds and the folder does not; some came back under another."""
 
-    names: list[str]
+    count: int
     moved: int
 
     @classmethod
     def of(cls, job: FolderJob, catalogue: Catalogue, counts: FileCounts) -> _Gone:
         """Look again at each: a file that is there and only left out is not gone."""
-        names, moved = [], 0
-        for name, has_moved, textless in list(catalogue.unseen()):
-            if (
-                not textless
-                and not job.removal.excluded_too
-                and is_there(job.root, name) is not False
-            ):
+        count = moved = 0
+        for name, has_moved, textless in catalogue.unmet():
+            sure = textless or job.removal.excluded_too or is_there(job.root, name) is False
+            if not sure:
                 counts.kept += 1
                 continue
-            names.append(name)
+            catalogue.lose(name)
+            count += 1
             moved += has_moved
-        return cls(names, moved)
+        return cls(count, moved)
 
     def check(self, job: FolderJob, catalogue: Catalogue, counts: FileCounts) -> None:
         """Raise InputError where so much is gone that something else must have happened."""
-        lost, held, removal = len(self.names) - self.moved, catalogue.held, job.removal
+        lost, held, removal = self.count - self.moved, catalogue.held, job.removal
         root = shown_name(job.root)
-        if removal.most is not None and len(self.names) > removal.most:
+        if removal.most is not None and self.count > removal.most:
             raise InputError(
-                f"{len(self.names):,} documents of {root} are gone, more than the {removal.most:,}"
+                f"{self.count:,} documents of {root} are gone, more than the {removal.most:,}"
                 " of --max-delete (max_delete=); none was removed"
             )
         if removal.allow_empty or lost < held:
@@ -384,10 +383,11 @@ class _Gone:
                 " --allow-empty (allow_empty=True)"
             )
 
-    def count(self, counts: FileCounts) -> None:
+    def counted(self, counts: FileCounts) -> None:
+        """Count what was removed, or would be."""
         counts.moved = min(self.moved, counts.added)
         counts.added -= counts.moved
-        counts.removed = len(self.names) - counts.moved
+        counts.removed = self.count - counts.moved
 
 
 def _look_only(job: FolderJob) -> SyncReport:
@@ -412,12 +412,12 @@ def _look_only(job: FolderJob) -> SyncReport:
         if job.removal.delete:
             try:
                 gone.check(job, catalogue, counts)
-                gone.count(counts)
+                gone.counted(counts)
             except InputError as error:
                 notes.append(str(error))
-                counts.would_remove = len(gone.names)
+                counts.would_remove = gone.count
         else:
-            counts.would_remove = len(gone.names)
+            counts.would_remove = gone.count
     return outcome(
         job.naming.folder,
         counts,

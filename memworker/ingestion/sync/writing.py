@@ -19,8 +19,6 @@ from memworker.ingestion.sync.planning import Naming, Underway
 from memworker.ingestion.windows import Window
 from memworker.store import Appended, OnConflict, Table
 
-_REMOVED_AT_ONCE = 256
-
 
 class FolderWriter:
     """Writes documents: new ones are appended, held ones replaced, each in one commit."""
@@ -60,12 +58,10 @@ class FolderWriter:
         return Appended(written, duplicates, tuple(sorted(conflicts)), 0, version)
 
     def remove(self, table: Table, names: Sequence[str]) -> int:
-        """Remove documents of this folder, and return how many there were."""
-        removed = 0
-        for at in range(0, len(names), _REMOVED_AT_ONCE):
-            ids = [self._naming.id_of(name) for name in names[at : at + _REMOVED_AT_ONCE]]
-            removed += table.delete({"id": {"in": ids}, "folder": self._naming.folder})
-            reach("after_removed")
+        """Remove some hundred documents of this folder, and return how many there were."""
+        ids = [self._naming.id_of(name) for name in names]
+        removed = table.delete({"id": {"in": ids}, "folder": self._naming.folder})
+        reach("after_removed")
         return removed
 
     def _replace(self, table: Table, batch: pa.Table, held: list[int]) -> tuple[list[int], int]:
