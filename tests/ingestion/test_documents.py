@@ -249,6 +249,16 @@ def test_ingest_and_sync_see_the_same_texts(tmp_path, monkeypatch, pool):
     assert ingest("d", db="one", table="t", pool=pool, scope={"user_id": "author"}).written == 0
 
 
+def test_templates_and_nested_fields_hold_for_documents_too(of, tmp_path, monkeypatch, pool):
+    monkeypatch.chdir(tmp_path)
+    Path("a.md").write_text("---\ntitle: T\n---\nalpha")
+    how = {"text_template": "{title}: {text}", "id_template": "doc-{path}"}
+    ingest("a.md", db="db", table="t", pool=pool, **how)
+    (row,) = Table.open("db", "t").rows(columns=["id", "text"]).to_pylist()
+    assert row == {"id": "doc-a.md", "text": "T: alpha"}
+    assert of("json", '{"a": {"b": "x", "c": 1}}', text_field="a.b")[:2] == ("x", {"a": {"c": 1}})
+
+
 def test_documents_beside_files_of_rows_are_read_when_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("set")

@@ -12,6 +12,7 @@ from memworker.errors import InputError
 from memworker.ingestion.documents import extraction, front_matter
 from memworker.ingestion.documents.extraction import Extraction
 from memworker.ingestion.documents.html_text import html_text
+from memworker.ingestion.fields import value_at, without
 from memworker.ingestion.readers.encodings import TornStream, utf8_blocks
 
 # Of a file that is read whole; one that is larger is no document that anybody wrote.
@@ -192,12 +193,13 @@ def _json(text: str, text_field: str | None) -> Document:
     except ValueError as error:
         raise BadDocument(f"malformed JSON: {error}") from None
     name = text_field or "text"
-    if isinstance(value, dict) and isinstance(value.get(name), str):
+    found = value_at(value, name) if isinstance(value, dict) else None
+    if isinstance(found, str):
         try:
-            rest = values.plain_mapping({k: v for k, v in value.items() if k != name})
+            rest = values.plain_mapping(without(value, [name]))
         except values.Unsayable as error:
-            return Document(value[name], note=f"fields that cannot be kept: {error}")
-        return Document(_sayable(value[name]), rest)
+            return Document(_sayable(found), note=f"fields that cannot be kept: {error}")
+        return Document(_sayable(found), rest)
     if text_field is not None:
         raise BadDocument(f"it has no field {text_field!r} that holds a text")
     return Document(_sayable("\n".join(_strings(value))))

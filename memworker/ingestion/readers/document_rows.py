@@ -42,9 +42,11 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
         )
     fields, name = options.fields, shown_name(source.name or source.path)
     ours: dict[str, Any] = {"path": name, "size": len(data)}
-    row = kinds.beside(found.fields, ours, (fields.text, "id"))
-    row[fields.text] = found.text
-    if fields.id == "id":
+    # Of several fields, or a template, the text of the document is the field `text`.
+    text = fields.text if fields.composed is None else "text"
+    row = kinds.beside(found.fields, ours, (text, "id"))
+    row[text] = found.text
+    if fields.id == "id" and fields.id_template is None:
         row["id"] = name
     yield ObjectRows(np.ones(1, np.int64), [row], lambda i: found.text[:EXCERPT_CHARS])
 
