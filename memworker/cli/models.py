@@ -38,9 +38,11 @@ def list_(as_json: _Json = False) -> None:
 @app.command()
 def info(name: _Name, as_json: _Json = False) -> None:
     """Say what is known of a model: its vectors, prompts and precisions; nothing is fetched."""
-    from memworker.models import describe_model
+    from memworker.models import describe_model, obstacles
 
-    told = _described(describe_model(name))
+    told = _described(listing := describe_model(name))
+    why = {} if listing.unsupported else obstacles(name)
+    told["not_here"] = [f"{precision}: {reason}" for precision, reason in why.items() if reason]
     if as_json:
         typer.echo(json_line(told))
         return

@@ -45,7 +45,7 @@ def built_graph(
     facts = [recipe, *_own_tokenizer(entry, hashes)]
     if family is not None and (layout := family.layout(precision)):
         facts.append(layout)
-    facts += _packing_facts(precision)
+    facts += packing_facts(precision)
     key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
@@ -135,7 +135,8 @@ def _graph_file(precision: Precision) -> str:
     return OPENVINO_FILE if precision is Precision.BF16 else GRAPH_FILE
 
 
-def _packing_facts(precision: Precision) -> list[str]:
+def packing_facts(precision: Precision) -> list[str]:
+    """Return what a built file is bound to beside its recipe: an engine, a processor."""
     if precision is Precision.BF16:
         # Packed when it is compiled, in each worker.
         return [version("openvino")]
@@ -161,7 +162,7 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
     plain = draft / "plain"
     plain.mkdir()
     _write_graph(entry, folder, precision, plain / GRAPH_FILE)
-    _pack(plain / GRAPH_FILE, draft / GRAPH_FILE)
+    pack(plain / GRAPH_FILE, draft / GRAPH_FILE)
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         (plain / name).unlink()
     plain.rmdir()
@@ -212,13 +213,13 @@ def _write_openvino(entry: ModelEntry, folder: Path, path: Path) -> None:
     try:
         interpreters.output(command, timeout_s=_PACK_TIMEOUT_S, given=job)
     except interpreters.Failed as failure:
-        _refuse_full_disk((folder / entry.weights).stat().st_size, path.parent)
+        refuse_full_disk((folder / entry.weights).stat().st_size, path.parent)
         raise ModelUnsupported(
             f"openvino {version('openvino')} could not write the graph of {folder}: {failure}"
         ) from failure
 
 
-def _pack(plain: Path, packed: Path) -> None:
+def pack(plain: Path, packed: Path) -> None:
     """Save the graph with the weights as this processor's kernels want them.
 
     Left to each session, packing costs 40 MB of private memory a worker for
@@ -229,14 +230,14 @@ def _pack(plain: Path, packed: Path) -> None:
     try:
         interpreters.output(command, timeout_s=_PACK_TIMEOUT_S, OMP_NUM_THREADS="1")
     except interpreters.Failed as failure:
-        _refuse_full_disk(plain.with_name(WEIGHTS_FILE).stat().st_size, packed.parent)
+        refuse_full_disk(plain.with_name(WEIGHTS_FILE).stat().st_size, packed.parent)
         raise ModelUnsupported(
             f"onnxruntime {version('onnxruntime')} could not pack the weights of {plain.parent}:"
             f" {failure}"
         ) from failure
 
 
-def _refuse_full_disk(needed: int, folder: Path) -> None:
+def refuse_full_disk(needed: int, folder: Path) -> None:
     """Raise ENOSPC where there is no room, whatever words onnxruntime has for it."""
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

@@ -12,10 +12,10 @@ from typing import Any
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import ModelCache
 from memworker.models.records import HashBook, keep
-from memworker.models.spec import ModelEntry
+from memworker.models.spec import ModelEntry, Precision
 
 # Which facts are kept and how they are found: raise it with any change of that.
-_FACTS = 2
+_FACTS = 3
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -23,7 +23,8 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 class ForeignGraph:
     """Facts of an ONNX file: rank and width of its first output (0: dynamic), external files.
 
-    `flops_per_token` is two operations for each weight that a product takes.
+    `flops_per_token` is two operations for each weight that a product takes. `quantised`
+    names operators that show that it was quantised.
     """
 
     rank: int
@@ -31,6 +32,13 @@ class ForeignGraph:
     inputs: tuple[str, ...]
     external: tuple[str, ...]
     flops_per_token: float
+    quantised: tuple[str, ...] = ()
+
+    def obstacle(self, precision: Precision) -> str:
+        """Say why the file cannot be computed in another precision; "" where nothing is known."""
+        if precision is Precision.FP32 or not self.quantised:
+            return ""
+        return f"the file is quantised already ({', '.join(self.quantised)}), and runs as it is"
 
 
 def inspect(graph: Path, sha256: str, root: Path, cache: ModelCache) -> ForeignGraph:
@@ -90,7 +98,9 @@ def _read(graph: Path) -> ForeignGraph:
     shape = model.graph.output[0].type.tensor_type.shape.dim
     width = shape[-1].dim_value if shape else 0
     external = tuple(sorted(_locations(model)))
-    return ForeignGraph(len(shape), int(width), inputs, external, _flops_per_token(model.graph))
+    flops = _flops_per_token(model.graph)
+    quantised = tuple(sorted({node.op_type for node in model.graph.node} & _QUANTISED))
+    return ForeignGraph(len(shape), int(width), inputs, external, flops, quantised)
 
 
 def _flops_per_token(graph: Any) -> float:
@@ -102,6 +112,11 @@ def _flops_per_token(graph: Any) -> float:
 
 
 _PRODUCTS = {"Gemm", "Attention", "QAttention"}
+_QUANTISED = {
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
+    *("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QAttention"),
+    *("MatMulNBits", "MatMulBnb4", "QOrderedMatMul", "QMoE"),
+}
 
 
 def _locations(model: Any) -> set[str]:
@@ -163,6 +178,9 @@ def _recall(record: Path) -> ForeignGraph | None:
         facts = json.loads(record.read_bytes())
         inputs, external = tuple(facts["inputs"]), tuple(facts["external"])
         flops = float(facts["flops_per_token"])
-        return ForeignGraph(int(facts["rank"]), int(facts["dim"]), inputs, external, flops)
+        quantised = tuple(facts["quantised"])
+        return ForeignGraph(
+            int(facts["rank"]), int(facts["dim"]), inputs, external, flops, quantised
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None

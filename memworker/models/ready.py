@@ -32,10 +32,6 @@ from memworker.paths import PathGiven
 if TYPE_CHECKING:
     from memworker.models.foreign import ForeignGraph
 
-_WHY_NOT = {
-    True: "a static model has no matrix products",
-    False: "an ONNX file runs as it is",
-}
 # Special tokens at both ends and one between them.
 _FEWEST_TOKENS = 3
 # A mean has no limit of its own; this one bounds what a single row may cost.
@@ -80,7 +76,7 @@ def ready_model(
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):
-        return _foreign(entry, folder, hashes, cache, max_tokens).cut_to(dim)
+        return _foreign(entry, folder, hashes, cache, max_tokens, chosen).cut_to(dim)
     graph, recipe = built_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
     # The tokenizer beside a static graph gives the same ids in less time.
@@ -150,14 +146,21 @@ def obstacles(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[st
 
     Raises UnknownModel, ModelUnsupported.
     """
-    entry = _entry(name, ModelCache.locate(cache_dir))
+    cache = ModelCache.locate(cache_dir)
+    entry = _entry(name, cache)
     _refuse_unsupported(entry)
-    there = _precisions(entry)
+    if entry.spec.static:
+        others = set(map(str, Precision)) - {"fp32"}
+        return {"fp32": "", **dict.fromkeys(sorted(others), "a static model has no products")}
     why = dict.fromkeys(map(str, Precision), "")
-    for precision in set(Precision) - set(there):
-        why[precision] = _WHY_NOT[entry.spec.static]
-    if Precision.BF16 in there:
-        why[Precision.BF16] = bf16.obstacle()
+    folder = entry.directory or sources.cached_folder(entry, cache)
+    if entry.weights.endswith(".onnx") and folder is not None:
+        from memworker.models.foreign import inspect
+
+        hashes = sources.verified_hashes(entry, folder, cache)
+        facts = inspect(folder / entry.weights, hashes[entry.weights], folder, cache)
+        why = {str(precision): facts.obstacle(precision) for precision in Precision}
+    why[Precision.BF16] = why[Precision.BF16] or bf16.obstacle()
     return why
 
 
@@ -220,9 +223,8 @@ def _precision(entry: ModelEntry, precision: str) -> Precision:
 def _precisions(entry: ModelEntry) -> tuple[Precision, ...]:
     if entry.unsupported:
         return ()
-    # An ONNX file runs as it is, and a static model has no linear layers to quantise.
-    as_it_is = entry.weights.endswith(".onnx") or entry.spec.static
-    return (Precision.FP32,) if as_it_is else tuple(Precision)
+    # A static model has no linear layers to quantise.
+    return (Precision.FP32,) if entry.spec.static else tuple(Precision)
 
 
 def _refuse_unsupported(entry: ModelEntry) -> None:
@@ -239,26 +241,35 @@ def _foreign(
     hashes: dict[str, str],
     cache: ModelCache,
     max_tokens: int | None,
+    precision: Precision,
 ) -> ReadyModel:
-    """Take an ONNX file as it is; what it leaves out, the encoder does as `spec` says."""
+    """Take an ONNX file, in fp32 as it is; what it leaves out, the encoder does as `spec` says."""
     from memworker.models.foreign import external_hashes, inspect
+    from memworker.models.foreign_build import ForeignFile, built_foreign
 
     path = folder / entry.weights
     facts = inspect(path, hashes[entry.weights], folder, cache)
+    if why := facts.obstacle(precision):
+        raise ModelUnsupported(f"there is no {precision} of {path}: {why}. Take precision fp32.")
     spec = _completed(entry, folder, facts)
     limit = token_limit(spec, max_tokens)
     data = external_hashes(entry, path, facts, hashes, cache)
     shape = [*head_facts(spec), str(facts.rank)]
     layers = [hashes[name] for name in weight_files(spec.dense)]
-    recipe = digest_of(["as-is-1", hashes[entry.weights], *data, *shape, *layers])
+    graph, made = path, ["as-is-1", hashes[entry.weights], *data]
+    if precision is not Precision.FP32:
+        words = hashes[entry.tokenizer]
+        file = ForeignFile(path, tuple(made[1:]), folder / entry.tokenizer, words)
+        graph, made = built_foreign(entry, spec, file, cache, precision)
+    recipe = digest_of([*made, *shape, *layers])
     return ReadyModel(
         spec=spec,
-        precision=Precision.FP32,
+        precision=precision,
         max_tokens=limit,
-        graph=path,
+        graph=graph,
         tokenizer=folder / entry.tokenizer,
         pooled=facts.rank == 2,
-        fingerprint=_fingerprint(spec, recipe, hashes[entry.tokenizer], Precision.FP32, limit),
+        fingerprint=_fingerprint(spec, recipe, hashes[entry.tokenizer], precision, limit),
         needs_l2=spec.normalize,
         flops_per_token=facts.flops_per_token,
         # A graph that pools has what is behind pooling too.

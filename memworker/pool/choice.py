@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from memworker.errors import MemworkerError, UsageError
+from memworker.errors import MemworkerError, ModelUnsupported, UsageError
 from memworker.models import Precision, measuring_texts, obstacles, ready_model
 from memworker.pool import remembered
 from memworker.values import shown
@@ -185,11 +185,13 @@ def choose(
         return Choice(name, tiers[0], wanted.min_cosine, None, absent)
     exact = ready_model(model, max_tokens=max_tokens)
     samples = Measurements(exact.fingerprint)
-    found = samples.of(wanted.texts, _as_they_are(model, max_tokens, tiers))
+    now, failed = _as_they_are(model, max_tokens, tiers)
+    absent |= failed
+    found = samples.of(wanted.texts, now)
     if found is None:
         kind = _OWN if wanted.texts else _SHIPPED
         texts = sample_of(wanted.texts or measuring_texts())
-        names = ", ".join(tiers)
+        names = ", ".join(now)
         _log.info(
             "precision auto: %s is measured once in %s, on %d texts (%s); it takes some seconds",
             exact.spec.name,
@@ -197,7 +199,7 @@ def choose(
             len(texts),
             kind,
         )
-        found = samples.keep(measure(model, tiers, max_tokens, texts, kind, open_pool))
+        found = samples.keep(measure(model, list(now), max_tokens, texts, kind, open_pool))
     best = _fastest(found, wanted.min_cosine)
     why = {**absent, **found.absent}
     return Choice(exact.spec.name, best.precision, wanted.min_cosine, found, why)
@@ -322,10 +324,20 @@ class Measurements:
 _TUNED = "those it was tuned on"
 
 
-def _as_they_are(model: Any, max_tokens: int | None, tiers: Sequence[str]) -> dict[str, str]:
-    """Give each precision's fingerprint; what is built already costs a look at its stamps."""
-    ready = {tier: ready_model(model, precision=tier, max_tokens=max_tokens) for tier in tiers}
-    return {str(tier): found.fingerprint for tier, found in ready.items()}
+def _as_they_are(
+    model: Any, max_tokens: int | None, tiers: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Give each precision's fingerprint, and why one cannot be built after all.
+
+    What is built already costs a look at its stamps.
+    """
+    now, failed = {}, {}
+    for tier in map(str, tiers):
+        try:
+            now[tier] = ready_model(model, precision=tier, max_tokens=max_tokens).fingerprint
+        except ModelUnsupported as error:
+            failed[tier] = f"it failed here: {error}"
+    return now, failed
 
 
 def _alike(one: Measurement, other: Measurement) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memworker.models import Pooling, ReadyModel, apply_layers, read_layers
+from memworker.models import Pooling, Precision, ReadyModel, apply_layers, read_layers
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus
 from memworker.pool.tokenize import Tokenizer
@@ -110,16 +110,20 @@ class OnnxEncoder(TokenEncoder):
             feeds["token_type_ids"] = np.zeros_like(input_ids)
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         (output,) = self._session.run([self._output], feeds)
-        pooled = output if self._model.pooled else _pool(output, mask, self._spec.pooling)
+        pooled = output if self._model.pooled else pool_rows(output, mask, self._spec.pooling)
         return np.asarray(pooled, np.float32)
 
 
-def _pool(tokens: npt.NDArray[Any], mask: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:
+def pool_rows(
+    tokens: npt.NDArray[Any], mask: npt.NDArray[Any], pooling: Pooling
+) -> npt.NDArray[Any]:
+    """Pool token rows [n, tokens, width] as a model does whose graph leaves it undone."""
     if pooling is Pooling.CLS:
         return tokens[:, 0]
     if pooling is Pooling.LAST:
         # Padding is on the right.
-        return np.asarray(tokens[np.arange(len(tokens)), np.maximum(mask.sum(1) - 1, 0)])
+        last = np.maximum(mask.sum(1).astype(np.int64) - 1, 0)
+        return np.asarray(tokens[np.arange(len(tokens)), last])
     weights = mask[:, :, None].astype(np.float32)
     return np.asarray((tokens * weights).sum(1) / np.maximum(weights.sum(1), 1e-9))
 
@@ -128,8 +132,8 @@ def open_session(model: ReadyModel) -> Any:
     """Open the model's session on one thread.
 
     Our own graph is fused already and stays at the basic level: more would turn
-    Add + LayerNormalization back into the slower SkipLayerNormalization. A file
-    from elsewhere gets every optimisation.
+    Add + LayerNormalization back into the slower SkipLayerNormalization; so does what was
+    made of a file from elsewhere in int8. That file itself gets every optimisation.
     """
     import onnxruntime
 
@@ -137,7 +141,7 @@ def open_session(model: ReadyModel) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if model.pooled:
+    if model.pooled or model.precision is Precision.INT8:
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     else:
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -15,7 +15,7 @@ import numpy as np
 from memworker import interpreters
 from memworker.models import ReadyModel
 from memworker.pool import plan
-from memworker.pool.encoder import Floats, TokenEncoder
+from memworker.pool.encoder import Floats, TokenEncoder, pool_rows
 
 _SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -62,7 +62,10 @@ class OpenVinoEncoder(TokenEncoder):
             input_ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         found = self._request.infer([input_ids, mask], share_inputs=True, share_outputs=True)
-        return np.asarray(found[0][: len(ids)], np.float32)
+        rows = found[0][: len(ids)]
+        if not self._model.pooled:
+            rows = pool_rows(rows, mask[: len(ids)], self._spec.pooling)
+        return np.asarray(rows, np.float32)
 
 
 def _compiled(model: ReadyModel) -> Any:
