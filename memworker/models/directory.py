@@ -77,6 +77,7 @@ def read_directory(path: Path, name: str = "") -> ModelEntry:
 
 
 def _weights(path: Path) -> str:
+    _refuse_adapter(path)
     _refuse_without_tokenizer(path)
     onnx = next((name for name in ONNX_PATHS if (path / name).is_file()), "")
     built_from = next((name for name in (SAFETENSORS, SHARDED) if (path / name).is_file()), "")
@@ -89,6 +90,14 @@ def _weights(path: Path) -> str:
         f"{path} holds neither {SAFETENSORS} nor {' nor '.join(ONNX_PATHS[:2])} (it has {there}). "
         "Pickled weights are never loaded; save the model as safetensors or export it to ONNX."
     )
+
+
+def _refuse_adapter(path: Path) -> None:
+    if (path / "adapter_config.json").is_file():
+        raise ModelUnsupported(
+            f"{path} is an adapter (adapter_config.json), changes to another model's weights. Merge"
+            " both into one (peft: merge_and_unload()), and save that as safetensors."
+        )
 
 
 def _refuse_without_tokenizer(path: Path) -> None:

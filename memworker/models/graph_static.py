@@ -28,7 +28,7 @@ _OURS, _MODEL2VEC = "embedding.weight", "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TokenTable:
     """The vector of each token id, ``[tokens, dim]``; the id of tokens that do not count."""
 
     rows: NDArray[Any]
@@ -44,7 +44,7 @@ def _direction_only(normalize: bool, dense: bool) -> bool:
     return normalize and not dense
 
 
-def build_static(table: Table, head: Head, path: Path) -> None:
+def build_static(table: TokenTable, head: Head, path: Path) -> None:
     """Write the graph of a table, int8, float16 or float32, to `path`."""
     graph = GraphWriter("memworker-static")
     rows = graph.op("Gather", graph.weight("words", table.rows), "input_ids", name="word_rows")
@@ -62,7 +62,7 @@ def build_static(table: Table, head: Head, path: Path) -> None:
     graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
 
 
-def read_table(weights: Path, tokenizer: Path, *, unknown_counts: bool = False) -> Table:
+def read_table(weights: Path, tokenizer: Path, *, unknown_counts: bool = False) -> TokenTable:
     """Return the vector of each token id.
 
     Takes the tensor of wordllama and sentence-transformers, and model2vec's, whose shared rows
@@ -110,7 +110,7 @@ def _narrow(rows: NDArray[Any]) -> NDArray[Any]:
     return rows.astype(np.float32) if rows.dtype == np.float64 else rows
 
 
-def _checked(weights: Path, rows: NDArray[Any], tokenizer: Path, unknown: int | None) -> Table:
+def _checked(weights: Path, rows: NDArray[Any], tokenizer: Path, unknown: int | None) -> TokenTable:
     """Refuse a table with fewer rows than the tokenizer has ids: a worker would fail on a text."""
     described = json.loads(tokenizer.read_bytes())
     added = [int(token["id"]) for token in described.get("added_tokens") or []]
@@ -121,7 +121,7 @@ def _checked(weights: Path, rows: NDArray[Any], tokenizer: Path, unknown: int | 
             f"{weights} has {len(rows)} rows, and {tokenizer} gives ids up to {last}: "
             "they are not of one model."
         )
-    return Table(rows, unknown)
+    return TokenTable(rows, unknown)
 
 
 def _unknown_token(described: dict[str, Any]) -> int | None:

@@ -64,8 +64,30 @@ def read_modules(path: Path) -> Modules:
             f"{path}/{MODULES_FILE} has its Transformer in {listed[0].folder}; memworker looks for"
             f" it in the folder itself. Load and save the model once with sentence-transformers."
         )
+    _refuse_other_outputs(path)
     pooling, include_prompt = _pooling(path, path / listed[1].folder)
     return Modules(pooling, dense, normalize, include_prompt=include_prompt)
+
+
+def _refuse_other_outputs(path: Path) -> None:
+    """Refuse a Transformer whose Pooling gets something else than its last hidden states."""
+    settings = transformer_settings(path)
+    modes = settings.get("modality_config")
+    text = modes.get("text") if isinstance(modes, dict) else None
+    said = {
+        "transformer_task": (settings.get("transformer_task"), "feature-extraction"),
+        "module_output_name": (settings.get("module_output_name"), "token_embeddings"),
+        "method_output_name": (
+            text.get("method_output_name") if isinstance(text, dict) else None,
+            "last_hidden_state",
+        ),
+    }
+    for key, (found, known) in said.items():
+        if found not in (None, known):
+            raise ModelUnsupported(
+                f"{path}: its Transformer has {key} {found!r}; memworker pools the last hidden "
+                f"states ({known!r}). Export the whole pipeline to one ONNX file."
+            )
 
 
 def begins_static(path: Path) -> bool:

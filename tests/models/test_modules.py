@@ -142,6 +142,31 @@ def test_modules_that_are_refused(folder, cache, modules, said):
         ready_model(folder, cache_dir=cache)
 
 
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}, ""),
+        ({"modality_config": {"text": {"method_output_name": "last_hidden_state"}}}, ""),
+        ({"transformer_task": "fill-mask"}, "fill-mask"),
+        ({"modality_config": {"text": {"method_output_name": "pooler_output"}}}, "pooler_output"),
+    ],
+)
+def test_what_a_transformer_gives_to_its_pooling(folder, cache, settings, refused):
+    write_modules(folder, *PLAIN)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    if not refused:
+        assert ready_model(folder, cache_dir=cache).spec.dim == 32
+        return
+    with pytest.raises(ModelUnsupported, match=refused):
+        ready_model(folder, cache_dir=cache)
+
+
+def test_an_adapter_is_refused(folder, cache):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelUnsupported, match="merge_and_unload"):
+        ready_model(folder, cache_dir=cache)
+
+
 def test_a_class_of_the_models_own_is_refused(folder, cache):
     modules = [{"idx": 0, "path": "", "type": "custom_st.Transformer"}]
     (folder / "modules.json").write_text(json.dumps(modules))
