@@ -147,8 +147,8 @@ class Memory:
 
         `filters` must bind user_id, agent_id or run_id (see store/filters.py for all they
         can say). `threshold` leaves out lower scores: the cosine (-1 to 1) in mode
-        ``vector``, BM25 (0 and up) in mode ``text``, fused ranks (some hundredths) in
-        mode ``hybrid``. Raises ScopeMissing, FilterError, UsageError for a blank query.
+        ``vector``, BM25 (0 and up) in mode ``text``, 0 to 1 in mode
+        ``hybrid``. Raises ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
         where = reads.checked_search(query, filters, limit, threshold, mode)

@@ -100,7 +100,7 @@ class Queries:
             self.must_have_the_same_vectors(at)
             near = _texts(partial(search.search, at.table, self._table.space, vector), options)
             said = _texts(partial(words.search, at.table, text), options)
-            return fuse.fuse([near, said], limit, _text_of if options.group else _row_of)
+            return fuse.fuse(near, said, limit, _text_of if options.group else _row_of)
 
         return self._found(ask, replace(options, limit=fuse.depth(limit)), visible_only)
 

@@ -41,7 +41,7 @@ class Hit:
     """A found row. Higher scores are better.
 
     `score` is the cosine or the dot product of a search by vector, BM25 of one by
-    text, the fused ranks (see fuse.py) of a hybrid one. What was not asked for by
+    text, from 0 to 1 of a hybrid one (see fuse.py). What was not asked for by
     `columns` has its default. Of a chunk `parent_id` is the text that it is of, `chunk` its
     number there, and `char_start` to `char_end` are its characters; others have None.
     """
