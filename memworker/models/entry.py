@@ -36,7 +36,9 @@ class Entry:
 
     def of_linear(self, linear: Linear) -> Linear:
         """Return the product that gives of entering rows what `linear` gives of plain ones."""
-        weight = linear.weight * self.divisor[:, None]
+        # Nothing is divided in fp32, whose weights are not copied for it.
+        plain = bool((self.divisor == 1).all())
+        weight = linear.weight if plain else linear.weight * self.divisor[:, None]
         return Linear(weight, linear.bias - self.offset @ linear.weight)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from memworker.errors import UsageError
 from memworker.values import whole
@@ -17,6 +19,10 @@ _MIB = 1 << 20
 _PARENT_BYTES = 48 * _MIB
 # Interpreter, ONNX Runtime, tokenizer, session with its weights mapped.
 _WORKER_BYTES = 36 * _MIB
+# Of it, and of other kinds of worker, what a tokenizer of 30,000 words takes.
+_TOKENIZER_BYTES = 11 * _MIB
+# What a word takes; in SentencePiece's Unigram each letter of it is a node of a tree.
+_WORD_BYTES, _UNIGRAM_WORD_BYTES = 350, 1200
 # Activations of a padded token, a dimension: feed-forward, attention, their copies.
 _TOKEN_BYTES = 128
 # LanceDB, readers, journal and committer; and of each row under way a second copy of its vector,
@@ -78,6 +84,23 @@ class Footprint:
         worker = self.worker_bytes + activations + self.region_bytes
         parent += rows * row * budget.windows_in_flight
         return parent + self.weights_bytes + budget.workers * worker
+
+
+def worker_bytes(tokenizer: Path, beside: int = _WORKER_BYTES) -> int:
+    """Return what a worker takes whose tokenizer is that file: each has its own.
+
+    Multilingual ones have 250,000 words, which take 280 MB. `beside` is what a worker takes
+    with a common one.
+    """
+    return beside + max(_tokenizer_bytes(tokenizer) - _TOKENIZER_BYTES, 0)
+
+
+@cache
+def _tokenizer_bytes(path: Path) -> int:
+    text = path.read_bytes()
+    # Words, and a BPE's merges, however the file is laid out: '["word", -3]', '"word": 3'.
+    words = text.count(b'",') + text.count(b'":')
+    return words * (_UNIGRAM_WORD_BYTES if b'"Unigram"' in text else _WORD_BYTES)
 
 
 def fit(allowed_bytes: int, wanted: Budget, footprint: Footprint) -> Budget:

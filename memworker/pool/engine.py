@@ -16,7 +16,7 @@ from memworker.errors import UsageError
 from memworker.models import Precision, ReadyModel, ready_model
 from memworker.paths import PathGiven
 from memworker.pool import plan
-from memworker.pool.budget import Footprint
+from memworker.pool.budget import Footprint, worker_bytes
 from memworker.pool.echo import EchoLoader
 from memworker.pool.encoder import OnnxLoader
 from memworker.pool.openvino_encoder import OpenVinoLoader
@@ -186,7 +186,11 @@ class OnnxEngine:
     @property
     def footprint(self) -> Footprint:
         files = (path for path in self.model.graph.parent.iterdir() if path.is_file())
-        return Footprint(self.model.spec.dim, sum(path.stat().st_size for path in files))
+        return Footprint(
+            self.model.spec.dim,
+            sum(path.stat().st_size for path in files),
+            worker_bytes=worker_bytes(self.model.tokenizer),
+        )
 
     def loader(self, costs: plan.Costs) -> Loader:
         return OnnxLoader(self.model, costs)
@@ -212,7 +216,8 @@ class OpenVinoEngine(OnnxEngine):
     def footprint(self) -> Footprint:
         # Each worker holds the weights of products in bf16: two bytes for two operations a token.
         weights = int(self.model.flops_per_token)
-        return replace(super().footprint, worker_bytes=_BF16_WORKER_BYTES + weights)
+        own = worker_bytes(self.model.tokenizer, _BF16_WORKER_BYTES)
+        return replace(super().footprint, worker_bytes=own + weights)
 
     def loader(self, costs: plan.Costs) -> Loader:
         return OpenVinoLoader(self.model, costs)
@@ -245,7 +250,8 @@ class StaticEngine(OnnxEngine):
     def footprint(self) -> Footprint:
         # The tokenizer's cache grows to its bound; of the table a run reads rows, and adds them up.
         known = super().footprint
-        return replace(known, worker_bytes=_STATIC_WORKER_BYTES, token_bytes=_STATIC_TOKEN_BYTES)
+        own = worker_bytes(self.model.tokenizer, _STATIC_WORKER_BYTES)
+        return replace(known, worker_bytes=own, token_bytes=_STATIC_TOKEN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
