@@ -1,4 +1,5 @@
 from . import errors as errors
+from .chunking import Chunking as Chunking
 from .ingestion import (
     IngestReport as IngestReport,
     Stop as Stop,

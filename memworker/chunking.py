@@ -84,18 +84,33 @@ class Chunking:
 ChunkGiven: TypeAlias = "int | str | Chunking | None"
 
 
-def chunking_of(given: Any) -> Chunking | None:
-    """Read `chunk=`: a number of tokens, "model", a `Chunking`, or None. Raises UsageError."""
-    if given is None or isinstance(given, Chunking):
-        return given
-    if isinstance(given, str):
-        if given == MODEL:
-            return Chunking()
-        given = int(given) if given.isascii() and given.isdigit() else given
+def chunking_of(
+    given: Any, overlap: int | None = None, contextual: bool | None = None
+) -> Chunking | None:
+    """Read `chunk=`: a number of tokens, "model", a `Chunking`, or None; and what goes with it.
+
+    Raises UsageError.
+    """
+    if given is None:
+        if overlap or contextual:
+            name = "overlap" if overlap else "contextual"
+            raise UsageError(f"{name} says how texts are cut, and chunk that they are: give both")
+        return None
+    cut = given if isinstance(given, Chunking) else Chunking(_tokens(given))
+    if overlap is not None:
+        cut = replace(cut, overlap=overlap)
+    return cut if contextual is None else replace(cut, contextual=contextual)
+
+
+def _tokens(given: Any) -> int:
+    if given == MODEL:
+        return 0
+    if isinstance(given, str) and given.isascii() and given.isdigit():
+        given = int(given)
     tokens = None if isinstance(given, bool | str) else whole(given)
     if not tokens:
         raise UsageError(
             f"chunk is a number of tokens, or {MODEL!r} for as many as the model takes, not"
             f" {shown(given)}"
         )
-    return Chunking(tokens)
+    return tokens

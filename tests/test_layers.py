@@ -238,7 +238,7 @@ def test_public_names_are_pinned():
     import memworker
 
     assert set(memworker.__all__) == {
-        *("AsyncEmbeddingPool", "AsyncMemory", "Auto", "Memory"),
+        *("AsyncEmbeddingPool", "AsyncMemory", "Auto", "Chunking", "Memory"),
         *(
             "DEFAULT_MODEL",
             "EmbeddingPool",

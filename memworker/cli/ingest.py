@@ -23,6 +23,10 @@ def ingest(
     from_: options.From = None,
     limit: options.Limit = None,
     max_text_bytes: options.MaxTextBytes = None,
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = None,
+    contextual: options.Contextual = False,
+    markdown: options.Markdown = None,
     text_field: options.TextField = ["text"],  # noqa: B006
     text_template: options.TextTemplate = None,
     id_field: options.IdField = "id",
@@ -43,11 +47,13 @@ def ingest(
     ] = "cosine",
     on_error: options.OnError = "reject",
     on_conflict: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Same id, other text: reject, skip or update.", rich_help_panel=options.WRITING
+            help="Same id, other text: reject, skip or update; default: reject, of chunks update.",
+            show_default=False,
+            rich_help_panel=options.WRITING,
         ),
-    ] = "reject",
+    ] = None,
     rejects: Annotated[
         Path | None,
         typer.Option(
@@ -107,6 +113,7 @@ def ingest(
             distance=distance,
             on_error=on_error,
             on_conflict=on_conflict,
+            chunk=options.chunking_of(chunk, overlap, contextual, markdown),
             rejects=rejects,
             durable=durable,
             wait_s=wait,

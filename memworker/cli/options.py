@@ -16,6 +16,7 @@ from memworker.errors import UsageError
 
 if TYPE_CHECKING:
     from memworker import Auto
+    from memworker.chunking import Chunking
     from memworker.ingestion import Dialect, IngestReport
 
 # The groups in which --help shows what a verb takes.
@@ -191,6 +192,43 @@ TableName = Annotated[
     typer.Option("--table", help="The table's name.", show_default=False, rich_help_panel=WRITING),
 ]
 OnError = Annotated[str, typer.Option(help="Bad rows: reject or stop.", rich_help_panel=WRITING)]
+Chunk = Annotated[
+    str | None,
+    typer.Option(
+        "--chunk",
+        metavar="TOKENS",
+        help="Cut texts into chunks of at most so many tokens, each a row of its own; `model`: as"
+        " many as the model takes.",
+        rich_help_panel=TEXT,
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        help="Begin each chunk with up to so many tokens of the one before.", rich_help_panel=TEXT
+    ),
+]
+Contextual = Annotated[
+    bool,
+    typer.Option(
+        "--contextual",
+        help="Put the field `title` and Markdown headings before each chunk, for its vector only.",
+        rich_help_panel=TEXT,
+    ),
+]
+Markdown = Annotated[
+    bool | None,
+    typer.Option(
+        "--markdown/--no-markdown",
+        help="Whether texts to be cut are Markdown; default: those of .md files.",
+        show_default=False,
+        rich_help_panel=TEXT,
+    ),
+]
+Group = Annotated[
+    bool,
+    typer.Option("--group", help="Show each text once, by its best chunk."),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -281,6 +319,22 @@ def size_of(amount: str | None) -> int | None:
         ) from None
 
 
+def chunking_of(
+    chunk: str | None, overlap: int | None, contextual: bool, markdown: bool | None
+) -> Chunking | None:
+    """Read --chunk and what goes with it. Raises UsageError."""
+    from dataclasses import replace
+
+    from memworker.chunking import chunking_of as read
+
+    cut = read(chunk, overlap, contextual or None)
+    if cut is None:
+        if markdown is not None:
+            raise UsageError("--markdown says how texts are cut; give --chunk as well")
+        return None
+    return replace(cut, markdown=markdown)
+
+
 def pairs(items: list[str] | None, option: str) -> dict[str, str]:
     """Split repeated KEY=VALUE options."""
     found: dict[str, str] = {}
@@ -340,11 +394,15 @@ def output_closed(when: str) -> NoReturn:
 
 def _figures(report: IngestReport) -> str:
     counts = [f"{report.read:,} read", f"{report.embedded:,} embedded"]
+    if report.chunks:
+        counts[0] += f" ({report.chunks:,} chunks)"
     for name in (
         "written",
         "duplicates",
         "conflicts",
         "updated",
+        "moved",
+        "removed",
         "rejected",
         "reused",
         "truncated",

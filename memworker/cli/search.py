@@ -26,6 +26,7 @@ def search(
         typer.Option(help="Only rows that meet FIELD=VALUE, n>=3, …; repeatable."),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Scan every row, index or not.")] = False,
+    group: options.Group = False,
     model: Annotated[
         str | None,
         typer.Option(help="The table's model by its directory, where it has no catalogue name."),
@@ -41,7 +42,7 @@ def search(
     with pool_like(opened, model, workers=1) as pool:
         vector = pool.embed([query], kind="query")[0]
     started = time.perf_counter()
-    hits = opened.search(vector, limit=limit, where=conditions, exact=exact)
+    hits = opened.search(vector, limit=limit, where=conditions, exact=exact, group=group)
     seconds = time.perf_counter() - started
     note = "" if hits else opened.note_on(conditions)
     if as_json:
@@ -58,6 +59,9 @@ def _plain(hit: Hit) -> dict[str, Any]:
     values = asdict(hit)
     for name in ("created_at", "updated_at", "expires_at"):
         values[name] = values[name].isoformat() if values[name] else None
+    if hit.parent_id is None:
+        for name in ("parent_id", "chunk", "char_start", "char_end", "context"):
+            del values[name]
     return values
 
 
@@ -70,4 +74,5 @@ def _show(hits: list[Hit]) -> None:
 
 def _row(hit: Hit) -> tuple[str, str, str]:
     owner = f"[{hit.user_id}] " if hit.user_id else ""
-    return f"{hit.score:.3f}", printable(hit.id)[:24], printable(owner + hit.text)[:300]
+    name = hit.id if hit.parent_id is None else f"{hit.parent_id}#{hit.chunk}"
+    return f"{hit.score:.3f}", printable(name)[:24], printable(owner + hit.text)[:300]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import queue
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,16 @@ COMMIT_S = 15.0
 Write = Callable[[Table, pa.Table], Appended]
 """Commits rows to a table, and tells the positions of those that it refuses."""
 
-_Finished = tuple[Window, WindowVectors] | None
+
+class _Passed(Protocol):
+    """What let windows through; it knows what becomes of those that cannot be written."""
+
+    @property
+    def counts(self) -> Counts: ...
+
+
+W = TypeVar("W")
+S = TypeVar("S", bound=_Passed)
 
 
 @dataclass(slots=True)
@@ -38,37 +49,33 @@ class _Pending:
     position: int = 0
 
 
-class Committer:
+class CommitThread(ABC, Generic[W, S]):
     """Gathers windows to commits of about `COMMIT_ROWS` rows or `COMMIT_S` seconds.
 
     Windows are committed in input order, so that of equal ids the first wins.
-    The table is made at the first commit: a job without a good row makes none. `write` commits;
-    by default it appends.
+    The table is made at the first commit: a job without a good row makes none.
     """
 
     def __init__(
         self,
         open_table: Callable[[], Table],
-        sieve: Sieve,
+        sieve: S,
         history: History,
         outside: Outside | None = None,
-        write: Write | None = None,
     ) -> None:
         self._outside = System() if outside is None else outside
         self._open_table = open_table
-        self._write = write or partial(_append, on_conflict=sieve.on_conflict)
         self._table: Table | None = None
         self._sieve = sieve
         self._counts: Counts = sieve.counts
         self._history = history
-        self._pending = _Pending()
-        self._items: queue.Queue[_Finished] = queue.Queue(maxsize=2)
+        self._items: queue.Queue[tuple[W, WindowVectors] | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._failed = False
         self._thread = self._outside.thread(self._run, "memworker-commit")
         self._thread.start()
 
-    def put(self, window: Window, outcome: WindowVectors) -> None:
+    def put(self, window: W, outcome: WindowVectors) -> None:
         """Hand a finished window over; raises what an earlier commit raised."""
         self._raise()
         self._items.put((window, outcome))
@@ -115,15 +122,55 @@ class Committer:
         return item is not None
 
     def _patience(self) -> float | None:
-        if not self._pending.rows or self._failed:
+        if not self._pending_rows or self._failed:
             return None
-        return max(0.0, self._pending.since + COMMIT_S - self._outside.monotonic())
+        return max(0.0, self._pending_since + COMMIT_S - self._outside.monotonic())
 
     def _guard(self, step: Callable[[], None]) -> None:
         try:
             step()
         except BaseException as error:  # raised again on the job's own thread
             self._error, self._failed = error, True
+
+    def _commit(self) -> None:
+        started = time.perf_counter()
+        self._commit_pending()
+        self._counts.add(write_s=time.perf_counter() - started)
+
+    @property
+    @abstractmethod
+    def _pending_rows(self) -> int: ...
+    @property
+    @abstractmethod
+    def _pending_since(self) -> float: ...
+    @abstractmethod
+    def _take(self, window: W, outcome: WindowVectors) -> None: ...
+    @abstractmethod
+    def _commit_pending(self) -> None: ...
+
+
+class Committer(CommitThread[Window, Sieve]):
+    """Commits rows by `write`; by default it appends, and leaves out or updates known ids."""
+
+    def __init__(
+        self,
+        open_table: Callable[[], Table],
+        sieve: Sieve,
+        history: History,
+        outside: Outside | None = None,
+        write: Write | None = None,
+    ) -> None:
+        self._pending = _Pending()
+        self._write = write or partial(_append, on_conflict=sieve.on_conflict)
+        super().__init__(open_table, sieve, history, outside)
+
+    @property
+    def _pending_rows(self) -> int:
+        return self._pending.rows
+
+    @property
+    def _pending_since(self) -> float:
+        return self._pending.since
 
     def _take(self, window: Window, outcome: WindowVectors) -> None:
         good = np.ones(len(window), np.bool_)
@@ -140,11 +187,6 @@ class Committer:
         due = self._outside.monotonic() - self._pending.since >= COMMIT_S
         if self._pending.rows >= COMMIT_ROWS or due:
             self._commit()
-
-    def _commit(self) -> None:
-        started = time.perf_counter()
-        self._commit_pending()
-        self._counts.add(write_s=time.perf_counter() - started)
 
     def _commit_pending(self) -> None:
         pending, self._pending = self._pending, _Pending()

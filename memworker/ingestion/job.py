@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memworker import heap, values
+from memworker.chunking import MODEL, ChunkGiven, Chunking, chunking_of
 from memworker.errors import StoreError, TableNotFound
-from memworker.ingestion.committer import Committer
+from memworker.ingestion.chunk_commits import ChunkCommitter
+from memworker.ingestion.chunks import ChunkSieve, Cutting, cut_for
+from memworker.ingestion.committer import Committer, CommitThread
 from memworker.ingestion.history import Command, history
-from memworker.ingestion.loop import JobLoop, RunningJob
-from memworker.ingestion.readers import Dialect, Fields, ReadBatch
+from memworker.ingestion.loop import JobLoop, RunningJob, WindowPart
+from memworker.ingestion.readers import Dialect, Fields
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, IngestReport, report
@@ -46,6 +49,9 @@ from memworker.store import (
     table_name,
 )
 
+B = TypeVar("B")
+W = TypeVar("W", bound=WindowPart)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -58,6 +64,8 @@ class Target:
     durable: bool
     wait_s: float
     memory: int | str | None = None
+    chunking: Chunking | None = None
+    first_counts: bool = False
 
     @property
     def folder(self) -> Path:
@@ -83,6 +91,7 @@ class Target:
         except TableNotFound:
             return None
         table.space.must_equal(space, self.table)
+        table.must_be_cut(self.chunking)
         return table
 
 
@@ -111,7 +120,10 @@ def ingest(
     limit: int | None = None,
     format: str | None = None,
     on_error: str = "reject",
-    on_conflict: str = "reject",
+    on_conflict: str | None = None,
+    chunk: ChunkGiven = None,
+    overlap: int | None = None,
+    contextual: bool | None = None,
     rejects: PathGiven | None = None,
     durable: bool = False,
     wait_s: float = 0.0,
@@ -133,6 +145,16 @@ def ingest(
 
     With ``precision="auto"`` a new table gets the fastest precision that is near enough to
     fp32 (see `Auto`), and one that is there keeps its own.
+
+    With `chunk` (a number of tokens, "model" for as many as the model takes, or a `Chunking`)
+    texts are cut, and each chunk is a row of its own, found by itself. A text that is known by its
+    id and was edited is written anew where it was: chunks that are new are added, those that are
+    gone deleted, in one commit. `overlap` tokens of the chunk before begin the next;
+    `contextual` puts a text's field `title` and its headings before each chunk for the embedding.
+
+    `on_conflict` says what becomes of an id that is known with another text: ``reject``,
+    ``skip`` or ``update``; by default ``reject``, of chunks ``update``, but of one id that comes
+    twice in an input the first counts.
 
     `pool` is a pool to embed with, in place of `model` and the options behind
     it; it stays open, and the figures of the report count all that it did meanwhile.
@@ -163,9 +185,20 @@ def ingest(
         observer=observer,
         max_text_bytes=DEFAULT_MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
     )
-    policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
+    chunking = chunking_of(chunk, overlap, contextual)
+    chosen = on_conflict or (OnConflict.REJECT if chunking is None else OnConflict.UPDATE)
+    policy = OnConflict(values.checked_choice("on_conflict", chosen, OnConflict))
     name = table_name(table)
-    target = Target(database_path(db), name, distance, policy, durable, wait_s, memory)
+    target = Target(
+        database_path(db),
+        name,
+        distance,
+        policy,
+        durable,
+        wait_s,
+        memory,
+        first_counts=chunking is not None and on_conflict is None,
+    )
     job = RunningJob(Counts(), ReadProgress())
     listed = options.reject_list(target.reject_list)
     source = open_input(records_or_paths, options, job, [listed])
@@ -185,6 +218,8 @@ def ingest(
         pools = pools.for_table(there.model, there.precision)
     use = borrowed_or_own(pool, pools)
     space = VectorSpace.of(use.pool.identity, distance)
+    if chunking is not None:
+        target = replace(target, chunking=cut_for(chunking, use.pool.identity))
     target.existing(space)
     made_s = time.perf_counter() - began
     loop = JobLoop(use, options.stop or Stop(), job, startup_seconds=made_s)
@@ -209,19 +244,32 @@ def _ingest(
     durable = target.durable or (known is not None and known.durable)
     command = _command(source, options, target, space)
     with history(target.folder, known, command, counts, durable=durable) as told:
-        sieve = Sieve(known, options.refusals(counts, refused), target.on_conflict)
+        refusals = options.refusals(counts, refused)
         if options.observer is not None:
             options.observer(job)
 
         def open_table() -> Table:
             name, db = target.table, target.db
-            opened = known or Table.open_or_create(db, name, space, durable=durable)
+            opened = known or Table.open_or_create(
+                db, name, space, durable=durable, chunking=target.chunking
+            )
             # Each commit adds a fragment, which every later version names.
             opened.keep_little()
             return opened
 
-        committing = partial(Committer, open_table, sieve, told)
-        table = _embedded(source.coming(job, stop), sieve, loop, committing)
+        notes: list[str]
+        if target.chunking is None:
+            sieve = Sieve(known, refusals, target.on_conflict)
+            notes, committing = sieve.notes, partial(Committer, open_table, sieve, told)
+            coming = source.coming(job, stop)
+            table = _embedded(coming, sieve.windows, known, loop, committing)
+        else:
+            chosen = ChunkSieve(known, refusals, target.on_conflict, target.first_counts)
+            whole = partial(ChunkCommitter, open_table, chosen, told)
+            notes = chosen.notes
+            with Cutting(target.chunking, loop.tokenization) as cutting:
+                cut = source.through(cutting.cut, job, stop)
+                table = _embedded(cut, chosen.windows, known, loop, whole)
         if table is not None:
             if not stop.cut_short:
                 told.notes += build_index(table, target.memory)
@@ -230,16 +278,27 @@ def _ingest(
                 table.sync()
             counts.table_version = table.version
         told.finished("interrupted" if stop.cut_short else "finished")
-        return report(
-            counts, loop.work, loop.setting(refused, (*source.notes, *sieve.notes, *told.notes))
+        notes = [*source.notes, *notes, *told.notes, *_truncated(loop, target)]
+        return report(counts, loop.work, loop.setting(refused, notes))
+
+
+def _truncated(loop: JobLoop, target: Target) -> Iterator[str]:
+    """Say that a notable part of the texts is longer than the model takes."""
+    work = loop.work
+    if target.chunking is None and work.truncated > max(0, work.texts - work.failed) / 100:
+        yield (
+            f"{work.truncated:,} of {work.texts - work.failed:,} texts are longer than the"
+            f" {loop.max_tokens:,} tokens that the model takes, and what is beyond is not found:"
+            f" --chunk {MODEL} (chunk={MODEL!r}), into another table, cuts them into chunks"
         )
 
 
 def _embedded(
-    coming: AbstractContextManager[Iterator[ReadBatch]],
-    sieve: Sieve,
+    coming: AbstractContextManager[Iterator[B]],
+    windows: Callable[[Iterator[B]], Iterator[W]],
+    known: Table | None,
     loop: JobLoop,
-    committing: Callable[[], Committer],
+    committing: Callable[[], CommitThread[W, Any]],
 ) -> Table | None:
     """Read, embed and commit; return the table, if there is one."""
     table = None
@@ -247,15 +306,17 @@ def _embedded(
         committer = committing()
         try:
             with coming as batches:
-                loop.run(sieve.windows(batches), committer.put)
+                loop.run(windows(batches), committer.put)
         finally:
             # What is embedded is kept, also when the rest failed or was interrupted.
-            table = committer.finish() or sieve.table
+            table = committer.finish() or known
     return table
 
 
 def _command(source: Input, options: JobOptions, target: Target, space: VectorSpace) -> Command:
     read_as = options.told() | {"on_conflict": target.on_conflict.value}
+    if target.chunking is not None:
+        read_as["chunk"] = target.chunking.told()
     return Command(source.names, source.sources, read_as, space.fingerprint)
 
 

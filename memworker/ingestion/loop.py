@@ -17,7 +17,15 @@ from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, Setting
 from memworker.ingestion.reuse import Reuse, ReusePlan, WindowVectors
 from memworker.ingestion.stop import Stop, closed_after_grace
-from memworker.pool import EmbeddingPool, PoolUse, TextKind, WorkTotals, machine, peak_flops
+from memworker.pool import (
+    EmbeddingPool,
+    PoolUse,
+    TextKind,
+    Tokenization,
+    WorkTotals,
+    machine,
+    peak_flops,
+)
 
 
 class WindowPart(Protocol):
@@ -63,6 +71,16 @@ class JobLoop:
     def work(self) -> WorkTotals:
         """What was embedded for this job; of a pool that others use too, all meanwhile."""
         return self._use.pool.work.since(self._before)
+
+    @property
+    def tokenization(self) -> Tokenization | None:
+        """How the pool's model makes tokens of texts; None where it has none that we know."""
+        return self._use.pool.identity.tokenization
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text the pool's model takes."""
+        return self._use.pool.identity.max_tokens
 
     @property
     def workers(self) -> int:

@@ -53,6 +53,9 @@ class IngestReport:
     gemm_limit_ratio: float | None = None
     time: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chunks: int = 0
+    moved: int = 0
+    removed: int = 0
 
     @property
     def complete(self) -> bool:
@@ -75,6 +78,9 @@ class Counts:
     updated: int = 0
     rejected: int = 0
     reused: int = 0
+    chunks: int = 0
+    moved: int = 0
+    removed: int = 0
     table_version: int | None = None
     last_commit: float = 0.0
     read_s: float = 0.0
@@ -134,6 +140,9 @@ def report(counts: Counts, work: WorkTotals, setting: Setting) -> IngestReport:
         gemm_limit_ratio=_limit_ratio(work, seconds, setting),
         time=_time(counts, work, seconds, setting.workers),
         notes=setting.notes,
+        chunks=counts.chunks,
+        moved=counts.moved,
+        removed=counts.removed,
     )
 
 

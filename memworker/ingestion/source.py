@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memworker import containers, values
 from memworker.errors import InputNotFound, NoRows, UsageError
@@ -39,6 +39,7 @@ from memworker.store import Output
 
 _NO_ROWS = "the input holds no rows; nothing was written"
 
+T = TypeVar("T")
 Records = PathGiven | Iterable[PathGiven] | Iterable[Mapping[str, Any]]
 
 
@@ -121,8 +122,14 @@ class Input:
 
     def coming(self, job: RunningJob, stop: Stop) -> AbstractContextManager[Iterator[ReadBatch]]:
         """Give the batches, their reading timed and, where it may be, ahead of their use."""
-        timed = timed_reads(self.batches, job.counts)
-        return ahead(timed, stop) if self.read_ahead else nullcontext(timed)
+        return self.through(lambda batches: batches, job, stop)
+
+    def through(
+        self, make: Callable[[Iterator[ReadBatch]], Iterator[T]], job: RunningJob, stop: Stop
+    ) -> AbstractContextManager[Iterator[T]]:
+        """Give what is made of the batches; it is made where they are read."""
+        made = make(timed_reads(self.batches, job.counts))
+        return ahead(made, stop) if self.read_ahead else nullcontext(made)
 
 
 def open_input(

@@ -130,6 +130,7 @@ class AsyncMemory:
         limit: int = 10,
         threshold: float | None = None,
         mode: Mode = "vector",
+        group: bool = False,
     ) -> Results:
         """Find memories, best first, as `Memory.search`."""
         core = await self._core()
@@ -141,7 +142,7 @@ class AsyncMemory:
             # It may have been closed meanwhile, and the readers with it.
             core.guard()
         return await self._read(
-            lambda: reads.search(core.table, vector, query, where, limit, threshold, mode)
+            lambda: reads.search(core.table, vector, query, where, limit, threshold, mode, group)
         )
 
     async def get(self, memory_id: str) -> Record | None:

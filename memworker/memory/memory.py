@@ -142,18 +142,20 @@ class Memory:
         limit: int = 10,
         threshold: float | None = None,
         mode: Mode = "vector",
+        group: bool = False,
     ) -> Results:
         """Find memories; returns ``{"results": [{id, memory, score, …}]}``, best first.
 
         `filters` must bind user_id, agent_id or run_id (see store/filters.py for all they
         can say). `threshold` leaves out lower scores: the cosine (-1 to 1) in mode
-        ``vector``, BM25 (0 and up) in mode ``text``, 0 to 1 in mode
-        ``hybrid``. Raises ScopeMissing, FilterError, UsageError for a blank query.
+        ``vector``, BM25 (0 and up) in mode ``text``, 0 to 1 in mode ``hybrid``. In a table of
+        chunks (see `ingest`) `group` gives each text once, by its best chunk. Raises
+        ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
         where = reads.checked_search(query, filters, limit, threshold, mode)
         vector = None if mode == "text" else reads.query_vector(self._embed([query], "query"))
-        return reads.search(self._core.table, vector, query, where, limit, threshold, mode)
+        return reads.search(self._core.table, vector, query, where, limit, threshold, mode, group)
 
     def get(self, memory_id: str) -> Record | None:
         """Return one memory, or None when there is none of this id."""

@@ -86,15 +86,16 @@ def search(
     limit: int,
     threshold: float | None,
     mode: Mode,
+    group: bool = False,
 ) -> dict[str, Any]:
     """Return the memories that answer a query best; `vector` is None in mode text."""
     if mode == "text":
-        hits = table.search_text(query, limit=limit, where=filters)
+        hits = table.search_text(query, limit=limit, where=filters, group=group)
     elif mode == "hybrid" and vector is not None:
-        hits = table.search_hybrid(query, vector, limit=limit, where=filters)
+        hits = table.search_hybrid(query, vector, limit=limit, where=filters, group=group)
     else:
         assert vector is not None
-        hits = table.search(vector, limit=limit, where=filters)
+        hits = table.search(vector, limit=limit, where=filters, group=group)
     kept = [scored(hit) for hit in hits if threshold is None or hit.score >= threshold]
     return results(kept, "" if hits else table.note_on(filters))
 

@@ -38,6 +38,9 @@ def scored(hit: Hit) -> Record:
     found |= Scope(hit.user_id, hit.agent_id, hit.run_id).named()
     if hit.expires_at is not None:
         found["expires_at"] = iso(hit.expires_at)
+    if hit.parent_id is not None:
+        found |= {"parent_id": hit.parent_id, "chunk": hit.chunk}
+        found |= {"char_start": hit.char_start, "char_end": hit.char_end}
     return found | {"score": hit.score}
 
 

@@ -13,6 +13,7 @@ from .choice import (
 )
 from .echo import EchoLoader as EchoLoader
 from .encoder import open_session as open_session
+from .engine import Identity as Identity
 from .meter import WorkTotals as WorkTotals
 from .opening import (
     Background as Background,
@@ -30,5 +31,9 @@ from .pool import (
     TextKind as TextKind,
 )
 from .requests import Embedded as Embedded, Floats as Floats, unstorable as unstorable
-from .tokenize import Tokenizer as Tokenizer
+from .tokenize import (
+    TokenCounter as TokenCounter,
+    Tokenization as Tokenization,
+    Tokenizer as Tokenizer,
+)
 from .tuning import Trial as Trial, tune as tune

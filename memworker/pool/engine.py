@@ -20,6 +20,7 @@ from memworker.pool.budget import Footprint, worker_bytes
 from memworker.pool.echo import EchoLoader
 from memworker.pool.encoder import OnnxLoader
 from memworker.pool.openvino_encoder import OpenVinoLoader
+from memworker.pool.tokenize import Tokenization
 from memworker.pool.worker import Loader
 from memworker.values import shown, whole
 
@@ -42,7 +43,7 @@ class Identity:
     `normalized` vectors have length one. The first numbers of a `matryoshka` model's
     vectors are a vector too, once normalised again; `cut_from` is how many the model gives
     where fewer were asked for. `flops_per_token` is 0 where it is
-    not known.
+    not known, `tokenization` None where there is none that we know.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Identity:
     normalized: bool = False
     matryoshka: bool = False
     cut_from: int = 0
+    tokenization: Tokenization | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -171,6 +173,12 @@ class OnnxEngine:
             normalized=model.spec.normalize,
             matryoshka=model.spec.matryoshka,
             cut_from=model.spec.cut_from,
+            tokenization=Tokenization(
+                model.tokenizer,
+                model.spec.add_special_tokens,
+                model.spec.lowercase,
+                model.spec.passage_prefix,
+            ),
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,7 @@ class Tokenizer:
         add_special_tokens: bool = True,
         lowercase: bool = False,
     ) -> None:
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
-        from tokenizers.normalizers import Lowercase, Sequence
-
-        self._tokenizer: Any = HuggingFaceTokenizer.from_file(str(path))
-        if lowercase:
-            first = Lowercase()
-            own = self._tokenizer.normalizer
-            self._tokenizer.normalizer = first if own is None else Sequence([first, own])
-        self._tokenizer.no_padding()
+        self._tokenizer = _opened(path, lowercase=lowercase)
         self._tokenizer.enable_truncation(max_tokens)
         self._max_tokens = max_tokens
         self._special = add_special_tokens
@@ -73,3 +67,54 @@ class Tokenizer:
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
         return [], []
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """How a model makes tokens of a passage; `prefix` stands before each."""
+
+    path: Path
+    add_special_tokens: bool = True
+    lowercase: bool = False
+    prefix: str = ""
+
+
+class TokenCounter:
+    """Counts the tokens of texts, without special ones, and without an end."""
+
+    def __init__(self, made: Tokenization) -> None:
+        self._tokenizer = _opened(made.path, lowercase=made.lowercase)
+        self._tokenizer.no_truncation()
+        self.around = 0
+        """The tokens that go with every passage: special ones, and those of the prefix."""
+        if made.add_special_tokens:
+            self.around += len(self._tokenizer.encode("a").ids) - self.count(["a"])[0]
+        if made.prefix:
+            # One more, for what follows may not join with its last blank.
+            self.around += self.count([made.prefix])[0] + 1
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Return the number of tokens of each text."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encoded]
+
+    def starts(self, text: str) -> npt.NDArray[np.int64]:
+        """Return where each token of a text begins, in characters."""
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
+
+    def pieces(self) -> Collection[str]:
+        """Return the tokens that there are, as the vocabulary writes them."""
+        return self._tokenizer.get_vocab().keys()  # type: ignore[no-any-return]
+
+
+def _opened(path: Path, *, lowercase: bool) -> Any:
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    tokenizer: Any = HuggingFaceTokenizer.from_file(str(path))
+    if lowercase:
+        first, own = Lowercase(), tokenizer.normalizer
+        tokenizer.normalizer = first if own is None else Sequence([first, own])
+    tokenizer.no_padding()
+    return tokenizer

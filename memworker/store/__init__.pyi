@@ -1,5 +1,6 @@
 from . import journal as journal, staged as staged
 from .change import Change as Change, Edit as Edit
+from .chunks import TextStatus as TextStatus
 from .claims import HeldRow as HeldRow, difference as difference
 from .commit import Appended as Appended, OnConflict as OnConflict
 from .disk import disk_errors as disk_errors
@@ -30,7 +31,13 @@ from .outputs import Output as Output
 from .policy import Step as Step
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
-from .schema import VectorSpace as VectorSpace, json_column as json_column, records as records
+from .schema import (
+    CHUNK_FIELDS as CHUNK_FIELDS,
+    VectorSpace as VectorSpace,
+    embedded_texts as embedded_texts,
+    json_column as json_column,
+    records as records,
+)
 from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
 from .snapshot import Snapshot as Snapshot
 from .staged import Digests as Digests, Staged as Staged

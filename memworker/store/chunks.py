@@ -82,7 +82,7 @@ class Replaced:
 
 
 @dataclass(slots=True)
-class _Plan:
+class _Fates:
     """The fate of each row, and of those in the table; `there` are the latter."""
 
     there: pa.Table
@@ -173,11 +173,11 @@ class ChunkWriter:
                 unknown[at] = row["id"] not in theirs
             status[text] = _status([row for _, row in mine], theirs)
 
-    def _plan(self, rows: pa.Table, parents: list[str], policy: OnConflict) -> _Plan:
+    def _plan(self, rows: pa.Table, parents: list[str], policy: OnConflict) -> _Fates:
         known = self._known.refresh(self._handle)
         some = known.has_chunks_of(pa.array(parents, pa.string()))
         found = self._rows_of({parents[at] for at in np.flatnonzero(some)})
-        there, plan = _by_parent(found), _Plan(found)
+        there, plan = _by_parent(found), _Fates(found)
         has_vector = rows["vector"].is_valid().to_pylist()
         given: dict[str, list[tuple[int, dict[str, Any]]]] = {parent: [] for parent in parents}
         for at, row in enumerate(_listed(rows)):
@@ -199,7 +199,7 @@ class ChunkWriter:
             columns = [*_COMPARED, "dedup_key", "created_at", "updated_at"]
             return read.find(self._handle, "parent_id", sorted(parents), columns=columns)
 
-    def _moved(self, rows: pa.Table, plan: _Plan) -> pa.Table:
+    def _moved(self, rows: pa.Table, plan: _Fates) -> pa.Table:
         """Give the rows whose place has changed, with the vectors that they have."""
         moved = rows.take(pa.array(plan.move, pa.int64()))
         if not plan.move:
@@ -244,7 +244,7 @@ class ChunkWriter:
         return Landed(int(self._handle.version), source.num_rows)
 
 
-def _outcome(plan: _Plan, version: int) -> Replaced:
+def _outcome(plan: _Fates, version: int) -> Replaced:
     changed, elsewhere, incomplete = (
         tuple(plan.left_out.get(why, ())) for why in ("changed", "elsewhere", "incomplete")
     )
@@ -317,7 +317,7 @@ def _refused(status: TextStatus, given: bool, policy: OnConflict) -> str:
 
 
 def _settle(
-    plan: _Plan, mine: list[tuple[int, dict[str, Any]]], theirs: dict[str, dict[str, Any]]
+    plan: _Fates, mine: list[tuple[int, dict[str, Any]]], theirs: dict[str, dict[str, Any]]
 ) -> None:
     for at, row in mine:
         before = theirs.get(row["id"])
