@@ -11,8 +11,11 @@ from memworker.models.spec import HubRepo
 _HUB_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 
 
-def snapshots(hub: HubRepo, files: Iterable[str]) -> list[Path]:
-    """Return the folders of a repository that have all these files, at its revision."""
+def snapshots(hub: HubRepo, files: Iterable[str], *, pinned: bool = False) -> list[Path]:
+    """Return the folders of a repository that have all these files, at its revision first.
+
+    Where the files are `pinned` by their hashes, those of any other revision may be the same.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     wanted, found = list(files), []
@@ -23,7 +26,18 @@ def snapshots(hub: HubRepo, files: Iterable[str]) -> list[Path]:
         ]
         if paths and all(isinstance(path, str) for path in paths):
             found.append(Path(str(paths[0])).parents[wanted[0].count("/")])
+        home = cache_dir / f"models--{repo.replace('/', '--')}"
+        others = _other_snapshots(home, wanted, hub.revision, pinned)
+        found += [folder for folder in others if folder not in found]
     return found
+
+
+def _other_snapshots(home: Path, files: list[str], revision: str, pinned: bool) -> list[Path]:
+    """Return folders whose revision is another, or is not known where there is but one."""
+    there = sorted((home / "snapshots").glob("*/"))
+    if not pinned and (len(there) != 1 or revision != "main" or (home / "refs" / "main").exists()):
+        return []
+    return [folder for folder in there if all((folder / path).is_file() for path in files)]
 
 
 def _spellings(repo: str) -> Iterator[tuple[Path, str]]:

@@ -72,7 +72,8 @@ def _shared_folder(entry: ModelEntry, cache: ModelCache) -> tuple[Path | None, s
     required = [file.path for file in entry.files if file.required]
     looked = ", ".join(str(place) for place, _ in hubcache.places())
     why = f"{', '.join(required)} of {entry.hub.repo} are in none of {looked}"
-    for folder in hubcache.snapshots(entry.hub, required):
+    pinned = all(file.sha256 for file in entry.files if file.required)
+    for folder in hubcache.snapshots(entry.hub, required, pinned=pinned):
         try:
             verified_hashes(entry, folder, cache)
         except ModelCorrupt as error:

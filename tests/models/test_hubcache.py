@@ -75,6 +75,16 @@ def test_a_repository_is_used_where_another_program_has_put_it(hf_cache, folder,
     assert len(verify_model("acme/e5-small-v2", cache_dir=cache)) >= 5
 
 
+def test_a_snapshot_without_a_branch_and_files_that_hashes_name(hf_cache, folder, minilm, cache):
+    snapshot = store(hf_cache, "acme/tiny", folder)
+    shutil.rmtree(snapshot.parent.parent / "refs")
+    assert ready_model("Acme/Tiny", cache_dir=cache).tokenizer.parent == snapshot
+    # The catalogue's commit is another one, the files are those that it pins.
+    snapshot = store(hf_cache, "sentence-transformers/all-MiniLM-L6-v2", minilm.tokenizer.parent)
+    ready = ready_model("all-MiniLM-L6-v2", cache_dir=cache)
+    assert ready.tokenizer.parent == snapshot and ready.fingerprint == minilm.fingerprint
+
+
 def test_parts_of_a_repository_are_no_model(hf_cache, folder, cache):
     (folder / "model.safetensors").unlink()
     store(hf_cache, "acme/tiny", folder)
@@ -109,13 +119,11 @@ def test_a_catalogue_model_is_used_where_it_lies(hf_cache, stand_in, tmp_path, c
 
 def test_a_pinned_file_that_is_another_is_not_used(hf_cache, folder, cache):
     store(hf_cache, "sentence-transformers/all-MiniLM-L6-v2", folder)
-    commit = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
     home = hf_cache / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots"
-    (home / COMMIT).rename(home / commit)
     with pytest.raises(ModelUnavailable, match="SHA-256 .*, expected") as refused:
         ready_model("minilm", cache_dir=cache)
     assert "offline: HF_HUB_OFFLINE is set" in str(refused.value)
-    assert str(home / commit) in str(refused.value)
+    assert str(home / COMMIT) in str(refused.value)
 
 
 def test_where_it_was_looked_for_is_said(hf_cache, tmp_path, cache):
