@@ -49,6 +49,7 @@ def read_modules(path: Path) -> Modules:
 
     Raises ModelUnsupported, naming it, for what is not built.
     """
+    _refuse_other_kind(path)
     listed = [_Module.of(path, place, m) for place, m in enumerate(_listed(path / MODULES_FILE))]
     if not listed:
         return Modules(pooling=_pooling(path, path / _DEFAULT_POOLING)[0])
@@ -56,6 +57,9 @@ def read_modules(path: Path) -> Modules:
     _refuse_order(path, kinds)
     after = listed[1:]
     normalize = "Normalize" in kinds
+    for module in after:
+        if module.kind == "Normalize":
+            _refuse_other_features(path / module.folder)
     dense = tuple(_dense(path, module.folder) for module in after if module.kind == _DENSE)
     if kinds[0] == _STATIC:
         return Modules(dense=dense, normalize=normalize, static_in=listed[0].folder)
@@ -67,6 +71,27 @@ def read_modules(path: Path) -> Modules:
     _refuse_other_outputs(path)
     pooling, include_prompt = _pooling(path, path / listed[1].folder)
     return Modules(pooling, dense, normalize, include_prompt=include_prompt)
+
+
+def _refuse_other_kind(path: Path) -> None:
+    """Refuse what sentence-transformers says is no model of one vector a text."""
+    kind = read_json(path / _PROMPT_FILE).get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise ModelUnsupported(
+            f"{path / _PROMPT_FILE} says that the model is a {kind}; memworker runs those that "
+            "give one vector a text (SentenceTransformer)."
+        )
+
+
+def _refuse_other_features(folder: Path) -> None:
+    """Refuse a module that works on something else than the vector of a text."""
+    config = read_json(folder / "config.json")
+    keys = {config.get(key) or "sentence_embedding" for key in _FEATURES}
+    if keys != {"sentence_embedding"}:
+        raise ModelUnsupported(
+            f"{folder / 'config.json'} is a module on {' and '.join(sorted(map(str, keys)))}; "
+            "memworker applies those of the pooled vector, one after another."
+        )
 
 
 def _refuse_other_outputs(path: Path) -> None:
@@ -219,13 +244,12 @@ def _told(mode: str) -> str:
 
 def _dense(path: Path, name: str) -> Dense:
     folder = path / name
+    _refuse_other_features(folder)
     config = read_json(folder / "config.json")
-    keys = {config.get(key) or "sentence_embedding" for key in _FEATURES}
-    if keys != {"sentence_embedding"} or config.get("use_residual"):
+    if config.get("use_residual"):
         raise ModelUnsupported(
-            f"{folder / 'config.json'} is a Dense layer "
-            f"{'with a residual' if config.get('use_residual') else f'on {sorted(keys)}'}; "
-            "memworker applies those of the pooled vector, one after another."
+            f"{folder / 'config.json'} is a Dense layer with a residual (use_residual); memworker"
+            " applies those without. Export the whole pipeline to one ONNX file."
         )
     if not (folder / DENSE_WEIGHTS).is_file():
         raise ModelUnsupported(

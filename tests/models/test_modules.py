@@ -161,6 +161,22 @@ def test_what_a_transformer_gives_to_its_pooling(folder, cache, settings, refuse
         ready_model(folder, cache_dir=cache)
 
 
+def test_models_of_another_kind_are_refused(folder, cache):
+    write_modules(folder, *PLAIN, NORM)
+    (folder / "4_Normalize").mkdir()
+    settings = folder / "4_Normalize" / "config.json"
+    settings.write_text(json.dumps({"module_input_name": "token_embeddings"}))
+    with pytest.raises(ModelUnsupported, match="token_embeddings"):
+        ready_model(folder, cache_dir=cache)
+    settings.write_text("{}")
+    said = folder / "config_sentence_transformers.json"
+    said.write_text(json.dumps({"model_type": "CrossEncoder"}))
+    with pytest.raises(ModelUnsupported, match="CrossEncoder"):
+        ready_model(folder, cache_dir=cache)
+    said.write_text(json.dumps({"model_type": "SentenceTransformer"}))
+    assert ready_model(folder, cache_dir=cache).spec.normalize
+
+
 def test_an_adapter_is_refused(folder, cache):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelUnsupported, match="merge_and_unload"):
