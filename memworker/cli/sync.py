@@ -83,6 +83,10 @@ def sync(
     max_tokens: options.MaxTokens = None,
     dim: options.Dim = None,
     max_text_bytes: options.MaxTextBytes = None,
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = None,
+    contextual: options.Contextual = False,
+    markdown: options.Markdown = None,
     distance: Annotated[str, typer.Option(help="cosine or dot; for a new table.")] = "cosine",
     on_conflict: Annotated[
         str, typer.Option(help="A row of others has the id: reject, skip or update.")
@@ -134,6 +138,7 @@ def sync(
             max_tokens=max_tokens,
             dim=dim,
             max_text_bytes=options.size_of(max_text_bytes),
+            chunk=options.chunking_of(chunk, overlap, contextual, markdown),
             distance=distance,
             on_conflict=on_conflict,
             rejects=rejects,

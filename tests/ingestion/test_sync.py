@@ -412,3 +412,82 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(sync, monkeypatch
     report = sync()
     assert report.rejected == 1 and "changed while it was read" in Path(report.rejects).read_text()
     assert texts()["a.md"] == "written meanwhile 0"
+
+
+def long_text(*numbers):
+    return "\n\n".join(f"Paragraph {i} " + f"says {i} again " * 12 for i in numbers)
+
+
+def chunks(of):
+    found = Table.open("db", "t").rows(
+        {"parent_id": of}, columns=["id", "text", "chunk", "updated_at", "vector", "metadata"]
+    )
+    return sorted(found.to_pylist(), key=lambda row: row["chunk"])
+
+
+def test_an_edited_document_writes_the_chunks_that_it_changed(sync):
+    write("notes/long.md", long_text(*range(20)))
+    how = {"chunk": 64, "delete": True}
+    assert figures(sync(**how)) == {"added": 4}
+    before = chunks("long.md")
+    assert len(before) > 5 and json.loads(before[0]["metadata"])["content_hash"]
+    assert json.loads(before[1]["metadata"])["path"] == "long.md"
+    assert figures(sync(**how)) == {"unchanged": 4}
+    write("notes/long.md", long_text(*range(15), 99, *range(16, 20)))
+    report = sync(**how)
+    assert figures(report) == {"updated": 1, "unchanged": 3}
+    assert report.embedding.embedded <= 3
+    after = chunks("long.md")
+    assert "".join(row["text"] for row in after).count("Paragraph 99") == 1
+    same = {row["id"]: row["updated_at"] for row in before}
+    kept = [row for row in after if same.get(row["id"]) == row["updated_at"]]
+    assert len(kept) >= len(after) - 8 and not any("Paragraph 15" in r["text"] for r in after)
+    write("notes/long.md", long_text(1, 2))
+    assert figures(sync(**how)) == {"updated": 1, "unchanged": 3}
+    assert len(chunks("long.md")) < len(after)
+
+
+def test_a_moved_document_keeps_the_vectors_of_its_chunks(sync):
+    write("notes/long.md", long_text(*range(20)))
+    sync(chunk=64)
+    before = chunks("long.md")
+    os.rename("notes/long.md", "notes/sub/moved.md")
+    report = sync(chunk=64, delete=True)
+    assert figures(report) == {"moved": 1, "unchanged": 3} and report.embedding.embedded == 0
+    after = chunks("sub/moved.md")
+    assert [row["vector"] for row in after] == [row["vector"] for row in before]
+    assert not chunks("long.md") and figures(sync(chunk=64)) == {"unchanged": 4}
+
+
+def test_chunks_of_others_stay(sync, pool):
+    given = [{"id": "a.md", "text": "mine"}, {"id": "y", "text": long_text(1, 2)}]
+    ingest(given, db="db", table="t", pool=pool, chunk=64)
+    report = sync(chunk=64, delete=True)
+    assert (report.added, report.conflicts) == (2, 1) and chunks("a.md")[0]["text"] == "mine"
+    for name in ("notes/page.html", "notes/sub/b c.txt"):
+        os.unlink(name)
+    report = sync(chunk=64, delete=True, allow_empty=True)
+    assert report.removed == 2 and chunks("a.md") and chunks("y") and not chunks("page.html")
+    assert sync(chunk=64, on_conflict="update").added == 1
+    assert chunks("a.md")[0]["text"].startswith("# Heading")
+
+
+@pytest.mark.parametrize("point", ["before_commit", "after_commit", "after_removed"])
+def test_a_kill_at_any_step_costs_no_chunk(sync, point):
+    write("notes/long.md", long_text(*range(20)))
+    write("notes/gone.md", long_text(*range(5)))
+    how = {"chunk": 64, "delete": True}
+    sync(**how)
+    write("notes/long.md", long_text(*range(3, 25)))
+    write("notes/new.md", long_text(*range(50, 60)))
+    os.unlink("notes/gone.md")
+    environment = os.environ | {"MEMWORKER_FAIL": f"{point}:kill"}
+    run = RUN.replace("delete=True", "delete=True, chunk=64")
+    done = subprocess.run([sys.executable, "-c", run], env=environment, timeout=PATIENCE_S)
+    assert done.returncode == -9
+    sync(**how)
+    whole = Table.open("db", "t").rows(columns=["id", "parent_id", "chunk", "text"]).to_pylist()
+    sync_folder("notes", db="fresh", table="t", pool=None, model="echo", workers=1, chunk=64)
+    fresh = Table.open("fresh", "t").rows(columns=["id", "parent_id", "chunk", "text"]).to_pylist()
+    assert sorted(map(str, whole)) == sorted(map(str, fresh))
+    assert figures(sync(**how)) == {"unchanged": 5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,6 +36,8 @@ WINDOW_ROWS = 2048
 _WINDOW_BYTES = 8 << 20
 # Another way to read the same bytes gives other documents: then all are read anew.
 _READING = 1
+# What an edit of a document changes, whatever of it was edited.
+_PASSING = ("size", "modified", "content_hash")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,11 +55,15 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How files are read: `by_stamp` believes that one which was not written is as it was."""
+    """How files are read: `by_stamp` believes that one which was not written is as it was.
+
+    Where documents become `chunks`, those whose content the table has wait for the others.
+    """
 
     by_stamp: bool = True
     text_field: str | None = None
     max_text_bytes: int = 1 << 20
+    chunks: bool = False
 
     def key(self, kind: str) -> str:
         """Return what else than the bytes of a file decides what document it is."""
@@ -90,6 +96,7 @@ class Planner:
         self._rows: list[tuple[FoundFile, Document, dict[str, Any]]] = []
         self._bytes = 0
         self._position = 0
+        self._waiting: list[tuple[FoundFile, bool, str | None]] = []
         self.complete = False
         """Whether all files were looked at."""
 
@@ -102,6 +109,16 @@ class Planner:
         yield from self._window()
         self.complete = True
 
+    def waiting_windows(self) -> Iterator[Window]:
+        """Yield windows of the documents that wait, whose vectors may be those of others."""
+        waiting, self._waiting = self._waiting, []
+        self._reading = replace(self._reading, chunks=False)
+        for file, held, hash in waiting:
+            self._compared(file, held, hash)
+            if len(self._rows) >= WINDOW_ROWS or self._bytes >= _WINDOW_BYTES:
+                yield from self._window()
+        yield from self._window()
+
     def _look_at(self, file: FoundFile) -> None:
         self._position += 1
         if file.fault:
@@ -112,6 +129,9 @@ class Planner:
         if met:
             self._refuse(file, "another file's name is shown as this one's is; rename one")
             return
+        self._compared(file, held, hash)
+
+    def _compared(self, file: FoundFile, held: bool, hash: str | None) -> None:
         try:
             self._compare(file, held, hash)
         except Vanished:
@@ -138,6 +158,10 @@ class Planner:
         if held and hash == mine:
             self._counts.unchanged += 1
             return
+        other = self._catalogue.same_content(mine)
+        if other and self._reading.chunks:
+            self._waiting.append((file, held, hash))
+            return
         text_field = self._reading.text_field
         found = document(kind, data, self._extraction, text_field=text_field)
         size = len(found.text.encode())
@@ -153,7 +177,7 @@ class Planner:
         )
         if not held:
             self._catalogue.found(mine)
-        if other := self._catalogue.same_content(mine):
+        if other:
             self.underway.alike[self._naming.id_of(file.name)] = self._naming.id_of(other)
         self._bytes += size
 
@@ -201,10 +225,14 @@ class Planner:
         batch = batch.append_column("ordinal", pa.array(ordinals))
         batch = batch.append_column("path", pa.array([shown_name(f.path) for f, _, _ in rows]))
         batch = batch.append_column("key", dedup_keys(texts))
+        lasting = [
+            {name: value for name, value in fields.items() if name not in _PASSING}
+            for _, _, fields in rows
+        ]
+        batch = batch.append_column("lasting", metadata_column(lasting, {}))
         good = np.ones(count, np.bool_)
         good[list(faults)] = False
         window = Window(shown_name(rows[0][0].path), batch).keep(good)
-        self._refusals.counts.add(read=len(window))
         if len(window):
             yield window
 

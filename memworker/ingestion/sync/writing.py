@@ -21,11 +21,20 @@ from memworker.store import Appended, OnConflict, Table
 
 
 class FolderWriter:
-    """Writes documents: new ones are appended, held ones replaced, each in one commit."""
+    """Writes documents: new ones are appended, held ones replaced, each in one commit.
+
+    `key` is the column that holds their ids: of chunks it is that of their parents.
+    """
 
     def __init__(
-        self, naming: Naming, policy: OnConflict, underway: Underway, counts: FileCounts
+        self,
+        naming: Naming,
+        policy: OnConflict,
+        underway: Underway,
+        counts: FileCounts,
+        key: str = "id",
     ) -> None:
+        self._key = key
         self._naming, self._policy = naming, policy
         self._underway, self._counts = underway, counts
         self.conflicts = 0
@@ -60,7 +69,7 @@ class FolderWriter:
     def remove(self, table: Table, names: Sequence[str]) -> int:
         """Remove some hundred documents of this folder, and return how many there were."""
         ids = [self._naming.id_of(name) for name in names]
-        removed = table.delete({"id": {"in": ids}, "folder": self._naming.folder})
+        removed = table.delete({self._key: {"in": ids}, "folder": self._naming.folder})
         reach("after_removed")
         return removed
 
