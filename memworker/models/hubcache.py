@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def snapshot_of(hub: HubRepo) -> Path | None:
         if found := snapshots(hub, [named]):
             return found[0]
     return None
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 by which a cache of the hub names a large file, "" for any other."""
+    blob = Path(os.path.realpath(path))
+    named = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return blob.name if named else ""
 
 
 def usable_places() -> list[Path]:

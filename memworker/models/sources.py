@@ -263,9 +263,10 @@ def _own_hashes(
     hashes = {file.path: take(path) for file, path in paths.items() if path.is_file()}
     book.save()
     for file, path in paths.items():
-        if file.sha256 and file.path in hashes and hashes[file.path] != file.sha256:
+        expected = file.sha256 or hubcache.hash_of(path)
+        if expected and file.path in hashes and hashes[file.path] != expected:
             raise ModelCorrupt(
-                f"{path} has SHA-256 {hashes[file.path]}, expected {file.sha256}: it is another or"
+                f"{path} has SHA-256 {hashes[file.path]}, expected {expected}: it is another or"
                 " a damaged file. Remove it there, or give the model's own folder."
             )
     return hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import huggingface_hub.constants
 import pytest
 
 from bench.reference import export_reference
-from memworker.errors import ModelUnavailable, UnknownModel
+from memworker.errors import ModelCorrupt, ModelUnavailable, UnknownModel
 from memworker.models import hub, list_models, ready_model, verify_model
 from tests import PATIENCE_S
 from tests.models.test_modules import DENSE, PLAIN, write_dense, write_modules
@@ -42,8 +43,11 @@ def store(place: Path, repo: str, folder: Path) -> Path:
     """Lay a folder into a cache as the hub's client does: blobs, and a snapshot of links."""
     home = place / f"models--{repo.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT
-    for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
-        blob, link = home / "blobs" / f"{number:064x}", snapshot / path.relative_to(folder)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        link = snapshot / path.relative_to(folder)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        # Small files are named by git's own hash.
+        blob = home / "blobs" / (digest if path.stat().st_size > 4096 else digest[:40])
         for made in (blob, link):
             made.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, blob)
@@ -83,6 +87,17 @@ def test_a_snapshot_without_a_branch_and_files_that_hashes_name(hf_cache, folder
     snapshot = store(hf_cache, "sentence-transformers/all-MiniLM-L6-v2", minilm.tokenizer.parent)
     ready = ready_model("all-MiniLM-L6-v2", cache_dir=cache)
     assert ready.tokenizer.parent == snapshot and ready.fingerprint == minilm.fingerprint
+
+
+def test_a_damaged_blob_is_refused(hf_cache, folder, cache):
+    snapshot = store(hf_cache, "acme/tiny", folder)
+    ready_model("acme/tiny", cache_dir=cache)
+    blob = (snapshot / "model.safetensors").resolve()
+    damaged = bytearray(blob.read_bytes())
+    damaged[-1] ^= 1
+    blob.write_bytes(damaged)
+    with pytest.raises(ModelCorrupt, match=rf"model\.safetensors has SHA-256 .* {blob.name}"):
+        ready_model("acme/tiny", cache_dir=cache)
 
 
 def test_parts_of_a_repository_are_no_model(hf_cache, folder, cache):
