@@ -252,7 +252,7 @@ class _Layers:
         key = self._for_all_heads(self._turned(key, layer.key_norm, reach, "places", keys=True))
         value = graph.op("Reshape", value, "by_key_head", name=f"{value}.by_head")
         value = self._for_all_heads(value)
-        attention = Attention(at, shape, reach, (query, key, value), alone)
+        attention = Attention(at, shape, reach.window, (query, key, value), alone)
         if alone:
             return attention.at_once(graph)
         return graph.either(

@@ -11,6 +11,7 @@ from typing import Any
 
 from memworker.models.head import Head, Layer
 from memworker.models.onnx_file import GraphWriter, tensor_info
+from memworker.models.rotary_attention import AT_ONCE, Attention, add_blocks
 from memworker.models.spec import Activation, Pooling
 from memworker.models.tensors import Norm
 from memworker.models.weights import BertShape, BertWeights
@@ -26,8 +27,8 @@ def embeddings(graph: GraphWriter, bert: BertWeights, norm: Norm) -> str:
     words = graph.op("Gather", graph.weight("words", bert.words), ids, name="word_rows")
     # Every token is of type 0: its row rides on the position table.
     table = graph.weight("positions", (bert.positions + bert.token_types[0])[:, None, :])
-    length = graph.op("Shape", ids, name="length", start=0, end=1)
-    rows = graph.op("Slice", table, ints(graph, 0), length, ints(graph, 0), name="position_rows")
+    many = graph.op("Shape", ids, name="tokens", start=0, end=1)
+    rows = graph.op("Slice", table, ints(graph, 0), many, ints(graph, 0), name="position_rows")
     total = graph.op("Add", words, rows, name="embedded")
     flat = graph.op("Reshape", total, ints(graph, -1, bert.shape.hidden), name="embedded_flat")
     return layer_norm(graph, "embedding_norm", norm, bert.shape, flat)
@@ -45,6 +46,13 @@ def add_shapes(graph: GraphWriter, shape: BertShape) -> None:
     graph.op("Unsqueeze", below, ints(graph, 1, 2), name="mask_scores")
     least = graph.op("ReduceMin", mask, name="mask_least_of_all", keepdims=0)
     graph.op("Cast", least, name="unpadded", to=BOOL)
+    if shape.positions > AT_ONCE:
+        length = graph.op("Shape", "input_ids", name="length_row", start=1, end=2)
+        graph.op("Squeeze", length, name="length")
+        whole(graph, 0, "zero")
+        whole(graph, 1, "one_place")
+        graph.op("Identity", "by_head", name="by_query_head")
+        add_blocks(graph)
 
 
 def first_rows(graph: GraphWriter, at: str, rows: str) -> str:
@@ -100,7 +108,11 @@ def attend(
     asked, keys, values = (
         graph.op("Reshape", rows, "by_head", name=f"{rows}.by_head") for rows in (query, key, value)
     )
-    root = (shape.hidden // shape.heads) ** -0.5
+    if shape.positions > AT_ONCE and not shape.relative:
+        rows = Attention(at, shape, 0, (asked, keys, values), first_only)
+        if first_only:
+            return rows.at_once(graph)
+        return graph.either("short", rows.at_once, rows.in_blocks, name=f"{at}.context")
     scores = graph.fused(
         "FusedMatMul",
         asked,
@@ -109,7 +121,7 @@ def attend(
         transBatchA=1,
         transBatchB=1,
         transB=1,
-        alpha=root,
+        alpha=shape.scale,
     )
 
     def softmax(inner: GraphWriter) -> str:
@@ -247,11 +259,11 @@ def ints(graph: GraphWriter, *values: int) -> str:
     return graph.weight(f"int{name}", np.array(values, dtype=np.int64))
 
 
-def whole(graph: GraphWriter, value: int) -> str:
+def whole(graph: GraphWriter, value: int, name: str = "") -> str:
     """Add, or find, the constant int64[] of that value."""
     import numpy as np
 
-    return graph.weight(f"whole{value}", np.array(value, dtype=np.int64))
+    return graph.weight(name or f"whole{value}", np.array(value, dtype=np.int64))
 
 
 def number(graph: GraphWriter, name: str, value: float) -> str:

@@ -1,27 +1,38 @@
-"""Attention of encoders with rotary positions: all scores at once, or block by block."""
+"""Attention where texts may be long: all scores at once, or block by block."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from memworker.models.onnx_file import GraphWriter
-from memworker.models.rotary import Reach, RotaryShape
 
 # Texts of more tokens get their scores so many queries at a time.
 AT_ONCE, BLOCK = 1024, 128
+
+
+class ScoreShape(Protocol):
+    """What scores are multiplied by, and whether keys behind a query's place are hidden."""
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def causal(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Writes softmax(QK' scale)V a text and head, float32[n, heads, tokens, head].
 
-    `rows` are queries, keys and values, ``[tokens, n, heads, head]``; where they are `alone`,
-    queries are one a text, the one that is pooled.
+    Keys more than `window` away are not seen (0: all are). `rows` are queries, keys and
+    values, ``[tokens, n, heads, head]``; where they are `alone`, queries are one a text, the
+    one that is pooled.
     """
 
     at: str
-    shape: RotaryShape
-    reach: Reach
+    shape: ScoreShape
+    window: int
     rows: tuple[str, str, str]
     alone: bool
 
@@ -61,7 +72,7 @@ class Attention:
         return graph.op("Transpose", whole, name=f"{at}.context", perm=[1, 2, 0, 3])
 
     def _block(self, graph: GraphWriter, turn: str) -> str:
-        at, window = f"{self.at}.block", self.reach.window
+        at, window = f"{self.at}.block", self.window
         query, key, value = self.rows
         start = graph.op("Mul", turn, "block", name=f"{at}.start_of_turn")
         start = graph.op("Min", start, "last_block", name=f"{at}.start")
@@ -102,7 +113,7 @@ class Attention:
 
     def _mask(self) -> tuple[str, str]:
         """Name the condition under which scores need no mask, "" for never, and the mask."""
-        window = self.reach.window
+        window = self.window
         if self.alone:
             return "unpadded", "mask_scores"
         if self.shape.causal:
@@ -110,6 +121,27 @@ class Attention:
         if window:
             return f"all_seen{window}", f"seen{window}"
         return "unpadded", "mask_scores"
+
+
+def add_blocks(graph: GraphWriter) -> None:
+    """Add what the turns of `Attention.in_blocks` name, given ``length`` and ``length_row``."""
+    import numpy as np
+
+    for name, value in (("int0", [0]), ("int1", [1]), ("int3", [3]), ("far_end", [2**62])):
+        graph.weight(name, np.array(value, np.int64))
+    graph.weight("block", np.array(BLOCK, np.int64))
+    graph.weight("block_less_one", np.array(BLOCK - 1, np.int64))
+    more = graph.op("Add", "length", "block_less_one", name="length_and_more")
+    graph.op("Div", more, "block", name="blocks")
+    graph.op("Sub", "length", "block", name="last_block")
+    whole = graph.op("Sub", "blocks", "one_place", name="whole_blocks")
+    before = graph.op("Mul", whole, "block", name="before_last_block")
+    graph.op("Reshape", before, "int1", name="before_last_row")
+    rest = graph.op("Sub", before, "length", name="behind_whole_blocks")
+    graph.op("Reshape", rest, "int1", name="last_rest_row")
+    most = graph.weight("at_once", np.array([AT_ONCE], np.int64))
+    short = graph.op("LessOrEqual", "length_row", most, name="short_row")
+    graph.op("Squeeze", short, name="short")
 
 
 def unseen_scores(graph: GraphWriter, at: str, causal: bool, window: int, behind: str) -> str:

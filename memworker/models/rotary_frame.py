@@ -5,7 +5,7 @@ from __future__ import annotations
 from memworker.models import parts
 from memworker.models.onnx_file import GraphWriter
 from memworker.models.rotary import RotaryShape, angles
-from memworker.models.rotary_attention import AT_ONCE, BLOCK, unseen_scores
+from memworker.models.rotary_attention import AT_ONCE, BLOCK, add_blocks, unseen_scores
 from memworker.models.spec import Pooling
 
 # What is added to the score of a masked token: its share becomes 0, and all masked stay finite.
@@ -79,25 +79,13 @@ class Frame:
         import numpy as np
 
         graph = self._graph
-        graph.weight("block", np.array(BLOCK, np.int64))
-        graph.weight("block_less_one", np.array(BLOCK - 1, np.int64))
+        add_blocks(graph)
         windows = {reach.window for reach in self._shape.reach if reach.window}
         if windows or self._shape.causal:
             graph.weight("block_places", np.arange(BLOCK, dtype=np.int64)[:, None])
             parts.number(graph, "nought", 0.0)
-        more = graph.op("Add", "length", "block_less_one", name="length_and_more")
-        graph.op("Div", more, "block", name="blocks")
-        graph.op("Sub", "length", "block", name="last_block")
-        whole = graph.op("Sub", "blocks", "one_place", name="whole_blocks")
-        before = graph.op("Mul", whole, "block", name="before_last_block")
-        graph.op("Reshape", before, parts.ints(graph, 1), name="before_last_row")
-        rest = graph.op("Sub", before, "length", name="behind_whole_blocks")
-        graph.op("Reshape", rest, parts.ints(graph, 1), name="last_rest_row")
-        graph.weight("far_end", np.array([2**62], np.int64))
         for window in windows:
             graph.weight(f"window{window}", np.array(window, np.int64))
-        short = graph.op("LessOrEqual", "length_row", parts.ints(graph, AT_ONCE), name="short_row")
-        graph.op("Squeeze", short, name="short")
 
     def _window(self, window: int) -> None:
         """Add what is added to scores where keys too far away, or ahead, are not seen."""

@@ -29,6 +29,15 @@ class BertShape:
     relative: bool = False
     activation: Activation = Activation.GELU
 
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return float((self.hidden // self.heads) ** -0.5)
+
+    @property
+    def causal(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class BertLayer:

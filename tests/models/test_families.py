@@ -81,6 +81,27 @@ def test_activations(tmp_path, cache, kind):
     assert (small * expected(folder)).sum(1).min() > 0.998
 
 
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+def test_long_texts_get_their_scores_in_blocks(tmp_path, cache, pooling):
+    """As bge-m3 takes them: all scores at once would take gigabytes."""
+    sizes = Sizes(hidden=16, inner=16, heads=2, positions=1400)
+    folder = make_model(tmp_path / "model", "xlm-roberta", sizes=sizes)
+    write_modules(folder, pooling=pooling)
+    random = np.random.default_rng(3)
+    rows = [[2, *random.integers(5, 60, count), 3] for count in (1278, 1027, 30)]
+    wanted = expected(folder, cls=pooling == "cls_token", rows=rows)
+    graph = ready_model(folder, cache_dir=cache).graph
+    assert b"Loop" in graph.read_bytes()
+    session = open_session(graph)
+    assert np.abs(run_padded(session, rows) - wanted).max() < 1e-5
+    alone = np.concatenate([run_padded(session, [row]) for row in rows])
+    assert np.abs(alone - wanted).max() < 1e-5
+    small = session_of(folder, cache, "int8")
+    beside, alone = run_padded(small, rows), [run_padded(small, [row]) for row in rows]
+    np.testing.assert_allclose(beside, np.concatenate(alone), atol=1e-6)
+    assert (beside * wanted).sum(1).min() > 0.998
+
+
 def test_buckets_of_all_distances():
     """As transformers has them: distances 0, 1, ..., 7, then from 8, 12, 16, 23, 32, 46, 64, 91."""
     found = bert_like.buckets(512)
