@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from memworker import EmbeddingPool, Table, ingest, sync_folder
-from memworker.errors import InputError, InputNotFound, TableLocked, UsageError
-from memworker.ingestion.sync import catalogue
+from memworker.errors import InputError, InputNotFound, StoreUnwritable, TableLocked, UsageError
+from memworker.ingestion.sync import catalogue, planning
 from memworker.store import hold_job, state_dir
 from tests import PATIENCE_S
 
@@ -117,8 +118,6 @@ def test_a_moved_file_keeps_its_vector(sync):
 
 def test_a_stamp_is_believed_when_the_file_had_rested_and_not_before(sync, monkeypatch):
     read = []
-    from memworker.ingestion.sync import planning
-
     whole = planning.read_whole
     monkeypatch.setattr(planning, "read_whole", lambda path: read.append(path) or whole(path))
     sync()
@@ -196,6 +195,39 @@ def test_an_empty_folder_removes_nothing_unless_that_is_meant(sync):
     assert figures(sync()) == {"would_remove": 3} and len(texts()) == 3
     assert "none of the 3" in " ".join(sync(delete=True, dry_run=True).notes)
     assert figures(sync(delete=True, allow_empty=True)) == {"removed": 3} and not texts()
+
+
+def test_a_disk_that_goes_while_it_is_read_removes_nothing(sync, monkeypatch):
+    sync()
+    whole = planning.read_whole
+
+    def unmounted(path):
+        if not os.path.exists("away"):
+            got = whole(path)
+            os.rename("notes", "away")
+            os.mkdir("notes")
+            return got
+        return whole(path)
+
+    monkeypatch.setattr(planning, "read_whole", unmounted)
+    with pytest.raises(InputError, match="was replaced while it was looked at"):
+        sync(delete=True)
+    assert len(texts()) == 3
+
+
+def test_a_full_disk_under_what_is_known_is_said(sync, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(catalogue.Catalogue, "see", full)
+    with pytest.raises(StoreUnwritable, match="disk is full.*TMPDIR"):
+        sync()
+
+
+def test_rows_of_others_may_have_fields_called_like_ours(sync, here, pool):
+    odd = {"folder": str(here / "notes"), "path": 7, "content_hash": [1], "size": None}
+    ingest([{"id": "odd", "text": "odd", **odd}], db="db", table="t", pool=pool)
+    assert figures(sync(delete=True)) == {"added": 3} and texts()["odd"] == "odd"
 
 
 def test_no_more_is_removed_than_max_delete_allows(sync):

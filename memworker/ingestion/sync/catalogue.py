@@ -77,12 +77,22 @@ class Catalogue:
         self._mark(path, _MET)
         return True, None if row[0] is None else str(row[0]), False
 
+    def miss(self, path: str) -> None:
+        """Take back that a path was met."""
+        self._mark(path, _UNMET)
+
     def textless(self, path: str) -> None:
         """Note that the file is there, and holds no text any more."""
         self._mark(path, _TEXTLESS)
 
     def spare(self, path: str) -> None:
-        """Leave what is held of a path, and under it, as it is: it could not be looked at."""
+        """Leave what is held of a path, and under it, as it is: it could not be looked at.
+
+        No path is the folder itself.
+        """
+        if not path:
+            self._known.execute(f"UPDATE held SET state = {_MET} WHERE state != {_NEW}")
+            return
         # "0" is what follows "/" in order.
         self._known.execute(
             "UPDATE held SET state = ?2 WHERE state != ?3"
@@ -183,7 +193,10 @@ class Catalogue:
 def _opened(path: Path) -> sqlite3.Connection:
     """Open the file of stamps; make it anew where it cannot be read."""
     for _ in range(2):
-        known = sqlite3.connect(path, check_same_thread=False, timeout=60)
+        try:
+            known = sqlite3.connect(path, check_same_thread=False, timeout=60)
+        except sqlite3.Error:
+            break
         try:
             known.executescript(_SCHEMA)
             known.execute("SELECT count(*) FROM (SELECT * FROM stamps LIMIT 1)").fetchone()

@@ -89,6 +89,15 @@ def is_there(root: str, name: str) -> bool | None:
     return False
 
 
+def place(root: str) -> tuple[int, int] | None:
+    """Tell a folder from one that took its name; None where there is none."""
+    try:
+        facts = os.stat(root)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 def _read(path: str) -> tuple[bytes, os.stat_result, os.stat_result]:
     try:
         # Not to wait for a writer, if a pipe took the file's name.

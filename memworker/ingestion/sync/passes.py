@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from memworker.errors import InputError, TableNotFound
+from memworker.errors import InputError, StoreUnwritable, TableNotFound
 from memworker.ingestion.ahead import ahead, timed_reads
 from memworker.ingestion.chunks import ChunkSieve, ChunkWindow, CutBatch, Cutting
 from memworker.ingestion.committer import Committer
@@ -34,9 +35,10 @@ from memworker.ingestion.sync.chunked import (
     chunk_vectors_alike,
     cut_documents,
 )
+from memworker.ingestion.sync.looking import place
 from memworker.ingestion.sync.outcome import FileCounts, SyncReport, outcome
 from memworker.ingestion.sync.planning import Naming, Planner
-from memworker.ingestion.sync.removal import Gone
+from memworker.ingestion.sync.removal import Gone, must_be_at
 from memworker.ingestion.sync.writing import FolderWriter, vectors_alike
 from memworker.ingestion.windows import Sieve, Window
 from memworker.paths import shown_name
@@ -62,8 +64,21 @@ def one_pass(
         known = job.target.existing(space)
         if known is not None and job.target.durable:
             known.set_durable(True)
-        with closing(Catalogue(job.target.folder, job.naming.folder)) as catalogue:
+        with _noting(), closing(Catalogue(job.target.folder, job.naming.folder)) as catalogue:
             return _Pass(job, options, loop, space, known, catalogue, refused).run()
+
+
+@contextmanager
+def _noting() -> Iterator[None]:
+    """Say what to do where what is known of the files cannot be kept."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnwritable(
+            f"what is known of the folder's files could not be kept: {error}. What was committed is"
+            " safe. Make room in the database's directory and for temporary files (TMPDIR), and run"
+            " the same command again"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -81,6 +96,7 @@ class _Pass:
 
     def run(self) -> SyncReport:
         job, rows, target = self.job, self.loop.job.counts, self.job.target
+        began_at = place(job.root)
         durable = target.durable or (self.known is not None and self.known.durable)
         command = Command(
             (shown_name(job.root),), (), {"sync": job.naming.folder}, self.space.fingerprint
@@ -129,6 +145,7 @@ class _Pass:
                     writer.conflicts += others.conflicts
             # What was not looked for is not known to be gone.
             if planner.complete and not self.loop.stop.cut_short:
+                must_be_at(job.root, began_at)
                 self._remove(table, writer)
             notes = [*told.notes, *_notes(self.counts), *_note_on(writer.conflicts)]
             if table is not None:
@@ -309,7 +326,7 @@ def hold(catalogue: Catalogue, table: Table | None, naming: Naming) -> None:
         found = [decode(metadata) for metadata in batch["metadata"].to_pylist() if metadata]
         # A field of this name may stand in the rows of others, and be no text of ours.
         catalogue.hold(
-            (row.path, row.content_hash)
+            (row.path, row.content_hash if isinstance(row.content_hash, str) else None)
             for row in found
             if row.folder == naming.folder and isinstance(row.path, str)
         )
@@ -318,7 +335,7 @@ def hold(catalogue: Catalogue, table: Table | None, naming: Naming) -> None:
 class _Held(msgspec.Struct):
     folder: Any = None
     path: Any = None
-    content_hash: str | None = None
+    content_hash: Any = None
 
 
 def _note_on(conflicts: int) -> Iterator[str]:

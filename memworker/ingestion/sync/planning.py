@@ -137,7 +137,7 @@ class Planner:
         except Vanished:
             self._counts.files -= 1
             self._counts.vanished += 1
-            self._catalogue.textless(file.name)
+            self._catalogue.miss(file.name)
         except NoDocument as reason:
             self._counts.files -= 1
             self._counts.left_out.add(str(reason), file.path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from memworker.errors import InputError
 from memworker.ingestion.sync.catalogue import Catalogue
-from memworker.ingestion.sync.looking import is_there
+from memworker.ingestion.sync.looking import is_there, place
 from memworker.ingestion.sync.outcome import FileCounts
 from memworker.paths import shown_name
 
@@ -72,3 +72,12 @@ class Gone:
         counts.moved = min(self.moved, counts.added)
         counts.added -= counts.moved
         counts.removed = self.count - counts.moved
+
+
+def must_be_at(root: str, before: tuple[int, int] | None) -> None:
+    """Raise InputError where another folder stands in the place of the one that was looked at."""
+    if place(root) != before:
+        raise InputError(
+            f"the folder {shown_name(root)} was replaced while it was looked at: is its disk still"
+            " mounted? Nothing was removed; what was committed is safe. Run the command again"
+        )

@@ -20,6 +20,7 @@ from typing import Any
 
 from memworker.errors import InputError, MemworkerError, StoreError, TableMismatch
 from memworker.ingestion.stop import Stop
+from memworker.ingestion.sync.looking import place
 from memworker.ingestion.sync.outcome import SyncReport
 
 QUIET_MS, GATHERED_MS, TICK_MS = 200, 2000, 500
@@ -52,8 +53,8 @@ class FolderWatch:
         """Return the last pass's report, with what all have done."""
         with self.stop.wakes(self._asked):
             while self._total is None or not self.stop.is_set:
-                place = _place(self.root)
-                if place is None:
+                where = place(self.root)
+                if where is None:
                     self._pass()  # tells that it is not there
                     self._rest()
                     continue
@@ -61,7 +62,7 @@ class FolderWatch:
                 for changed in self._changes():
                     if changed or time.monotonic() >= self._again_at:
                         self._pass()
-                    if self.stop.is_set or _place(self.root) != place:
+                    if self.stop.is_set or place(self.root) != where:
                         break
         assert self._total is not None
         return self._total
@@ -132,11 +133,3 @@ class _Event:
 
     def is_set(self) -> bool:
         return self.stop.is_set
-
-
-def _place(root: str) -> tuple[int, int] | None:
-    try:
-        facts = os.stat(root)
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
