@@ -282,6 +282,9 @@ def test_a_firewall_that_drops_packets_costs_its_time_once():
         )
         first = time.monotonic() - began
         assert 4 < first < 5 + PATIENCE_S / 4
-        assert hub.probe(url) is probes[0] and "did not answer" in hub.probe(url).told()
+        assert hub.probe(url) is probes[0]
+        for each in probes:
+            # What still waits for an answer ends by its own bound, and closes its socket.
+            each._asking.join(PATIENCE_S)
         for each in waiting:
             each.close()
