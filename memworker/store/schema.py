@@ -98,6 +98,7 @@ class VectorSpace:
         differing = [key for key in ours if ours[key] != theirs[key]]
         if not differing:
             return
+        options = f" (--dim {self.dim})" if set(differing) == {"dim", "fingerprint"} else ""
         said = "; ".join(f"{key} {ours[key]!r}, not {theirs[key]!r}" for key in differing)
         if differing == ["fingerprint"]:
             raise TableMismatch(
@@ -110,7 +111,7 @@ class VectorSpace:
         raise TableMismatch(
             f"table {table!r} was made with {self.model!r} ({self.dim} dimensions, "
             f"{self.distance}) and cannot take vectors of {wanted.model!r} ({wanted.dim}, "
-            f"{wanted.distance}): it has {said}; use the same model options or "
+            f"{wanted.distance}): it has {said}; use the same model options{options} or "
             "another table, or give this one the new model: memworker table reembed"
         )
 
