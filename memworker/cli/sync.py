@@ -18,6 +18,7 @@ from memworker.errors import MemworkerError
 if TYPE_CHECKING:
     from memworker.ingestion import SyncReport
 
+_REMOVING = "Removing"
 _WORDS = {
     "files": "documents",
     "added": "added",
@@ -38,42 +39,82 @@ def sync(
     db: options.Db,
     table: options.TableName,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove documents whose files are gone.")
+        bool,
+        typer.Option(
+            "--delete", help="Remove documents whose files are gone.", rich_help_panel=_REMOVING
+        ),
     ] = False,
     delete_excluded: Annotated[
         bool,
-        typer.Option("--delete-excluded", help="With --delete: also those that are left out now."),
+        typer.Option(
+            "--delete-excluded",
+            help="With --delete: also those that are left out now.",
+            rich_help_panel=_REMOVING,
+        ),
     ] = False,
     allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="With --delete: even if no document is left.")
+        bool,
+        typer.Option(
+            "--allow-empty",
+            help="With --delete: even if no document is left.",
+            rich_help_panel=_REMOVING,
+        ),
     ] = False,
     max_delete: Annotated[
-        int | None, typer.Option(min=0, help="Remove nothing if more than this would go.")
+        int | None,
+        typer.Option(
+            min=0, help="Remove nothing if more than this would go.", rich_help_panel=_REMOVING
+        ),
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Only files of this pattern: '*.md', 'notes/**'; repeatable."),
+        typer.Option(
+            help="Only files of this pattern: '*.md', 'notes/**'; repeatable.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="No files or folders of this pattern; repeatable, wins over --include."),
+        typer.Option(
+            help="No files or folders of this pattern; repeatable, wins over --include.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="What the table calls the folder; ids begin with it. Default: its path."),
+        typer.Option(
+            help="What the table calls the folder; ids begin with it. Default: its path.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = None,
     check: Annotated[
         str,
-        typer.Option(help="stamp: read what was written since; content: read every file."),
+        typer.Option(
+            help="stamp: read what was written since; content: read every file.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = "stamp",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be done, and write nothing.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on: compare again whenever something changed.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on: compare again whenever something changed.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = False,
     text_field: Annotated[
-        str | None, typer.Option(help="Of JSON files: the field that holds the text.")
+        str | None,
+        typer.Option(
+            help="Of JSON files: the field that holds the text.", rich_help_panel=options.TEXT
+        ),
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
@@ -87,24 +128,38 @@ def sync(
     overlap: options.Overlap = None,
     contextual: options.Contextual = False,
     markdown: options.Markdown = None,
-    distance: Annotated[str, typer.Option(help="cosine or dot; for a new table.")] = "cosine",
+    distance: Annotated[
+        str, typer.Option(help="cosine or dot; for a new table.", rich_help_panel=options.WRITING)
+    ] = "cosine",
     on_conflict: Annotated[
-        str, typer.Option(help="A row of others has the id: reject, skip or update.")
+        str,
+        typer.Option(
+            help="A row of others has the id: reject, skip or update.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = "reject",
     rejects: Annotated[
         Path | None,
-        typer.Option(help="Where rejected files are listed; default: beside the table."),
+        typer.Option(
+            help="Where rejected files are listed; default: beside the table.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = None,
     durable: Annotated[
         bool,
         typer.Option(
             "--durable",
             help="Force each commit to the disk (fsync), from now on, by any program.",
+            rich_help_panel=options.WRITING,
         ),
     ] = False,
     wait: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to wait for another job on this table to end."),
+        typer.Option(
+            min=0,
+            help="Seconds to wait for another job on this table to end.",
+            rich_help_panel=options.WRITING,
+        ),
     ] = 0.0,
     as_json: options.Json = False,
 ) -> None:
