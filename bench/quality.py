@@ -26,7 +26,7 @@ if __package__ in (None, ""):
 
 from bench import common
 from bench.texts import data_dir, read_jsonl
-from memworker import EmbeddingPool, Memory
+from memworker import EmbeddingPool, Memory, Table, ingest
 from memworker.errors import InputNotFound, ModelError, UsageError
 from memworker.pool import machine
 
@@ -118,6 +118,32 @@ class Retrieval:
 
 
 @dataclass(frozen=True, slots=True)
+class InChunks:
+    """A retrieval whose passages are cut into chunks of the model's size, and found by their best.
+
+    Through `ingest` and `Table.search_many`, as a user would.
+    """
+
+    whole: Retrieval
+
+    def measure(self, pool: EmbeddingPool) -> list[Score]:
+        rows = ({"id": str(row), "text": text} for row, text in enumerate(self.whole.passages))
+        questions = pool.embed(self.whole.questions, kind="query")
+        with TemporaryDirectory() as folder:
+            ingest(rows, db=folder, table="t", pool=pool, chunk="model")
+            table = Table.open(folder, "t")
+            found = table.search_many(
+                questions, limit=TOP, exact=True, group=True, columns=["parent_id"]
+            )
+        pairs = zip(found, self.whole.relevant, strict=True)
+        scores = [
+            self.whole.score([int(hit.parent_id or 0) for hit in hits], relevant)
+            for hits, relevant in pairs
+        ]
+        return [Score(self.whole.metric, float(np.mean(scores)))]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """A question about one conversation, and the ids of the turns that answer it."""
 
@@ -196,11 +222,18 @@ def scifact(data: Path, limit: int | None) -> Retrieval:
     return _beir(data / "scifact", limit, f"SciFact nDCG@{TOP}", ndcg)
 
 
+def chunks(data: Path, limit: int | None) -> InChunks:
+    """Read SciFact, to be cut into chunks."""
+    metric = f"SciFact in chunks nDCG@{TOP}"
+    return InChunks(_beir(data / "scifact", limit, metric, ndcg))
+
+
 TASKS: dict[str, Callable[[Path, int | None], Task]] = {
     "stsb": stsb,
     "locomo": locomo,
     "conversations": conversations,
     "scifact": scifact,
+    "chunks": chunks,
 }
 
 

@@ -16,6 +16,7 @@ WS = " \t\n\r\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x
 _REMEMBERED = 200_000
 # Words of one text that is tokenised to learn them: one by one they cost half as much again.
 _AT_ONCE = 2_000
+_WORD = re.compile(f"[^{WS}]+")
 _SPECIAL = re.compile(r"<.*>|\[.*\]", re.DOTALL)
 # How vocabularies write white space: SentencePiece's with its own sign, GPT's byte by byte.
 _SENTENCEPIECE = {"\u2581": " "}
@@ -52,7 +53,7 @@ class UnitTokens:
     def count(self, texts: list[str]) -> list[int]:
         """Return the tokens of whole texts."""
         if self._counter is None:
-            return [len(text.split()) for text in texts]
+            return [len(_WORD.findall(text)) for text in texts]
         return self._counter.count(texts)
 
     def _learn(self, units: list[str]) -> None:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from memworker import Chunking, EmbeddingPool, Memory, Table, errors, ingest
+from memworker import Chunking, EmbeddingPool, Memory, Table, errors, ingest, reembed, verify_table
 from memworker.ingestion.chunks import Cutting
 from memworker.splitting.splitter import Splitter
 from tests import PATIENCE_S
+from tests.ingestion.spaces import One
+from tests.models.tiny import make_bert
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
@@ -283,3 +286,120 @@ def test_a_run_that_is_killed_leaves_whole_texts_and_the_next_ends_it(run, tmp_p
     run([path])
     must_hold(tmp_path, edited)
     assert run([path]).written == 0
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model of 40 tokens, whose words are w0 to w58."""
+    return make_bert(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def long_texts():
+    random = np.random.default_rng(3)
+    return {
+        str(i): " ".join(f"w{n}" for n in random.integers(0, 59, 10 + 40 * i)) for i in range(6)
+    }
+
+
+def test_no_token_is_without_a_vector_where_texts_are_cut_and_a_run_says_so_where_not(
+    tiny, tmp_path
+):
+    texts = long_texts()
+    path = jsonl(tmp_path / "in.jsonl", texts)
+    given = {"model": tiny, "workers": 1, "db": tmp_path / "db"}
+    plain = ingest([path], table="plain", **given)
+    assert plain.truncated == 5
+    assert any("5 of 6 texts are longer" in n and "--chunk model" in n for n in plain.notes)
+    cut = ingest([path], table="t", chunk="model", **given)
+    assert cut.truncated == 0 and not cut.notes
+    must_hold(tmp_path, texts)
+    # A token is a word of these texts, and each was embedded once.
+    assert cut.tokens == sum(len(text.split()) for text in texts.values()) > plain.tokens
+    assert Table.open(tmp_path / "db", "t").chunking == Chunking(40)
+    with pytest.raises(errors.UsageError, match="longer than the 40"):
+        ingest([path], table="u", chunk=41, **given)
+
+
+def test_a_model_that_counts_in_its_own_way_is_refused(tmp_path):
+    with pytest.raises(errors.UsageError, match="cut the texts before"):
+        ingest([{"text": "x"}], db=tmp_path, table="t", model=One(1, 8), workers=1, chunk=32)
+
+
+def test_chunks_with_context_get_another_models_vectors_and_take_edits_after(run, tmp_path, tiny):
+    text = f"# Birds\n\n{text_of(20)}"
+    rows = [{"id": "a", "text": text, "title": "Zoo"}]
+    cut = Chunking(32, contextual=True, markdown=True)
+    run(rows, chunk=cut)
+    with EmbeddingPool(tiny, workers=1) as other:
+        assert reembed(tmp_path / "db", "t", pool=other).switched
+        table = Table.open(tmp_path / "db", "t")
+        assert table.chunking.same_as(cut)
+        found = table.rows(columns=["text", "context", "vector"]).to_pylist()
+        wanted = other.embed([f"{row['context']}\n\n{row['text']}" for row in found])
+        np.testing.assert_allclose([row["vector"] for row in found], wanted, atol=1e-6)
+        with pytest.raises(errors.TableMismatch):
+            run(rows, chunk=cut)
+        same = ingest(rows, db=tmp_path / "db", table="t", pool=other, chunk=cut)
+    assert same.read == 1
+    must_hold(tmp_path, {"a": text})
+
+
+def test_a_table_of_chunks_is_verified_tended_and_deleted_from_by_text(run, tmp_path):
+    documents = {"a": text_of(20), "b": text_of(20, 90)}
+    rows = [{"id": i, "text": t} for i, t in documents.items()]
+    run(rows)
+    run([{"id": "a", "text": text_of(18)}])
+    assert verify_table(tmp_path / "db", "t").healthy
+    table = Table.open(tmp_path / "db", "t")
+    table.optimize()
+    assert run(rows).removed > 0
+    must_hold(tmp_path, documents)
+    assert table.delete({"parent_id": "a"}) > 3
+    must_hold(tmp_path, {"b": documents["b"]})
+    assert run(rows).written > 3
+    must_hold(tmp_path, documents)
+
+
+def test_a_chunk_that_is_gone_is_written_again(run, tmp_path):
+    rows = [{"id": "a", "text": text_of(20)}]
+    run(rows)
+    assert Table.open(tmp_path / "db", "t").delete({"chunk": {"in": [1, 3]}}) == 2
+    again = run(rows)
+    assert (again.written, again.embedded) == (2, 2)
+    must_hold(tmp_path, {"a": text_of(20)})
+
+
+def memworker(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "memworker", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def test_the_command_line_cuts_searches_and_groups(tmp_path):
+    page = tmp_path / "owls.md"
+    page.write_text(f"# Owls\n\n{text_of(20)}\n\n## Nests\n\n{text_of(9, 70)}\n")
+    where = ["--db", str(tmp_path / "db"), "--table", "t"]
+    command = ["ingest", str(page), *where, "--model", "echo", "--workers", "1", "--json"]
+    done = memworker(*command, "--chunk", "40", "--overlap", "5", "--contextual")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["chunks"] == report["written"] > 5
+    edited = page.read_text().replace("Sentence 3 ", "Sentence three ")
+    page.write_text(edited)
+    done = memworker(*command, "--chunk", "40", "--overlap", "5", "--contextual")
+    assert 0 < json.loads(done.stdout)["written"] < report["written"]
+    shown = memworker("search", "owls", *where, "--group", "--limit", "3", "--json")
+    (hit,) = json.loads(shown.stdout)["hits"]
+    assert hit["parent_id"] == str(page) and edited[hit["char_start"] :].startswith(hit["text"])
+    for wrong, words in (
+        (["--chunk", "40"], "--overlap 5"),
+        (["--overlap", "5"], "give both"),
+        (["--chunk", "40", "--overlap", "40"], "must be smaller"),
+        (["--markdown"], "give --chunk"),
+    ):
+        failed = memworker(*command, *wrong)
+        assert (
+            failed.returncode in (1, 2) and words in failed.stderr and "Trace" not in failed.stderr
+        )
