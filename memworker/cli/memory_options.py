@@ -59,7 +59,7 @@ def making(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Say what vectors are made with: as told, as the table's own were, or by the defaults."""
-    from memworker.pool import PoolOptions, is_auto
+    from memworker.pool import PoolOptions, is_auto, refuse_absent
     from memworker.store import Table
 
     given: dict[str, Any] = {"model": model, "precision": precision}
@@ -72,6 +72,8 @@ def making(
                 auto = PoolOptions(model or space.model, "auto")
                 given["precision"] = auto.for_table(space.model, space.precision).precision
             if model is None:
+                if precision is None:
+                    refuse_absent(space.model, space.model, space.precision)
                 there = {"model": space.model, "precision": space.precision}
                 there |= {"max_tokens": space.max_tokens or None, "dim": space.dim}
     told = {name: value for name, value in given.items() if value is not None}

@@ -50,6 +50,7 @@ from memworker.pool import (
     Ticket,
     borrowed_or_own,
     is_auto,
+    refuse_absent,
 )
 from memworker.store import Table, VectorSpace
 
@@ -292,6 +293,7 @@ def pool_like(table: Table, model: Any = None, workers: int | None = None) -> Em
         dim=space.dim,
     )
     try:
+        refuse_absent(options.model, space.model, space.precision)
         pool = _made(options)
     except UnknownModel as error:
         raise UnknownModel(

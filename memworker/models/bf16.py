@@ -23,7 +23,7 @@ def refuse_without() -> None:
 def obstacle() -> str:
     """Say what is missing for bf16 here; "" where nothing is."""
     if not processor_has_bf16():
-        return "this processor has neither"
+        return "this processor has neither AVX512_BF16 nor AMX"
     if find_spec("openvino") is None:
         return "openvino is not installed here"
     return ""

@@ -21,6 +21,7 @@ from .opening import (
     PoolOptions as PoolOptions,
     PoolUse as PoolUse,
     borrowed_or_own as borrowed_or_own,
+    refuse_absent as refuse_absent,
 )
 from .outside import Outside as Outside, System as System
 from .plan import Costs as Costs, estimate_tokens as estimate_tokens

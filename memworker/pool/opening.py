@@ -66,18 +66,24 @@ class PoolOptions:
         """
         if not is_auto(self.precision):
             return self
-        if has_choice(self.model):
-            if why := obstacles(self.model).get(precision):
-                raise UsageError(
-                    f"the table holds vectors of {model!r} in {precision}, to which precision auto"
-                    f" keeps, and here there is no {precision} of {shown(self.model)}: {why}"
-                )
+        refuse_absent(self.model, model, precision)
         tell_kept(model, precision)
         return replace(self, precision=precision)
 
     def make(self) -> EmbeddingPool:
         """Make the pool; its workers start later. Raises what `EmbeddingPool` raises."""
         return EmbeddingPool(**{item.name: getattr(self, item.name) for item in fields(self)})
+
+
+def refuse_absent(model: Any, held: str, precision: str) -> None:
+    """Raise UsageError where a table's vectors, of `held`, cannot be made with `model` here."""
+    if has_choice(model) and (why := obstacles(model).get(precision)):
+        hint = "install what is missing (pip install 'memworker[openvino]'), or "
+        raise UsageError(
+            f"the table holds vectors of {held!r} in {precision}, and here there is no {precision}"
+            f" of {shown(model)}: {why}. To embed for it, {hint if precision == 'bf16' else ''}give"
+            " the table other vectors (memworker table reembed)"
+        )
 
 
 def borrowed_or_own(given: EmbeddingPool | None, options: PoolOptions) -> PoolUse:

@@ -129,3 +129,13 @@ def test_another_process_embeds_with_the_options_in_the_table(tmp_path):
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout == "seventh\n", done.stderr
+
+
+def test_a_chosen_precision_is_written_down(tmp_path, monkeypatch):
+    """Another machine might choose another one for the same table."""
+    monkeypatch.setattr("memworker.pool.choice.measure", None)
+    function = MemworkerFunction.create(name="wordllama-256", precision="auto")
+    assert function.precision == "fp32"
+    table_of(function, tmp_path)
+    (written,) = lancedb.connect(tmp_path).open_table("facts").embedding_functions.values()
+    assert written.function.precision == "fp32"

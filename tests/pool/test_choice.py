@@ -13,6 +13,7 @@ import pytest
 from memworker import Auto, EmbeddingPool, Memory, Table, ingest, tune
 from memworker.cli.memory_options import making
 from memworker.errors import TableMismatch, UsageError
+from memworker.memory import pool_like
 from memworker.models import bf16
 from memworker.pool import choose, remembered, settled
 from memworker.pool.choice import Measurements, digest_of
@@ -108,14 +109,28 @@ def test_a_table_keeps_its_precision(empty, tmp_path, monkeypatch):
         assert (report.precision, report.written) == (held, 36)
         with Memory(tmp_path / held, table="t", model=empty, precision=Auto(0.5)) as memory:
             assert memory._core.pool.identity.precision == held
-        made = making(str(tmp_path / held), "t", str(empty), "auto", None)
+        made = making(str(tmp_path / held), "t", str(empty), "auto", None, None)
         assert made["precision"] == held
     other = make_bert(tmp_path / "other", seed=8)
     with pytest.raises(TableMismatch):
         ingest(rows, db=tmp_path / "int8", table="t", model=other, precision="auto")
-    with pytest.raises(UsageError, match="int8.*keeps.*wordllama-256.*static"):
+    with pytest.raises(UsageError, match="in int8, and here.*wordllama-256.*static.*reembed"):
         ingest(rows, db=tmp_path / "int8", table="t", model="wordllama-256", precision="auto")
     assert Table.open(tmp_path / "int8", "t").count() == 40
+
+
+def test_a_table_that_cannot_be_embedded_for_here_says_what_to_do(empty, tmp_path, monkeypatch):
+    if "bf16" not in TIERS:
+        pytest.skip(f"for bf16 {bf16.obstacle()}")
+    ingest([{"text": "w1"}], db=tmp_path, table="t", model=empty, precision="bf16")
+    monkeypatch.setattr(bf16, "find_spec", lambda name: None)
+    told = r"bf16.*not installed here.*memworker\[openvino\].*memworker table reembed"
+    with pytest.raises(UsageError, match=told):
+        pool_like(Table.open(tmp_path, "t"), empty)
+    with pytest.raises(UsageError, match=told):
+        ingest([{"text": "w2"}], db=tmp_path, table="t", model=empty, precision="auto")
+    with Memory.open(tmp_path, table="t", model=empty) as memory:
+        assert memory.get_all(filters={"user_id": "u"})["results"] == []
 
 
 def test_where_there_is_one_precision_it_is_taken():
