@@ -89,7 +89,7 @@ class Tensors:
         """
         start = f"{self._prefix}{beginning}"
         left = sorted(name for name in self._places if name.startswith(start))
-        left = [n for n in left if n not in self._taken and not n.endswith(but or ("\0",))]
+        left = [n for n in left if n not in self._taken and not n.endswith(but)]
         if left:
             raise ModelUnsupported(
                 f"{self.path} has {left[0]} and {len(left) - 1} more tensors that memworker does "
