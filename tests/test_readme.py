@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import typer
@@ -46,16 +47,22 @@ def test_the_verbs_and_options_of_the_readme_exist():
     for line in commands:
         words = line.split()
         verb = words[1:3] if words[1] in ("models", "table", "memory") else words[1:2]
-        helped = subprocess.run(
-            [COMMAND, *verb, "--help"],
-            env={**os.environ, "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=True,
-        )
         for option in re.findall(r"--[a-z-]+", line):
-            assert option in helped.stdout, line
+            assert option in helped(*verb), line
+
+
+@cache
+def helped(*verb):
+    """What `--help` says of a verb."""
+    done = subprocess.run(
+        [COMMAND, *verb, "--help"],
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    return done.stdout
 
 
 def test_what_the_command_line_does_python_does_by_the_names_of_the_readme(tmp_path):

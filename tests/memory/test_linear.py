@@ -176,8 +176,8 @@ def _explains(order):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_memory_of_several_processes_is_linearizable(capsys):
-    given = ["--operations", "400", "--processes", "2", "--kills", "2", "--users", "2", "--json"]
+    given = ["--operations", "200", "--processes", "2", "--kills", "2", "--users", "2", "--json"]
     code = linearize.main(given)
     told = json.loads(capsys.readouterr().out)
     assert code == 0, told
-    assert told["operations"] >= 400 and told["kills"] + told["stops"] >= 1
+    assert told["operations"] >= 200 and told["kills"] + told["stops"] >= 1
