@@ -24,13 +24,18 @@ class _Committing:
     """Commits made while this thread holds the commit lock."""
 
     def __init__(self, writes: Writes) -> None:
-        self.version = int(writes.handle.version)
-        """The table's version: after a commit, the one that it made."""
         self._writes, self._handle = writes, writes.handle
+        self._doing = f"changing table {self._handle.name!r}"
+        with lance_errors(self._doing):
+            self.version = int(self._handle.version)
+            """The table's version: after a commit, the one that it made."""
+
+    def _schema(self) -> pa.Schema:
+        with lance_errors(self._doing):
+            return self._handle.schema
 
     def _commit(self, write: Write, came: Came, *, spills: bool = False) -> Landed:
-        doing = f"changing table {self._handle.name!r}"
-        landed = self._writes.commit(doing, write, came, seen=self.version, spills=spills)
+        landed = self._writes.commit(self._doing, write, came, seen=self.version, spills=spills)
         self.version = landed.version
         return landed
 
@@ -83,7 +88,7 @@ class Change(_Committing):
         given = [rows for rows in (*self._inserted, *self._replaced) if rows.num_rows]
         if not given:
             return None
-        rows = widen(pa.concat_tables(given), self._handle.schema)
+        rows = widen(pa.concat_tables(given), self._schema())
         reach("before_add")
         came = partial(self._came, rows)
         self._commit(partial(self._write, rows), came, spills=bool(self._replaced))
@@ -134,7 +139,7 @@ class Edit(_Committing):
     def set(self, where: Mapping[str, Any], values: Mapping[str, datetime | None]) -> int:
         """Set times (`superseded_at` and the like). Refuses an empty filter."""
         _refuse_all("set", where)
-        sql, changed = to_sql(where, chunks=has_chunks(self._handle.schema)), assignments(values)
+        sql, changed = to_sql(where, chunks=has_chunks(self._schema())), assignments(values)
 
         def update() -> Landed:
             result = self._handle.update(where=sql, values_sql=changed)
@@ -150,7 +155,7 @@ class Edit(_Committing):
     def erase(self, where: Mapping[str, Any]) -> int:
         """Delete the rows. Refuses an empty filter."""
         _refuse_all("erase", where)
-        sql = to_sql(where, chunks=has_chunks(self._handle.schema))
+        sql = to_sql(where, chunks=has_chunks(self._schema()))
 
         def delete() -> Landed:
             gone = self._handle.delete(sql)

@@ -75,9 +75,10 @@ class Table:
         self.db, self.name = db, name
         self._versions = Handle(connection, opened, partial(_opened, db, name))
         handle = self._handle = cast("LanceTable", self._versions)
-        table = OpenTable.of(handle, db)
+        with lance_errors(f"opening table {name!r} of {db}"):
+            table = OpenTable.of(handle, db)
+            self._lock = CommitLock(table)
         self.space, self.identity = table.space, table.identity
-        self._lock = CommitLock(table)
         self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
         self._chunks = ChunkWriter(self._writes, self._appender.known)
@@ -148,7 +149,8 @@ class Table:
     @property
     def chunking(self) -> Chunking | None:
         """How the texts were cut that its rows are chunks of; None where rows are whole texts."""
-        return read_chunking(self._handle.schema)
+        with lance_errors(f"reading table {self.name!r}"):
+            return self._readers.ask(lambda: read_chunking(self._handle.schema))
 
     def must_be_cut(self, chunking: Chunking | None) -> None:
         """Raise TableMismatch unless texts that are cut so, or not at all, belong here."""
