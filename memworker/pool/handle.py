@@ -91,6 +91,8 @@ class WorkerHandle:
         self.exit_code: int | None = None
         self.ended_by = ""
         self.last_sign = outside.monotonic()
+        # Of the time since then, what cannot be held against it.
+        self._excused_s = 0.0
         self._ready_at: float | None = None
         self._incoming = incoming
         self._outside = outside
@@ -139,7 +141,7 @@ class WorkerHandle:
         shard.fill(self.region.slots[index])
         now = self._outside.monotonic()
         if not self.slots:
-            self.last_sign = now
+            self.last_sign, self._excused_s = now, 0.0
         self._generation += 1
         self.slots[index] = AssignedShard(shard, shard.rows, self._generation, now)
         self._unsent.add(index)
@@ -171,7 +173,7 @@ class WorkerHandle:
         """Free a slot whose result was taken."""
         del self.slots[index]
         self.shards_done += 1
-        self.last_sign = self._outside.monotonic()
+        self.last_sign, self._excused_s = self._outside.monotonic(), 0.0
 
     # ── what it says ──
 
@@ -219,11 +221,11 @@ class WorkerHandle:
 
     def _work_deadline(self, stall_s: float, tokens_per_s: float) -> float | None:
         if self.state is WorkerState.STARTING:
-            return self.last_sign + _BOOT_PATIENCE_S
+            return self.last_sign + self._excused_s + _BOOT_PATIENCE_S
         if not self.slots:
             return None
         longest = max(given.shard.cost for given in self.slots.values())
-        return self.last_sign + stall_s + 10 * longest / tokens_per_s
+        return self.last_sign + self._excused_s + stall_s + 10 * longest / tokens_per_s
 
     def silence(self) -> str:
         """Say what was missing when a deadline was over."""
@@ -235,9 +237,15 @@ class WorkerHandle:
     def restart_deadlines(self) -> None:
         """Count deadlines from now."""
         now = self._outside.monotonic()
-        self.last_sign = now
+        self.last_sign, self._excused_s = now, 0.0
         if self._cut_off_at is not None:
             self._cut_off_at = now
+
+    def excuse(self, seconds: float) -> None:
+        """Count so many seconds as none of its silence."""
+        self._excused_s += seconds
+        if self._cut_off_at is not None:
+            self._cut_off_at += seconds
 
     def has_grown(self, allowed_bytes: int) -> bool:
         """Tell whether the process holds `allowed_bytes` more than after its first shards."""

@@ -89,6 +89,7 @@ class Supervisor:
         self._regions: dict[int, Region] = {}
         self._undead: list[WorkerHandle] = []
         self._reserved: WorkerHandle | None = None
+        self._looked_at = 0.0
         self.workers: list[WorkerHandle] = []
         self.returned: deque[Shard] = deque()
         self.restarts = 0
@@ -99,6 +100,7 @@ class Supervisor:
         """Start all workers; they report ready later, through `poll`."""
         for number in range(self._count):
             self.workers.append(self._start_worker(number))
+        self._looked_at = self._outside.monotonic()
 
     @property
     def ready(self) -> bool:
@@ -197,9 +199,11 @@ class Supervisor:
 
     def poll(self) -> None:
         """Wait for a message, a deadline or the time of a restart, and act on it."""
+        self._excuse()
         patience, began = self._patience(), self._outside.monotonic()
         woken = self._watch.wait(patience)
-        if patience is not None and self._outside.monotonic() - began > patience + _OVERSLEPT_S:
+        self._looked_at = self._outside.monotonic()
+        if patience is not None and self._looked_at - began > patience + _OVERSLEPT_S:
             self._restart_deadlines()
         # Read the pipe before the sentinel: a worker may finish and then die.
         woken.sort(key=lambda wake: wake.ended)
@@ -212,6 +216,15 @@ class Supervisor:
         """Count deadlines from now: this process was stopped, and so the workers were."""
         for handle in self.workers:
             handle.restart_deadlines()
+
+    def _excuse(self) -> float:
+        """Hold against no worker that this thread was long at something else, or stopped at it."""
+        now = self._outside.monotonic()
+        away, self._looked_at = now - self._looked_at, now
+        if away > _OVERSLEPT_S:
+            for handle in self.workers:
+                handle.excuse(away)
+        return now
 
     def _patience(self) -> float | None:
         now = self._outside.monotonic()
@@ -280,7 +293,7 @@ class Supervisor:
     # ── death ──
 
     def _end_hung(self) -> None:
-        now = self._outside.monotonic()
+        now = self._excuse()
         for handle in list(self.workers):
             due = self._deadline(handle)
             if due is None or due > now:

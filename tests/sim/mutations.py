@@ -162,6 +162,12 @@ MUTATIONS = (
         "            pass\n",
     ),
     Mutation(
+        "what another work of this thread took is no worker's silence",
+        _SUPERVISOR,
+        "                handle.excuse(away)\n",
+        "                pass\n",
+    ),
+    Mutation(
         "a start that failed is tried again",
         _SUPERVISOR,
         "number, now, how)\n                self._restarts.schedule(number, now)",
@@ -286,9 +292,9 @@ MUTATIONS = (
     Mutation(
         "a position is acknowledged after its commit",
         _COMMITTER,
-        "        done = self._table.append(batch, on_conflict=self._sieve.on_conflict)\n",
+        "        done = self._write(self._table, batch)\n",
         "        self._history.committed(self._table, pending.position)\n"
-        "        done = self._table.append(batch, on_conflict=self._sieve.on_conflict)\n",
+        "        done = self._write(self._table, batch)\n",
     ),
     Mutation(
         "the last rows are committed too",
