@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from memworker import EmbeddingPool
 from memworker.errors import WorkerStartFailed
+from memworker.pool.handle import WorkerState
 from memworker.pool.restarts import Restarts
 
 
@@ -88,3 +90,22 @@ def test_texts_set_aside_one_after_the_other_are_the_workers_fault(restarts):
     restarts.answered(0)
     restarts.set_aside("worker 0 left")
     assert outage(restarts, 0.0, working=2) is None
+
+
+def test_what_the_pools_thread_was_at_meanwhile_is_no_workers_silence():
+    """Or work that was not even sent would be overdue, where this thread was stopped in between."""
+    with EmbeddingPool("echo", workers=1) as pool:
+        pool.embed(["x"])
+        supervisor = pool._scheduler._supervisor
+        (handle,) = supervisor.workers
+        # Of one that is ready and has nothing to do, nothing is due.
+        handle.state = WorkerState.STARTING
+        due = handle.deadline(1.0, 50.0)
+        supervisor._looked_at -= 100
+        supervisor._excuse()
+        # And not again, but for the moment since.
+        supervisor._excuse()
+        assert due + 100 <= handle.deadline(1.0, 50.0) < due + 190
+        handle.state = WorkerState.READY
+        pool.embed(["y"])
+        assert handle._excused_s == 0

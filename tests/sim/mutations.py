@@ -162,12 +162,6 @@ MUTATIONS = (
         "            pass\n",
     ),
     Mutation(
-        "what another work of this thread took is no worker's silence",
-        _SUPERVISOR,
-        "                handle.excuse(away)\n",
-        "                pass\n",
-    ),
-    Mutation(
         "a start that failed is tried again",
         _SUPERVISOR,
         "number, now, how)\n                self._restarts.schedule(number, now)",

@@ -113,7 +113,9 @@ def attempted(lane: Driver, case: Case) -> Result:
     """Run a case until its call was reached, a few times."""
     for _ in range(ATTEMPTS):
         result = lane.run(case)
-        if result.acted or result.violations:
+        # One that came to no end before its call was reached shows a busy machine.
+        slow = all(said.startswith("no end within") for said in result.violations)
+        if result.acted or not slow:
             break
     return result
 
