@@ -116,6 +116,7 @@ def sync(
             help="Of JSON files: the field that holds the text.", rich_help_panel=options.TEXT
         ),
     ] = None,
+    encoding: options.Encoding = None,
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     min_cosine: options.MinCosine = None,
@@ -186,6 +187,7 @@ def sync(
             dry_run=dry_run,
             watch=watch,
             text_field=text_field,
+            encoding=encoding,
             model=model,
             precision=options.precision_of(precision, min_cosine),
             workers=workers,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import typer
 
 from memworker import Table
+from memworker.cli.app import app
 from tests.faults.harness import memworker, start
 
 
@@ -51,6 +54,15 @@ def test_what_it_says_and_its_exit_codes(here):
     os.rmdir("notes")
     assert sync("--delete").code == 2
     assert Table.open("db", "t").count() == 30
+
+
+def test_the_options_of_the_page_are_there():
+    page = (Path(__file__).parents[2] / "docs" / "INGEST.md").read_text()
+    section = page[page.index("## Folders kept in step") :].split("\n## ")[0]
+    command = typer.main.get_command(app).commands["sync"]
+    there = {option for each in command.params for option in each.opts}
+    named = set(re.findall(r"--[a-z][a-z-]*", section))
+    assert named >= {"--delete", "--watch", "--chunk", "--allow-empty"} and named <= there
 
 
 def test_a_second_one_names_the_first_and_ctrl_c_loses_nothing(here):

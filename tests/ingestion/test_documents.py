@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from memworker import EmbeddingPool, Table, ingest, sync_folder
-from memworker.errors import InputError
+from memworker.errors import InputError, UsageError
 from memworker.ingestion.documents import extraction
 from memworker.ingestion.documents.extraction import Extraction, NotTaken
 from memworker.ingestion.documents.kinds import BadDocument, NoDocument, document
@@ -257,6 +257,25 @@ def test_templates_and_nested_fields_hold_for_documents_too(of, tmp_path, monkey
     (row,) = Table.open("db", "t").rows(columns=["id", "text"]).to_pylist()
     assert row == {"id": "doc-a.md", "text": "T: alpha"}
     assert of("json", '{"a": {"b": "x", "c": 1}}', text_field="a.b")[:2] == ("x", {"a": {"c": 1}})
+
+
+def test_an_encoding_that_is_given_holds_where_there_is_no_mark(of, tmp_path, monkeypatch, pool):
+    latin = "Grüße, schön".encode("latin-1")
+    assert of("plain", latin, encoding="latin-1")[0] == "Grüße, schön"
+    assert of("plain", "ü".encode("utf-16"), encoding="latin-1")[0] == "ü"
+    assert of("html", b"<p>" + "да".encode("koi8-r"), encoding="koi8-r")[0] == "да"
+    with pytest.raises(BadDocument, match="--encoding"):
+        of("plain", latin)
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("d")
+    Path("d/a.md").write_bytes(latin)
+    ingest("d", db="one", table="t", pool=pool, dialect={"encoding": "latin-1"})
+    assert sync_folder("d", db="two", table="t", pool=pool).rejected == 1
+    assert sync_folder("d", db="two", table="t", pool=pool, encoding="latin-1").added == 1
+    for db in ("one", "two"):
+        assert Table.open(db, "t").rows(columns=["text"])["text"].to_pylist() == ["Grüße, schön"]
+    with pytest.raises(UsageError, match="encoding"):
+        sync_folder("d", db="two", table="t", pool=pool, encoding="no such")
 
 
 def test_documents_beside_files_of_rows_are_read_when_asked_for(tmp_path, monkeypatch):

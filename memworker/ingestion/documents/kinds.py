@@ -13,7 +13,7 @@ from memworker.ingestion.documents import extraction, front_matter
 from memworker.ingestion.documents.extraction import Extraction
 from memworker.ingestion.documents.html_text import html_text
 from memworker.ingestion.fields import value_at, without
-from memworker.ingestion.readers.encodings import TornStream, utf8_blocks
+from memworker.ingestion.readers.encodings import BOM, TornStream, utf8_blocks
 
 # Of a file that is read whole; one that is larger is no document that anybody wrote.
 MAX_FILE_BYTES = 64 << 20
@@ -44,20 +44,29 @@ class BadDocument(Exception):
 
 
 def document(
-    kind: str, data: bytes, extraction: Extraction, *, text_field: str | None = None
+    kind: str,
+    data: bytes,
+    extraction: Extraction,
+    *,
+    text_field: str | None = None,
+    encoding: str = "",
 ) -> Document:
-    """Read a document. Raises NoDocument, BadDocument."""
+    """Read a document; `encoding` is that of text without a mark.
+
+    Raises NoDocument, BadDocument.
+    """
     if not data:
         raise NoDocument("empty files")
     if kind == "html":
         _refuse_binary(data)
+        data = _as_utf8(data, encoding)
     if kind in extraction_kinds() or (kind == "html" and len(data) > _LARGE_PAGE):
         found = _extracted(kind, data, extraction)
     elif kind == "html":
         text, title = html_text(data)
         found = Document(text, _titled(title))
     else:
-        found = _OF_TEXT[kind](_text(data), text_field)
+        found = _OF_TEXT[kind](_text(data, encoding), text_field)
     if not found.text.strip():
         raise NoDocument(
             "files without text" if not found.fields else "files of nothing but fields"
@@ -108,10 +117,17 @@ def _refuse_binary(data: bytes) -> None:
         raise NoDocument("binary files")
 
 
-def _text(data: bytes) -> str:
+def _as_utf8(page: bytes, encoding: str) -> bytes:
+    """Mark a page as UTF-8 where its encoding is given, and it has no mark of its own."""
+    if not encoding or page.startswith((BOM, b"\xff\xfe", b"\xfe\xff")):
+        return page
+    return BOM + page.decode(encoding, errors="replace").encode(errors="replace")
+
+
+def _text(data: bytes, encoding: str) -> str:
     """Decode text in any Unicode encoding that its bytes tell. Raises NoDocument, BadDocument."""
     try:
-        raw = b"".join(utf8_blocks("it", iter([data])))
+        raw = b"".join(utf8_blocks("it", iter([data]), encoding))
     except InputError:
         raise NoDocument("binary files") from None
     except TornStream as error:
@@ -128,7 +144,8 @@ def _text(data: bytes) -> str:
         if high > 0.3 * len(raw[:8192]):
             raise NoDocument("binary files") from None
         raise BadDocument(
-            f"byte {error.start:,} is no UTF-8; convert it: iconv -f WINDOWS-1252 -t UTF-8"
+            f"byte {error.start:,} is no {(encoding or 'utf-8').upper()}; say in which encoding it"
+            " is, such as --encoding windows-1252"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

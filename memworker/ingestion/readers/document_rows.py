@@ -28,7 +28,8 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     try:
         data = _data(source)
         kind = kind_of(source.path.removesuffix(f".{source.compression}")) or "plain"
-        found = kinds.document(kind, data, options.extraction)
+        encoding = source.dialect.encoding or ""
+        found = kinds.document(kind, data, options.extraction, encoding=encoding)
     except kinds.NoDocument as reason:
         if source.left_out is None:
             raise InputError(f"{source.told} is no document: {reason}") from None

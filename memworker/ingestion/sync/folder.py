@@ -16,6 +16,7 @@ from memworker.ingestion.documents.kinds import MAX_FILE_BYTES
 from memworker.ingestion.job import Target
 from memworker.ingestion.loop import RunningJob
 from memworker.ingestion.readers import Fields
+from memworker.ingestion.readers.dialects import Dialect
 from memworker.ingestion.readers.folders import LeftOut
 from memworker.ingestion.source import JobOptions
 from memworker.ingestion.stop import Stop
@@ -64,6 +65,7 @@ def sync_folder(
     dry_run: bool = False,
     watch: bool = False,
     text_field: str | None = None,
+    encoding: str | None = None,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
     precision: PrecisionGiven = "fp32",
@@ -116,12 +118,13 @@ def sync_folder(
     )
     policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
     target = Target(database_path(db), table_name(table), distance, policy, durable, wait_s, memory)
+    written_in = Dialect(encoding=encoding).encoding or ""
     by_stamp = values.checked_choice("check", check, _CHECKS) == "stamp"
     job = FolderJob(
         root := str(used_path(folder, "a folder")),
         naming_of(root, name),
         Chosen(patterns_of("include", include), patterns_of("exclude", exclude)),
-        Reading(by_stamp, text_field, cap, chunking is not None),
+        Reading(by_stamp, text_field, written_in, cap, chunking is not None),
         Removal(delete, delete_excluded, allow_empty, most_of(max_delete)),
         target,
         options.reject_list(target.reject_list),

@@ -20,6 +20,7 @@ from memworker.ingestion.documents.kinds import (
     NoDocument,
     beside,
     document,
+    extraction_kinds,
 )
 from memworker.ingestion.documents.suffixes import kind_of
 from memworker.ingestion.readers.objects import metadata_column
@@ -62,12 +63,15 @@ class Reading:
 
     by_stamp: bool = True
     text_field: str | None = None
+    encoding: str = ""
     max_text_bytes: int = 1 << 20
     chunks: bool = False
 
     def key(self, kind: str) -> str:
         """Return what else than the bytes of a file decides what document it is."""
-        return json.dumps([_READING, kind, self.text_field if kind == "json" else None])
+        text_field = self.text_field if kind == "json" else None
+        encoding = "" if kind in extraction_kinds() else self.encoding
+        return json.dumps([_READING, kind, text_field, *filter(None, [encoding])])
 
 
 @dataclass(slots=True)
@@ -162,8 +166,13 @@ class Planner:
         if other and self._reading.chunks:
             self._waiting.append((file, held, hash))
             return
-        text_field = self._reading.text_field
-        found = document(kind, data, self._extraction, text_field=text_field)
+        found = document(
+            kind,
+            data,
+            self._extraction,
+            text_field=self._reading.text_field,
+            encoding=self._reading.encoding,
+        )
         size = len(found.text.encode())
         if size > self._reading.max_text_bytes:
             raise BadDocument(
