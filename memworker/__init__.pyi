@@ -5,6 +5,7 @@ from .ingestion import (
     Stop as Stop,
     SyncReport as SyncReport,
     embed_to_file as embed_to_file,
+    export_table as export_table,
     ingest as ingest,
     list_runs as list_runs,
     reembed as reembed,

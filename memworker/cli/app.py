@@ -9,6 +9,7 @@ import typer
 from memworker import __version__
 from memworker.cli import (
     embed,
+    export,
     ingest,
     jobs,
     mcp,
@@ -20,6 +21,7 @@ from memworker.cli import (
     table,
     tune,
 )
+from memworker.cli.groups import group_options
 
 app = typer.Typer(
     name="memworker",
@@ -31,6 +33,7 @@ app.command("ingest")(ingest.ingest)
 app.command("sync")(sync.sync)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
+app.command("export")(export.export)
 app.command("jobs")(jobs.jobs)
 app.command("tune")(tune.tune)
 app.command("serve")(serve.serve)
@@ -38,6 +41,7 @@ app.command("mcp")(mcp.mcp)
 app.add_typer(models.app, name="models")
 app.add_typer(table.app, name="table")
 app.add_typer(memory.app, name="memory")
+group_options(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -191,6 +191,23 @@ TableName = Annotated[
     str,
     typer.Option("--table", help="The table's name.", show_default=False, rich_help_panel=WRITING),
 ]
+# Of what is read alone.
+TheDb = Annotated[
+    str,
+    typer.Option("--db", help="The LanceDB directory.", show_default=False, rich_help_panel=INPUT),
+]
+TheTable = Annotated[
+    str,
+    typer.Option("--table", help="The table's name.", show_default=False, rich_help_panel=INPUT),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        help="Only rows that meet FIELD=VALUE, n>=3, …; repeatable.",
+        rich_help_panel=INPUT,
+    ),
+]
 OnError = Annotated[str, typer.Option(help="Bad rows: reject or stop.", rich_help_panel=WRITING)]
 Chunk = Annotated[
     str | None,

@@ -23,7 +23,7 @@ _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\0\xb6\0\{'descr': '<f4', 'fortran_order': False,"
     rb" 'shape': \(\d+, \d+\), \} +\n"
 )
-_MARK = b"memworker.rows"
+MARK = b"memworker.rows"
 
 
 class VectorsFile(Protocol):
@@ -50,7 +50,7 @@ def is_vectors_file(path: Path) -> bool:
     except (OSError, pa.ArrowException):
         return False
     # Other tools keep marks when they copy a table, but not the number of its rows.
-    return (facts.metadata or {}).get(_MARK) == str(facts.num_rows).encode()
+    return (facts.metadata or {}).get(MARK) == str(facts.num_rows).encode()
 
 
 @contextmanager
@@ -129,5 +129,5 @@ class _ParquetFile:
 
     def close(self) -> None:
         if self._writer.is_open:
-            self._writer.add_key_value_metadata({_MARK: str(self._rows)})
+            self._writer.add_key_value_metadata({MARK: str(self._rows)})
         self._writer.close()

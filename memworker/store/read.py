@@ -65,9 +65,14 @@ def _count(name: str, value: Any) -> int:
 
 
 def scan(
-    table: LanceTable, where: Mapping[str, Any] | None, *, columns: Sequence[str]
+    table: LanceTable,
+    where: Mapping[str, Any] | None,
+    *,
+    columns: Sequence[str],
+    visible_only: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows that meet a filter, some thousand at a time."""
+    where = visible(where) if visible_only else where
     query = table.search().select(list(columns))
     query = query.where(sql_of(table, where)) if where else query
     yield from query.to_batches(BATCH_ROWS)

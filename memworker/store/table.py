@@ -375,16 +375,21 @@ class Table:
             return self._readers.ask(count)
 
     def scan(
-        self, where: Mapping[str, Any] | None = None, *, columns: Sequence[str]
+        self,
+        where: Mapping[str, Any] | None = None,
+        *,
+        columns: Sequence[str],
+        visible_only: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows that meet a filter, in the order of their commits, superseded ones too.
 
-        Some thousand at a time. They are those of the version at the first step, whatever is
-        written meanwhile, and no clean-up deletes that until the last step. Raises StoreError,
-        TableLocked.
+        Without those, and expired ones, if `visible_only`. Some thousand at a time. They are
+        those of the version at the first step, whatever is written meanwhile, and no clean-up
+        deletes that until the last step. Raises StoreError, TableLocked.
         """
         with self._readers.keep(), lance_errors(f"reading table {self.name!r}"):
-            yield from map(readable, read.scan(self._handle, where, columns=columns))
+            found = read.scan(self._handle, where, columns=columns, visible_only=visible_only)
+            yield from map(readable, found)
 
     def at_one_version(self, read: Callable[[Snapshot], T]) -> T:
         """Read by as many steps as it takes from one version, the newest, and return the answer.
