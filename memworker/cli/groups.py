@@ -11,7 +11,7 @@ from memworker.cli.options import INPUT, MODEL, OUTPUT, TEXT, WRITING
 
 SCOPE, SERVER = "Whose", "Server"
 _GROUPS = {
-    INPUT: "where limit threshold mode include exclude check watch jsonl offset",
+    INPUT: "group where limit threshold mode include exclude check watch jsonl offset",
     TEXT: "text_field metadata expires_at name",
     MODEL: "model precision served_model_name truncate workers",
     WRITING: "table db distance on_conflict on_duplicate rejects durable wait discard delete"

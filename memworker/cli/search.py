@@ -128,9 +128,8 @@ def _cells(hits: list[Hit]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow(
-            json_line(value) if isinstance(value, dict) else value for value in row.values()
-        )
+        found = (row.get(name) for name in names)
+        writer.writerow(json_line(each) if isinstance(each, dict) else each for each in found)
     print(text.getvalue(), end="")
 
 

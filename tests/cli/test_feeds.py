@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
+import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -190,3 +194,25 @@ def test_the_command_line_makes_templates_with_line_ends():
 
     assert template(r"{a}\n{b}\t\\n") == "{a}\n{b}\t\\n"
     assert template(None) is None
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "INGEST.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    ticket = {"title": "Refund", "body": "refused", "number": 7, "state": "open"}
+    Path("tickets.jsonl").write_text(json.dumps(ticket | {"project": {"key": "P"}}) + "\n")
+    Path("old.csv").write_bytes("1;café;2020\n".encode("latin-1"))
+    with sqlite3.connect("notes.db") as notes:
+        notes.execute("CREATE TABLE notes (id INTEGER, body TEXT, author TEXT)")
+        notes.execute("INSERT INTO notes VALUES (1, 'a note', 'ann')")
+    notes.close()
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line)[1:]
+        run(*words, *(["--model", "echo", "--workers", "1"] if words[0] == "ingest" else []))
+    tickets, old, notes = (held(tmp_path / "db", name) for name in ("tickets", "old", "notes"))
+    assert [(row["id"], row["text"]) for row in tickets] == [("P-7", "Refund\nrefused")]
+    assert json.loads(tickets[0]["metadata"]) == {"state": "open", "project.key": "P"}
+    assert [(row["id"], row["text"]) for row in old] == [("1", "café")]
+    assert [(row["text"], row["user_id"]) for row in notes] == [("a note", "ann")]
+    assert Path("tickets.parquet").exists()
