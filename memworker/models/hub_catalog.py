@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from memworker.models.head import weight_files
 from memworker.models.prefixes import prefixes_of
-from memworker.models.spec import HubRepo, ModelEntry, ModelFile, ModelSpec, Pooling
+from memworker.models.spec import (
+    Activation,
+    Dense,
+    HubRepo,
+    ModelEntry,
+    ModelFile,
+    ModelSpec,
+    Pooling,
+)
 
 _WEIGHTS = "model.safetensors"
 _FILES = (_WEIGHTS, "tokenizer.json", "config.json")
@@ -20,9 +29,11 @@ def _entry(
     max_tokens: int = 512,
     position_limit: int = 512,
     matryoshka: bool = False,
+    dense: tuple[Dense, ...] = (),
     revision: str = "main",
 ) -> ModelEntry:
     query, passage = prefixes_of(repo)
+    files = (*_FILES, *weight_files(dense))
     return ModelEntry(
         spec=ModelSpec(
             name=repo,
@@ -36,9 +47,10 @@ def _entry(
             license=license,
             description=about,
             matryoshka=matryoshka,
+            dense=dense,
         ),
         weights=_WEIGHTS,
-        files=tuple(ModelFile(path) for path in _FILES),
+        files=tuple(ModelFile(path) for path in files),
         hub=HubRepo(repo, revision),
     )
 
@@ -47,8 +59,8 @@ _CLS = Pooling.CLS
 _MIT, _APACHE = "mit", "apache-2.0"
 _ST = "sentence-transformers"
 
-# What fastembed's catalogue has as well is not here: its ONNX files are other vectors, and tables
-# hold them.
+# What fastembed's catalogue has as well, and memworker runs, is not here: its ONNX files are other
+# vectors, and tables hold them.
 HUB_ENTRIES: tuple[ModelEntry, ...] = (
     _entry(
         "intfloat/multilingual-e5-small",
@@ -122,6 +134,49 @@ HUB_ENTRIES: tuple[ModelEntry, ...] = (
         dim=768,
         license=_APACHE,
         pooling=_CLS,
+    ),
+    _entry(
+        "nomic-ai/modernbert-embed-base",
+        "English, 22 layers, 149 M parameters (ModernBERT); 256 dimensions are enough.",
+        dim=768,
+        license=_APACHE,
+        max_tokens=8192,
+        position_limit=8192,
+        matryoshka=True,
+    ),
+    _entry(
+        "Alibaba-NLP/gte-modernbert-base",
+        "English, 22 layers, 149 M parameters (ModernBERT); vectors of any length.",
+        dim=768,
+        license=_APACHE,
+        pooling=_CLS,
+        normalize=False,
+        max_tokens=8192,
+        position_limit=8192,
+    ),
+    _entry(
+        "Qwen/Qwen3-Embedding-0.6B",
+        "More than 100 languages, 28 layers, 596 M parameters; 32 dimensions or more.",
+        dim=1024,
+        license=_APACHE,
+        pooling=Pooling.LAST,
+        max_tokens=32768,
+        position_limit=32768,
+        matryoshka=True,
+    ),
+    _entry(
+        "google/embeddinggemma-300m",
+        "More than 100 languages, 24 layers, 308 M parameters (Gemma 3); 128 dimensions or more. "
+        "The hub asks for an account that accepted Gemma's terms.",
+        dim=768,
+        license="gemma",
+        max_tokens=2048,
+        position_limit=2048,
+        matryoshka=True,
+        dense=(
+            Dense("2_Dense", 768, 3072, bias=False, activation=Activation.IDENTITY),
+            Dense("3_Dense", 3072, 768, bias=False, activation=Activation.IDENTITY),
+        ),
     ),
     _entry(
         f"{_ST}/all-mpnet-base-v2",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 _SEARCHING = "Represent this sentence for searching relevant passages: "
+_ANSWERING = (
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+)
 
 # Pattern of the model's name, query prefix, passage prefix: as the model cards say.
 _FAMILIES = (
@@ -15,6 +18,9 @@ _FAMILIES = (
     (r"arctic-embed-(m|l)-v2\.0$", "query: ", ""),
     (r"mxbai-embed-(large|xsmall)-v1$", _SEARCHING, ""),
     (r"nomic-embed-text-v1(\.5)?(-Q)?$", "search_query: ", "search_document: "),
+    (r"modernbert-embed-(base|large)$", "search_query: ", "search_document: "),
+    (r"Qwen3-Embedding-(0\.6B|4B|8B)$", _ANSWERING, ""),
+    (r"embeddinggemma-300m$", "task: search result | query: ", "title: none | text: "),
 )
 
 
