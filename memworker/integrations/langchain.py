@@ -1,16 +1,23 @@
-"""LangChain's `Embeddings`, and through it LangGraph's store index and Mem0's embedder."""
+"""LangChain's `Embeddings`, and through it LangGraph's store index; a retriever over a table."""
 
 from __future__ import annotations
 
-from typing import Self, Unpack
+from collections.abc import Mapping
+from typing import Any, Self, Unpack
 
-from memworker import EmbeddingPool
+import numpy as np
+
+from memworker import EmbeddingPool, Table
 from memworker.integrations.pools import PoolArguments, PoolSource, framework
 
 with framework("langchain"):
+    from langchain_core.callbacks import CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+    from pydantic import ConfigDict
 
-__all__ = ["MemworkerEmbeddings"]
+__all__ = ["MemworkerEmbeddings", "MemworkerRetriever"]
 
 
 class MemworkerEmbeddings(Embeddings):
@@ -55,3 +62,31 @@ class MemworkerEmbeddings(Embeddings):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class MemworkerRetriever(BaseRetriever):
+    """Finds the rows of a table that are nearest to a question, as documents.
+
+    With `group` each text is given once, by its best chunk. `where` is as for `Table.search`.
+    A document's metadata are the row's, with `score` and, of a chunk, where it stands.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    table: Table
+    embeddings: MemworkerEmbeddings
+    k: int = 4
+    where: Mapping[str, Any] | None = None
+    group: bool = False
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        vector = np.array(self.embeddings.embed_query(query), np.float32)
+        hits = self.table.search(vector, limit=self.k, where=self.where, group=self.group)
+        return [Document(hit.text, id=hit.id, metadata=hit.metadata | _place(hit)) for hit in hits]
+
+
+def _place(hit: Any) -> dict[str, Any]:
+    names = ("parent_id", "chunk", "char_start", "char_end") if hit.parent_id is not None else ()
+    return {name: getattr(hit, name) for name in ("score", *names)}

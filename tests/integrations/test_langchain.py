@@ -12,7 +12,8 @@ pytest.importorskip("langchain_core", reason='needs pip install "memworker[langc
 
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from memworker.integrations.langchain import MemworkerEmbeddings
+from memworker import EmbeddingPool, Table, ingest
+from memworker.integrations.langchain import MemworkerEmbeddings, MemworkerRetriever
 
 FACTS = ["the cat sleeps on the sofa", "the invoice is due on Friday", "it rains in Bergen"]
 
@@ -84,3 +85,21 @@ def test_a_langgraph_store_finds_by_meaning(pool):
     assert found.value == {"text": FACTS[0]}
     (awaited,) = asyncio.run(ask())
     assert awaited.key == found.key and awaited.score == pytest.approx(found.score, abs=1e-5)
+
+
+def test_a_retriever_gives_chunks_or_each_text_once(tmp_path):
+    rows = [{"id": f"d{i}", "text": f"{fact}. " * 20, "n": i} for i, fact in enumerate(FACTS)]
+    with EmbeddingPool("echo", workers=1) as pool:
+        ingest(rows, db=tmp_path, table="t", pool=pool, chunk=20)
+        table, embeddings = Table.open(tmp_path, "t"), MemworkerEmbeddings(pool=pool)
+        chunks = MemworkerRetriever(table=table, embeddings=embeddings, k=9).invoke("cat")
+        grouped = MemworkerRetriever(table=table, embeddings=embeddings, k=9, group=True)
+        found = grouped.invoke("cat")
+        some = MemworkerRetriever(table=table, embeddings=embeddings, where={"parent_id": "d1"})
+        assert {each.metadata["n"] for each in some.invoke("cat")} == {1}
+        assert asyncio.run(grouped.ainvoke("cat")) == found
+    assert len(chunks) == 9
+    assert sorted(each.metadata["parent_id"] for each in found) == ["d0", "d1", "d2"]
+    first = found[0].metadata
+    text = rows[first["n"]]["text"][first["char_start"] : first["char_end"]]
+    assert found[0].page_content == text and found[0].id
