@@ -9,4 +9,4 @@ from .runs import Run as Run, list_runs as list_runs
 from .stop import Stop as Stop
 from .sync.folder import sync_folder as sync_folder
 from .sync.outcome import SyncReport as SyncReport
-from .table_file import Exported as Exported, export_table as export_table
+from .table_file import export_table as export_table

@@ -29,7 +29,7 @@ from memworker.ingestion.readers import (
 from memworker.ingestion.readers.folders import LeftOut
 from memworker.ingestion.readers.objects import RECORDS_PATH
 from memworker.ingestion.readers.ours import is_reject_list
-from memworker.ingestion.readers.told import Told
+from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.rejects import Refusals, RejectFile
 from memworker.ingestion.report import Counts
 from memworker.ingestion.stop import Stop
@@ -98,7 +98,7 @@ class Input:
     sources: tuple[Source, ...] = ()
     read_ahead: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
-    told: Told = field(default_factory=Told)
+    told: Findings = field(default_factory=Findings)
 
     @property
     def notes(self) -> tuple[str, ...]:

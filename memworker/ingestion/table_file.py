@@ -95,7 +95,7 @@ def _format(given: str | None, path: Path | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Layout:
     """What is read and written; `fields` are those of the metadata, with Arrow's type of each."""
 
     where: Mapping[str, Any] | None
@@ -114,7 +114,7 @@ class _Plan:
 
 def _planned(
     table: Table, where: Mapping[str, Any] | None, vectors: bool, times: bool, *, of_columns: bool
-) -> _Plan:
+) -> _Layout:
     """Look at all metadata once: columns must be known before the first row."""
     scopes: set[str] = set()
     kinds: dict[str, set[type]] = {}
@@ -135,7 +135,7 @@ def _planned(
             " called; `memworker memory export` keeps metadata apart"
         )
     found = {name: _type_of(name, kinds[name], of_columns) for name in sorted(kinds)}
-    return _Plan(where, own, found, table.space.dim if vectors else 0)
+    return _Layout(where, own, found, table.space.dim if vectors else 0)
 
 
 def _type_of(name: str, kinds: set[type], of_columns: bool) -> pa.DataType:
@@ -163,7 +163,7 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
-def _written(table: Table, plan: _Plan, writer: _Writer) -> int:
+def _written(table: Table, plan: _Layout, writer: _Writer) -> int:
     rows = 0
     for batch in table.scan(plan.where, columns=plan.read, visible_only=True):
         metadata = list(_objects(batch))
@@ -174,7 +174,7 @@ def _written(table: Table, plan: _Plan, writer: _Writer) -> int:
     return rows
 
 
-def _must_be_planned(table: Table, plan: _Plan, metadata: list[dict[str, Any]]) -> None:
+def _must_be_planned(table: Table, plan: _Layout, metadata: list[dict[str, Any]]) -> None:
     unknown = set().union(*metadata) - plan.fields.keys() if metadata else set()
     if unknown:
         raise StoreError(
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
 class _Lines:
     """One JSON object a row; a scope that a row has not is left out."""
 
-    def __init__(self, file: IO[bytes], plan: _Plan) -> None:
+    def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._file, self._plan = file, plan
 
     def write(self, batch: pa.RecordBatch, metadata: list[dict[str, Any]]) -> None:
@@ -209,10 +209,10 @@ class _Lines:
         self._file.flush()
 
 
-class _Cells:
+class _CellWriter:
     """CSV under a header; what a row has not is an empty cell."""
 
-    def __init__(self, file: IO[bytes], plan: _Plan) -> None:
+    def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._file, self._plan = file, plan
         self._put([list(plan.names)])
 
@@ -244,7 +244,7 @@ def _cell(value: Any) -> str:
 class _Parquet:
     """Columns of Arrow's types; what a row has not is null."""
 
-    def __init__(self, file: IO[bytes], plan: _Plan) -> None:
+    def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._plan, self._rows = plan, 0
         kinds = [pa.timestamp("us", "UTC") if name in _TIMES else pa.string() for name in plan.own]
         columns = [*zip(plan.own, kinds, strict=True), *plan.fields.items()]
@@ -267,8 +267,8 @@ class _Parquet:
         self._writer.close()
 
 
-_WRITERS: dict[str, Callable[[Any, _Plan], _Writer]] = {
+_WRITERS: dict[str, Callable[[Any, _Layout], _Writer]] = {
     "jsonl": _Lines,
-    "csv": _Cells,
+    "csv": _CellWriter,
     "parquet": _Parquet,
 }

@@ -36,7 +36,7 @@ from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
 from memworker.ingestion.readers.shapes import Shape, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
-from memworker.ingestion.readers.told import Told
+from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import ReadBatch, ReadProgress, Reject
 from memworker.paths import PathGiven, shown_name
 from memworker.values import shown, whole
@@ -168,7 +168,7 @@ def _elsewhere(
 
 def field_names(source: Source, options: ReadOptions, wanted: Collection[str] = ()) -> set[str]:
     """Return the fields of a source's first rows; of nested ones those that are wanted."""
-    looking = replace(options, fields=Fields(metadata=False), fields_seen=True, told=Told())
+    looking = replace(options, fields=Fields(metadata=False), fields_seen=True, told=Findings())
     try:
         rows = next(_READERS[source.format](replace(source, progress=None), looking), None)
     except (InputError, Ours):

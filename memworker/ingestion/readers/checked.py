@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from memworker.errors import InputError, MissingField
 from memworker.ingestion.documents.extraction import Extraction
 from memworker.ingestion.fields import Fields
-from memworker.ingestion.readers.told import Told
+from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import EXCERPT_CHARS, ReadBatch, Reject, path_of, row_batch
 
 # So many rows of the first files may lack a field before it is taken for a wrong name.
@@ -41,7 +41,7 @@ class ReadOptions:
     missing: MissingField | None = None
     missing_rows: int = 0
     extraction: Extraction = field(default_factory=Extraction)
-    told: Told = field(default_factory=Told)
+    told: Findings = field(default_factory=Findings)
     # Which of these names another source has; where there is one, its rows may do without.
     elsewhere: Callable[[Collection[str]], Collection[str]] = field(default=lambda names: ())
     # Of the names that `metadata` gives, those that some row had, and all that there were.

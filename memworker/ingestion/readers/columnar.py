@@ -274,10 +274,7 @@ def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions
     batch = batch.rename_columns(distinct(path, batch.schema.names, fields))
     column = _ColumnTaker(path, batch, faults)
     texts = column.texts(fields.text) if fields.composed is None else column.composed(options)
-    if fields.id_template is None:
-        ids = column.strings(fields.id)
-    else:
-        ids = column.composed_ids(fields.id_template)
+    ids = column.ids(fields)
     scopes = {name: _filled(column.strings(f), batch.num_rows) for name, f in fields.scopes}
     metadata = column.metadata(fields, options) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
@@ -330,6 +327,11 @@ class _ColumnTaker:
         """Make texts of several columns; a row in which none has a value is refused."""
         columns = {name: self._values(name) for name in options.fields.texts}
         return pa.array(composed_texts(columns, options, self._faults), pa.string())
+
+    def ids(self, fields: Fields) -> pa.Array | None:
+        """Make ids of the field, or of the template, that holds them."""
+        template = fields.id_template
+        return self.strings(fields.id) if template is None else self.composed_ids(template)
 
     def composed_ids(self, template: Template) -> pa.Array:
         """Make ids of several columns; a row in which one has no value is refused."""

@@ -117,10 +117,7 @@ def checked_objects(path: str, rows: ObjectRows, options: ReadOptions) -> Checke
     fields, objects, faults = options.fields, rows.objects, dict(rows.faults)
     column = _ColumnMaker(objects, faults, rows.not_utf8)
     texts = column.texts(fields.text) if fields.composed is None else column.composed(options)
-    if fields.id_template is None:
-        ids = column.strings(fields.id)
-    else:
-        ids = column.composed_ids(fields.id_template)
+    ids = column.ids(fields)
     scopes = {name: column.strings(scope, none="") for name, scope in fields.scopes}
     metadata = column.metadata(fields, options) if fields.metadata else None
     faults = column_faults(texts, ids, options, faults)
@@ -302,6 +299,11 @@ class _ColumnMaker:
         columns = {name: self._found(name) for name in options.fields.texts}
         texts = composed_texts(columns, options, self._faults)
         return self._array(", ".join(columns), texts)
+
+    def ids(self, fields: Fields) -> pa.Array | None:
+        """Make ids of the field, or of the template, that holds them."""
+        template = fields.id_template
+        return self.strings(fields.id) if template is None else self.composed_ids(template)
 
     def composed_ids(self, template: Template) -> pa.Array:
         """Make ids of several fields; a row in which one has no value is refused."""

@@ -9,7 +9,7 @@ _NAMES_TOLD = 3
 
 
 @dataclass(slots=True)
-class Told:
+class Findings:
     """Gathers findings; `notes` says them in the order in which they were met."""
 
     found: dict[str, list[str]] = field(default_factory=dict)
