@@ -121,7 +121,8 @@ def embed_to_file(
         with loop.running(), source.coming(job, stop) as batches:
             loop.run(_windows(batches, refusals), sink.take, kind=kind)
         sink.finish(job.counts.read)
-        return report(job.counts, loop.work, loop.setting(refused, source.notes))
+        long = loop.truncation("into a table, cuts them into chunks")
+        return report(job.counts, loop.work, loop.setting(refused, [*source.notes, *long]))
 
 
 def _windows(batches: Iterable[ReadBatch], refusals: Refusals) -> Iterator[Window]:

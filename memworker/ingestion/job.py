@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memworker import heap, values
-from memworker.chunking import MODEL, ChunkGiven, Chunking, chunking_of
+from memworker.chunking import ChunkGiven, Chunking, chunking_of
 from memworker.errors import StoreError, TableNotFound
 from memworker.ingestion.chunk_commits import ChunkCommitter
 from memworker.ingestion.chunks import ChunkSieve, Cutting, cut_for
@@ -278,19 +278,11 @@ def _ingest(
                 table.sync()
             counts.table_version = table.version
         told.finished("interrupted" if stop.cut_short else "finished")
-        notes = [*source.notes, *notes, *told.notes, *_truncated(loop, target)]
-        return report(counts, loop.work, loop.setting(refused, notes))
-
-
-def _truncated(loop: JobLoop, target: Target) -> Iterator[str]:
-    """Say that a notable part of the texts is longer than the model takes."""
-    work = loop.work
-    if target.chunking is None and work.truncated > max(0, work.texts - work.failed) / 100:
-        yield (
-            f"{work.truncated:,} of {work.texts - work.failed:,} texts are longer than the"
-            f" {loop.max_tokens:,} tokens that the model takes, and what is beyond is not found:"
-            f" --chunk {MODEL} (chunk={MODEL!r}), into another table, cuts them into chunks"
+        long = (
+            () if target.chunking else loop.truncation("into another table, cuts them into chunks")
         )
+        notes = [*source.notes, *notes, *told.notes, *long]
+        return report(counts, loop.work, loop.setting(refused, notes))
 
 
 def _embedded(

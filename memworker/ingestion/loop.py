@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 import pyarrow as pa
 
 from memworker import heap
+from memworker.chunking import MODEL
 from memworker.errors import PoolClosed
 from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.rejects import RejectFile
@@ -78,14 +79,21 @@ class JobLoop:
         return self._use.pool.identity.tokenization
 
     @property
-    def max_tokens(self) -> int:
-        """How many tokens of a text the pool's model takes."""
-        return self._use.pool.identity.max_tokens
-
-    @property
     def workers(self) -> int:
         """How many workers there are; 0 before they start."""
         return self._use.pool.workers if self.job.pool is not None else 0
+
+    def truncation(self, helps: str) -> tuple[str, ...]:
+        """Say that a notable part of the texts is longer than the model takes, and what helps."""
+        work, most = self.work, self._use.pool.identity.max_tokens
+        embedded = work.texts - work.failed
+        if work.truncated <= embedded / 100:
+            return ()
+        return (
+            f"{work.truncated:,} of {embedded:,} texts are longer than the {most:,} tokens that the"
+            f" model takes, and what is beyond is in no vector: `ingest --chunk {MODEL}`"
+            f" (chunk={MODEL!r}), {helps}",
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

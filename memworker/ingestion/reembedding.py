@@ -273,6 +273,7 @@ def _nothing_to_do(table: Table, folder: Path, *, drop: bool) -> ReembedReport:
 
 def _run_report(filler: _Filler, version: int | None) -> ReembedReport:
     work = filler.loop.work
+    long = filler.loop.truncation("into another table, cuts them for this model")
     return _report(
         filler.before,
         filler.staged.space,
@@ -289,7 +290,7 @@ def _run_report(filler: _Filler, version: int | None) -> ReembedReport:
         texts_per_second=round(work.texts / work.seconds, 2) if work.seconds else 0.0,
         tokens=work.real_tokens,
         tokens_per_second=round(work.real_tokens / work.seconds, 1) if work.seconds else 0.0,
-        notes=(*filler.loop.notes, *filler.notes),
+        notes=(*filler.loop.notes, *filler.notes, *long),
     )
 
 

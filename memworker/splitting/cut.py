@@ -270,9 +270,8 @@ class _Cut:
         fits = bisect_left(sums, sums[end + 1] - room + self._extra(begin))
         begin = min(max(begin, fits), end)
         if begin < end:
-            found = _SENTENCE.search(
-                self._text, max(0, self._ends[begin - 1] - 1), self._ends[end - 1] - 1
-            )
+            low, high = self._ends[begin - 1], self._ends[end - 1]
+            found = _SENTENCE_OR_LINE.search(self._text, max(0, low - 1), high - 1)
             if found and begin <= (unit := self._unit_at(found.end())) < end:
                 return unit
         return begin

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from memworker import Chunking, EmbeddingPool, Memory, Table, errors, ingest, reembed, verify_table
+from memworker.ingestion import embed_to_file
 from memworker.ingestion.chunks import Cutting
 from memworker.splitting.splitter import Splitter
 from tests import PATIENCE_S
@@ -310,6 +311,8 @@ def test_no_token_is_without_a_vector_where_texts_are_cut_and_a_run_says_so_wher
     plain = ingest([path], table="plain", **given)
     assert plain.truncated == 5
     assert any("5 of 6 texts are longer" in n and "--chunk model" in n for n in plain.notes)
+    embedded = embed_to_file([path], tmp_path / "v.npy", model=tiny, workers=1)
+    assert any("5 of 6 texts are longer" in note for note in embedded.notes)
     cut = ingest([path], table="t", chunk="model", **given)
     assert cut.truncated == 0 and not cut.notes
     must_hold(tmp_path, texts)
