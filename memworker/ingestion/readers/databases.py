@@ -87,12 +87,19 @@ def _of_duckdb(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
             statements = database.extract_statements(source.sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError(_no_rows(source))
-            batches = database.execute(statements[0]).fetch_record_batch(options.batch_rows)
+            batches = _batches(database.sql(source.sql), options.batch_rows)
             for rows in checked_batches(batches, options, path=source.path):
                 done += rows.rows.num_rows
                 yield rows
     except (duckdb.Error, pa.ArrowException) as error:
         raise InputError(_failed(source, done, error)) from error
+
+
+def _batches(found: Any, rows: int) -> Any:
+    """Give a reader of the rows as they come; versions of DuckDB call it by different names."""
+    names = ("to_arrow_reader", "fetch_arrow_reader", "fetch_record_batch")
+    reader = next(getattr(found, name) for name in names if hasattr(found, name))
+    return reader(rows)
 
 
 def _opened(duckdb: Any, path: str) -> Any:
