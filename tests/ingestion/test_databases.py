@@ -6,6 +6,9 @@ import builtins
 import json
 import sqlite3
 
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import memworker
@@ -147,3 +150,69 @@ def test_a_query_is_resumed_and_a_change_of_its_database_is_noticed(tmp_path):
     third = ingested()
     opened.close()
     assert third.written == 1 and "was edited since" in third.notes[0]
+
+
+@pytest.fixture(scope="module")
+def duck(tmp_path_factory):
+    path = tmp_path_factory.mktemp("duck") / "notes & co.duckdb"
+    with duckdb.connect(str(path)) as opened:
+        opened.execute(
+            "CREATE TABLE notes AS SELECT i AS id, 'note ' || i AS text, 2000 + i % 20 AS year"
+            f" FROM range({ROWS}) r(i)"
+        )
+    return path
+
+
+@pytest.mark.parametrize("address", ["duckdb:///{}", "{}"])
+def test_the_rows_of_a_duckdb_query_are_read_row_for_row(duck, address):
+    found = rows_of(address.format(duck), "SELECT * FROM notes ORDER BY id")
+    assert [(row["id"], row["text"]) for row in found] == [
+        (str(i), f"note {i}") for i in range(ROWS)
+    ]
+    assert json.loads(found[-1]["metadata"]) == {"year": 2000 + (ROWS - 1) % 20}
+    assert found[-1]["line"] == ROWS
+
+
+def test_duckdb_is_asked_one_select_and_writes_nothing(duck):
+    before = duck.read_bytes()
+    for sql in (
+        "DELETE FROM notes",
+        "SELECT 1; SELECT 2",
+        "CREATE TABLE t (i INTEGER)",
+        "COPY notes TO 'out.csv'",
+    ):
+        with pytest.raises(UsageError, match="one SELECT"):
+            rows_of(duck, sql)
+    with pytest.raises(InputError, match="nope"):
+        rows_of(duck, "SELECT nope FROM notes")
+    # Other files are out of its reach.
+    with pytest.raises(InputError, match="the query failed"):
+        rows_of(duck, "SELECT * FROM read_csv('/etc/passwd')")
+    assert duck.read_bytes() == before
+
+
+def test_a_file_of_rows_is_asked_through_duckdb(tmp_path):
+    path = tmp_path / "it's.parquet"
+    rows = [{"id": i, "body": f"text {i}", "lang": "de" if i % 3 else "en"} for i in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    sql = "SELECT id, body AS text FROM input WHERE lang = 'en' ORDER BY id DESC"
+    found = rows_of(path, sql)
+    expected = [(str(row["id"]), row["body"]) for row in rows if row["lang"] == "en"]
+    assert [(row["id"], row["text"]) for row in found] == expected[::-1]
+
+
+def test_a_duckdb_query_is_ingested_once(duck, tmp_path):
+    def ingested():
+        return memworker.ingest(
+            f"duckdb:///{duck}",
+            sql="SELECT * FROM notes WHERE id < 50",
+            db=tmp_path / "db",
+            table="t",
+            model="echo",
+            workers=1,
+        )
+
+    first, second = ingested(), ingested()
+    assert (first.written, second.written, second.duplicates) == (50, 0, 50)
+    held = memworker.Table.open(tmp_path / "db", "t").rows().to_pylist()
+    assert {(row["id"], row["text"]) for row in held} == {(str(i), f"note {i}") for i in range(50)}
