@@ -1,6 +1,7 @@
 from . import errors as errors
 from .chunking import Chunking as Chunking
 from .ingestion import (
+    IngestPlan as IngestPlan,
     IngestReport as IngestReport,
     Stop as Stop,
     SyncReport as SyncReport,
@@ -8,6 +9,7 @@ from .ingestion import (
     export_table as export_table,
     ingest as ingest,
     list_runs as list_runs,
+    plan_ingest as plan_ingest,
     reembed as reembed,
     sync_folder as sync_folder,
 )

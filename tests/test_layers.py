@@ -242,6 +242,7 @@ def test_public_names_are_pinned():
         *(
             "DEFAULT_MODEL",
             "EmbeddingPool",
+            "IngestPlan",
             "IngestReport",
             "Table",
             "__version__",
@@ -249,7 +250,7 @@ def test_public_names_are_pinned():
             "ingest",
         ),
         *("VectorSpace", "records", "table_names", "parse_where", "verify_table", "repair_table"),
-        *("SyncReport", "export_table", "sync_folder"),
+        *("SyncReport", "export_table", "plan_ingest", "sync_folder"),
         *("Stop", "embed_to_file", "list_runs", "reembed", "tune", "compare_precision"),
         *("list_models", "pull_model", "verify_model"),
     }

@@ -73,6 +73,7 @@ def test_what_the_command_line_does_python_does_by_the_names_of_the_readme(tmp_p
     beside = {
         "EmbeddingPool",
         "AsyncEmbeddingPool",
+        "IngestPlan",
         "IngestReport",
         "SyncReport",
         "VectorSpace",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from memworker import DEFAULT_MODEL
-from memworker.cli import options, progress, signals
+from memworker.cli import options, plans, progress, signals
 
 
 def ingest(
@@ -77,6 +77,14 @@ def ingest(
             rich_help_panel=options.WRITING,
         ),
     ] = 0.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be read, how long it takes and how large it gets.",
+            rich_help_panel=options.WRITING,
+        ),
+    ] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -85,35 +93,41 @@ def ingest(
     Running the same command again adds only what is not there yet. Ctrl-C or
     SIGTERM finishes what is in flight and commits it; a second one stops at once.
     """
-    from memworker.ingestion import ingest as run
+    from memworker.ingestion import ingest as run, plan_ingest
 
     given = options.inputs_or_query(inputs, sql, from_)
+    asked: dict[str, Any] = {
+        "db": db,
+        "table": table,
+        "text_field": text_field,
+        "text_template": options.template(text_template),
+        "id_field": id_field,
+        "id_template": options.template(id_template),
+        "scope": options.pairs(scope, "--scope"),
+        "metadata": metadata,
+        "format": format,
+        "dialect": options.dialect(delimiter, quotechar, encoding, no_header),
+        "sql": sql,
+        "model": model,
+        "precision": options.precision_of(precision, min_cosine),
+        "workers": workers,
+        "memory": memory,
+        "max_tokens": max_tokens,
+        "dim": dim,
+        "max_text_bytes": options.size_of(max_text_bytes),
+        "limit": limit,
+        "distance": distance,
+        "chunk": options.chunking_of(chunk, overlap, contextual, markdown),
+    }
+    if dry_run:
+        plans.print_plan(plan_ingest(given, **asked), as_json=as_json)
+        return
     with progress.shown(limit, quiet=quiet) as observer, signals.drained() as stop:
         report = run(
             given,
-            db=db,
-            table=table,
-            text_field=text_field,
-            text_template=options.template(text_template),
-            id_field=id_field,
-            id_template=options.template(id_template),
-            scope=options.pairs(scope, "--scope"),
-            metadata=metadata,
-            format=format,
-            dialect=options.dialect(delimiter, quotechar, encoding, no_header),
-            sql=sql,
-            model=model,
-            precision=options.precision_of(precision, min_cosine),
-            workers=workers,
-            memory=memory,
-            max_tokens=max_tokens,
-            dim=dim,
-            max_text_bytes=options.size_of(max_text_bytes),
-            limit=limit,
-            distance=distance,
+            **asked,
             on_error=on_error,
             on_conflict=on_conflict,
-            chunk=options.chunking_of(chunk, overlap, contextual, markdown),
             rejects=rejects,
             durable=durable,
             wait_s=wait,

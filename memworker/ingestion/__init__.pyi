@@ -1,3 +1,4 @@
+from .dry_run import IngestPlan as IngestPlan, plan_ingest as plan_ingest
 from .export import embed_to_file as embed_to_file
 from .fields import Fields as Fields
 from .job import ingest as ingest

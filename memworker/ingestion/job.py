@@ -225,10 +225,10 @@ def ingest(
     loop = JobLoop(use, options.stop or Stop(), job, startup_seconds=made_s)
     refused = source.reject_file(listed)
     with hold_job(target.folder, wait_s=wait_s), refused:
-        return _ingest(source, loop, target, space, options, refused)
+        return run_job(source, loop, target, space, options, refused)
 
 
-def _ingest(
+def run_job(
     source: Input,
     loop: JobLoop,
     target: Target,

@@ -28,7 +28,7 @@ from .lock import (
     state_dir as state_dir,
 )
 from .outputs import Output as Output
-from .policy import Step as Step
+from .policy import INDEX_MIN_ROWS as INDEX_MIN_ROWS, Step as Step
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
 from .schema import (

@@ -152,7 +152,11 @@ def _parts(
 def _rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows | CheckedRows]:
     partition = source.partition
     for rows in _READERS[source.format](source, options):
-        yield rows.within(partition) if partition and isinstance(rows, ObjectRows) else rows
+        if isinstance(rows, ObjectRows):
+            rows = rows.within(partition) if partition else rows
+            if options.looked_at is not None:
+                options.looked_at(rows)
+        yield rows
 
 
 def _elsewhere(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,8 @@ class ReadOptions:
     told: Findings = field(default_factory=Findings)
     # Which of these names another source has; where there is one, its rows may do without.
     elsewhere: Callable[[Collection[str]], Collection[str]] = field(default=lambda names: ())
+    # Gets rows as they stand in the input: an `ObjectRows`, or a record batch.
+    looked_at: Callable[[Any], None] | None = None
     # Of the names that `metadata` gives, those that some row had, and all that there were.
     metadata_seen: set[str] = field(default_factory=set)
     fields_there: dict[str, None] = field(default_factory=dict)

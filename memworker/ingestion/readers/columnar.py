@@ -113,12 +113,17 @@ def _batches(source: Source, file: Any, options: ReadOptions) -> _Batches:
         return
     magic = file.read(len(_ARROW_MAGIC))
     file.seek(0)
+    whole: Iterator[Any]
     if magic == _ARROW_MAGIC:
         reader = pa.ipc.open_file(file)
         whole = _file_batches(reader)
+        if source.sample is not None:
+            whole = source.sample.of_batches(reader, file.size())
     else:
         reader = pa.ipc.open_stream(file)
         whole = iter(reader)
+        if source.sample is not None:
+            whole = source.sample.first_batches(whole, file)
     _require(source.path, reader.schema, 1, options, source)
     for batch in whole:
         if isinstance(batch, _UnreadableRows):
@@ -147,6 +152,9 @@ def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batche
     columns = _columns(names, options.fields)
     options.fields_there.update(dict.fromkeys(names))
     bytes_a_row = file.size() / max(1, parquet.metadata.num_rows)
+    if source.sample is not None:
+        yield from source.sample.of_groups(parquet, columns, bytes_a_row, options.batch_rows)
+        return
 
     def batches(groups: range) -> Iterator[pa.RecordBatch]:
         for batch in parquet.iter_batches(options.batch_rows, groups, columns=columns):
@@ -272,6 +280,8 @@ def _checked(path: str, batch: pa.RecordBatch, before: int, options: ReadOptions
     fields = options.fields
     faults: dict[int, str] = {}
     batch = batch.rename_columns(distinct(path, batch.schema.names, fields))
+    if options.looked_at is not None:
+        options.looked_at(batch)
     column = _ColumnTaker(path, batch, faults)
     texts = column.texts(fields.text) if fields.composed is None else column.composed(options)
     ids = column.ids(fields)

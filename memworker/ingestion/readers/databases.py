@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -123,3 +125,37 @@ def _failed(source: Source, done: int, error: Exception) -> str:
     if "not authorized" in told or "prohibited" in told:
         hint = "; --sql takes one SELECT, and writes nothing"
     return f"{source.path}: the query failed{where}: {told}{hint}"
+
+
+def count_rows(source: Source, seconds: float) -> int | None:
+    """Have a database count the rows of a query; None where that takes longer. Raises InputError.
+
+    The query was asked before, and gave rows.
+    """
+    query = f"SELECT count(*) FROM ({source.sql.strip().rstrip(';')})"
+    if source.format == "sqlite":
+        return _counted_by_sqlite(source, query, seconds)
+    import duckdb
+
+    with _opened(duckdb, source.path) as database:
+        too_long = Timer(seconds, database.interrupt)
+        too_long.start()
+        try:
+            return int(database.execute(query).fetchone()[0])
+        except duckdb.Error:
+            return None
+        finally:
+            too_long.cancel()
+            too_long.join()
+
+
+def _counted_by_sqlite(source: Source, query: str, seconds: float) -> int | None:
+    end = time.monotonic() + seconds
+    address = f"file:{quote(os.path.abspath(source.path))}?mode=ro"
+    with closing(sqlite3.connect(address, uri=True)) as database:
+        database.set_authorizer(_only_reads)
+        database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+        try:
+            return int(database.execute(query).fetchone()[0])
+        except sqlite3.Error:
+            return None

@@ -102,6 +102,8 @@ def _parsed(source: Source, options: ReadOptions) -> Iterator[list[_DelimitedRow
         if parse is None:
             lines = [line.decode(errors="surrogateescape") for line in block.lines[:_SAMPLE_LINES]]
             cells = cells_of(source.told, lines, usual, source.dialect, options.fields)
+            if source.sample is not None:
+                source.sample.cells = cells
             if told := cells.told(usual, source.dialect):
                 options.told.say(told, source.told)
             parse = _Parser(cells, options.max_line_bytes)

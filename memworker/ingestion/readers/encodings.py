@@ -42,7 +42,7 @@ def utf8_blocks(path: str, blocks: Iterator[bytes], given: str = "") -> Iterator
     behind the last good block where they are not what they began as.
     """
     head, rest = begun(blocks, 4)
-    encoding, mark = _encoding(path, head, given)
+    encoding, mark = encoding_of(path, head, given)
     whole = chain([head[mark:]] if head[mark:] else [], rest)
     return whole if encoding == "utf-8" else _decoded(encoding, whole)
 
@@ -66,8 +66,8 @@ def interleaved(line: bytes) -> bool:
     return line.count(0) > _FEW_NULS * len(line)
 
 
-def _encoding(path: str, head: bytes, given: str) -> tuple[str, int]:
-    """Name the encoding, and how many bytes its mark has."""
+def encoding_of(path: str, head: bytes, given: str) -> tuple[str, int]:
+    """Name the encoding, and how many bytes its mark has. Raises InputError."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name, len(mark)

@@ -17,6 +17,7 @@ from memworker.ingestion.documents.suffixes import OF_DOCUMENTS
 from memworker.ingestion.readers.addresses import located
 from memworker.ingestion.readers.dialects import Dialect
 from memworker.ingestion.readers.folders import Folders, LeftOut
+from memworker.ingestion.readers.sampling import FileSample
 from memworker.ingestion.records import ReadProgress
 from memworker.paths import ADDRESS, PathGiven, is_path, named
 from memworker.values import shown
@@ -47,7 +48,7 @@ class Source:
     standard input) can be read once, and may keep its reader waiting. With a `fault` it
     could not be read when it was looked for, and that is all that is known. What was found
     in a folder or by a glob has a place for its name if it turns out to be `left_out`. `name` is
-    what it is called within the folder that was given.
+    what it is called within the folder that was given. With a `sample` only that is read.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Source:
     sql: str = field(default="", compare=False)
     progress: ReadProgress | None = field(default=None, compare=False)
     name: str = field(default="", compare=False)
+    sample: FileSample | None = field(default=None, compare=False)
 
     @property
     def partition(self) -> dict[str, str | None]:

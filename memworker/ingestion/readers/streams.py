@@ -25,6 +25,7 @@ from memworker.errors import InputError
 from memworker.ingestion.readers.encodings import TornStream, begun, utf8_blocks
 from memworker.ingestion.readers.ours import Ours, begins_reject_list
 from memworker.ingestion.readers.paths import STDIN, Source
+from memworker.ingestion.readers.sampling import SAMPLED_AT_ONCE
 
 READ_BYTES = 1 << 20
 _IDLE_S = 1.0
@@ -94,12 +95,17 @@ def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     How it is packed is told by its first bytes, whatever its suffix says. Raises
     TornStream after the last good block of a damaged compressed stream.
     """
+    sample = source.sample
     with _opened(source) as file:
+        if sample is not None:
+            size = min(size, SAMPLED_AT_ONCE)
         head, blocks = begun(_raw_blocks(source, file, size), 4)
         packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), "")
         if head[1:4] == _SKIPPABLE:
             packed = "zst"
         blocks = chain([head] if head else [], blocks)
+        if sample is not None and packed:
+            blocks = sample.counted(blocks)
         if packed == "gz":
             blocks = _gunzip(blocks, size)
         elif packed == "zst":
@@ -107,6 +113,8 @@ def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
         elif source.compression and head and not _is_text(head):
             name = "gzip" if source.compression == "gz" else "zstd"
             raise TornStream(f"damaged {name} data: it does not begin as such")
+        if sample is not None:
+            blocks = sample.head(blocks) if packed else sample.pieces(file)
         yield from blocks
 
 
