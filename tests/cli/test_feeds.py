@@ -199,7 +199,7 @@ def test_the_command_line_makes_templates_with_line_ends():
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "INGEST.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
-    (block,) = (each for each in blocks if "--text-template" in each)
+    block, foretold = (each for each in blocks if "--text-template" in each)
     monkeypatch.chdir(tmp_path)
     ticket = {"title": "Refund", "body": "refused", "number": 7, "state": "open"}
     Path("tickets.jsonl").write_text(json.dumps(ticket | {"project": {"key": "P"}}) + "\n")
@@ -208,6 +208,8 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
         notes.execute("CREATE TABLE notes (id INTEGER, body TEXT, author TEXT)")
         notes.execute("INSERT INTO notes VALUES (1, 'a note', 'ann')")
     notes.close()
+    told = run(*shlex.split(foretold)[1:], "--model", "echo", "--workers", "1")
+    assert "rows     1, counted" in told and not Path("db").exists()
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line)[1:]
         run(*words, *(["--model", "echo", "--workers", "1"] if words[0] == "ingest" else []))
