@@ -126,8 +126,10 @@ class Gemma3(_Decoder):
         refuse_others(config, handled)
         layers, heads = size(config, "num_hidden_layers"), size(config, "num_attention_heads")
         both_ways = bool(config.get("use_bidirectional_attention"))
-        every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-        kinds = [_SLIDING if (n + 1) % int(every) else _FULL for n in range(layers)]
+        pattern = "sliding_window_pattern"
+        key = pattern if config.get(pattern) is not None else f"_{pattern}"
+        every = size(config, key, 6) if config.get(key) is not None else 6
+        kinds = [_SLIDING if (n + 1) % every else _FULL for n in range(layers)]
         sliding = size(config, "sliding_window", 4096, least=2)
         reach = {
             _FULL: Reach(turn_of(config, _FULL, "rope_theta", 1e6, scaling="rope_scaling")),

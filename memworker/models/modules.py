@@ -143,7 +143,7 @@ def read_prompts(path: Path) -> Prompts | None:
     if not any(named.values()):
         return None
     default = settings.get("default_prompt_name")
-    if default is not None and default not in named:
+    if default is not None and not (isinstance(default, str) and default in named):
         raise ModelUnsupported(
             f"{path / _PROMPT_FILE} names the prompt {default!r} as its default, and has only"
             f" {', '.join(map(repr, named))}."
@@ -217,8 +217,8 @@ def _pooling(path: Path, folder: Path) -> tuple[Pooling, bool]:
     config = read_json(folder / "config.json")
     on = [name for key, name in _LEGACY.items() if config.get(key) is True]
     named = config.get("pooling_mode", on or "mean")
-    modes = [named] if isinstance(named, str) else list(named)
-    if len(modes) == 1 and modes[0] in _MODES:
+    modes = named if isinstance(named, list) else [named]
+    if len(modes) == 1 and isinstance(modes[0], str) and modes[0] in _MODES:
         return _MODES[modes[0]], config.get("include_prompt") is not False
     raise ModelUnsupported(
         f"{folder / 'config.json'} asks for {' and '.join(map(_told, modes))} pooling; memworker"
@@ -237,9 +237,9 @@ _LEGACY = {
 }
 
 
-def _told(mode: str) -> str:
+def _told(mode: object) -> str:
     legacy = {name: key.removeprefix("pooling_mode_") for key, name in _LEGACY.items()}
-    return legacy.get(mode, str(mode))
+    return legacy.get(str(mode), str(mode))
 
 
 def _dense(path: Path, name: str) -> Dense:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -240,10 +241,19 @@ def test_prompts(tmp_path, cache, prompts, default, query, passage):
     assert (spec.query_prefix, spec.passage_prefix) == (query, passage)
 
 
-def test_a_default_prompt_that_is_not_there(folder, cache):
-    settings = {"prompts": {"query": "q: "}, "default_prompt_name": "find"}
+@pytest.mark.parametrize("name", ["find", ["query"], {}])
+def test_a_default_prompt_that_is_not_there(folder, cache, name):
+    settings = {"prompts": {"query": "q: "}, "default_prompt_name": name}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelUnsupported, match="'find'"):
+    with pytest.raises(ModelUnsupported, match=re.escape(repr(name))):
+        ready_model(folder, cache_dir=cache)
+
+
+@pytest.mark.parametrize("mode", [None, 1.5, True, [["mean"]], ["mean", "cls"], []])
+def test_pooling_that_is_none(folder, cache, mode):
+    write_modules(folder, *PLAIN)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    with pytest.raises(ModelUnsupported, match="pooling; memworker does one of"):
         ready_model(folder, cache_dir=cache)
 
 

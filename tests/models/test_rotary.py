@@ -258,6 +258,8 @@ WRONG = [
     (QWEN3, {"rms_norm_eps": -1}, "rms_norm_eps"),
     (QWEN3, {"rope_theta": "large"}, "rope_theta"),
     (GEMMA3, {"head_dim": 32}, r"config\.json makes it"),
+    (GEMMA3, {"sliding_window_pattern": "x"}, "sliding_window_pattern is 'x'"),
+    (GEMMA3, {"_sliding_window_pattern": [6]}, r"_sliding_window_pattern is \[6\]"),
     (GEMMA3, {"num_hidden_layers": 4, "layer_types": None}, "has no tensor"),
 ]
 
