@@ -27,6 +27,14 @@ _USAGE = (
 )
 
 
+# What these modules have to tell is for whoever waits at a terminal.
+_TELLING = (
+    "memworker.pool.choice",
+    "memworker.models.build",
+    "memworker.models.foreign_build",
+)
+
+
 def run() -> NoReturn:
     """Run the command line: the console script's entry."""
     signals.install()
@@ -37,9 +45,10 @@ def run() -> NoReturn:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # The verbs say themselves what is to say of an answer without results.
     logging.getLogger("memworker.store.fieldnotes").disabled = True
-    chosen = logging.getLogger("memworker.pool.choice")
-    chosen.addHandler(_ChoiceLines())
-    chosen.setLevel(logging.INFO)
+    for name in _TELLING:
+        telling = logging.getLogger(name)
+        telling.addHandler(_TellingLines())
+        telling.setLevel(logging.INFO)
     try:
         _run_app()
     except errors.MemworkerError as error:
@@ -90,8 +99,8 @@ def _leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-class _ChoiceLines(logging.Handler):
-    """Says what was chosen, and why, as the command's other words are said."""
+class _TellingLines(logging.Handler):
+    """Says what was chosen or takes long, and why, as the command's other words are said."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _say(record.getMessage())

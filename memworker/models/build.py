@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import pickle
 import platform
@@ -16,11 +17,14 @@ from pathlib import Path
 from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, ModelCache
+from memworker.models.calibration import calibration_facts
 from memworker.models.family import Family, family_of, read_config
 from memworker.models.head import Head, head_facts, read_head, weight_files
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.records import HashBook
 from memworker.models.spec import ModelEntry, Precision
+
+_log = logging.getLogger(__name__)
 
 GRAPH_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
@@ -43,6 +47,8 @@ def built_graph(
     family = None if entry.spec.static else _family(entry, folder)
     recipe = _recipe_digest(entry, family, hashes, precision)
     facts = [recipe, *_own_tokenizer(entry, hashes)]
+    if precision is Precision.INT8:
+        facts += calibration_facts(entry.spec)
     if family is not None and (layout := family.layout(precision)):
         facts.append(layout)
     facts += packing_facts(precision)
@@ -159,6 +165,8 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
     if precision is Precision.BF16:
         _write_openvino(entry, folder, draft / OPENVINO_FILE)
         return
+    if precision is Precision.INT8:
+        _tell_int8(entry, folder)
     plain = draft / "plain"
     plain.mkdir()
     _write_graph(entry, folder, precision, plain / GRAPH_FILE)
@@ -166,6 +174,17 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         (plain / name).unlink()
     plain.rmdir()
+
+
+def _tell_int8(entry: ModelEntry, folder: Path) -> None:
+    """Say that it takes a while: nothing else is seen of it."""
+    config = read_config(folder)
+    seconds = family_of(config).flops_per_token(config) / 2 * _INT8_S_A_WEIGHT
+    told = f"{seconds:.0f} seconds" if seconds < _LONG_S else f"{seconds / 60:.0f} minutes"
+    _log.info("%s is built in int8, once: about %s of one core", entry.spec.name, told)
+
+
+_INT8_S_A_WEIGHT, _LONG_S = 0.85e-6, 100.0
 
 
 def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:

@@ -48,6 +48,17 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
     return [tokens for tokens in ids if tokens]
 
 
+def calibration_facts(spec: ModelSpec) -> list[str]:
+    """Say what of a model's settings the token ids depend on, where that is not the usual.
+
+    A fingerprint has these settings of its own; but what was built before they changed is
+    another graph.
+    """
+    limit = min(spec.max_tokens, _MOST_TOKENS)
+    usual = not spec.passage_prefix and not spec.lowercase and limit == _MOST_TOKENS
+    return [] if usual else [spec.passage_prefix, str(spec.lowercase), str(limit)]
+
+
 def with_rare_tokens(texts: list[list[int]], vocabulary: int) -> list[list[int]]:
     """Add tokens from all over the vocabulary, alone and in rows, framed as the texts are.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +22,19 @@ from memworker.models.build import (
     refuse_full_disk,
 )
 from memworker.models.cache import MANIFEST, ModelCache
-from memworker.models.calibration import calibration_digest, calibration_ids, with_rare_tokens
+from memworker.models.calibration import (
+    calibration_digest,
+    calibration_facts,
+    calibration_ids,
+    with_rare_tokens,
+)
 from memworker.models.family import read_config
 from memworker.models.onnx_file import WEIGHTS_FILE
 from memworker.models.records import keep
 from memworker.models.rounding import PAIR_LIMIT
 from memworker.models.spec import ModelEntry, ModelSpec, Precision
+
+_log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 3600.0
 # What is short today may not be so tomorrow.
@@ -55,7 +63,10 @@ def built_foreign(
     Raises ModelUnsupported where the file cannot be taken so.
     """
     recipe = [*_recipe(file, precision), *file.hashes]
-    key = f"{entry.slug}-{digest_of([*recipe, *packing_facts(precision)])[:16]}"
+    facts = [*recipe, *packing_facts(precision)]
+    if precision is Precision.INT8:
+        facts += calibration_facts(spec)
+    key = f"{entry.slug}-{digest_of(facts)[:16]}"
     home = cache.root / "built" / key
     if not (home / MANIFEST).is_file():
         with cache.lock(key):
@@ -96,6 +107,7 @@ def _write_bf16(spec: ModelSpec, file: ForeignFile, draft: Path) -> None:
 def _write_int8(spec: ModelSpec, file: ForeignFile, draft: Path) -> None:
     ids = calibration_ids(spec, file.tokenizer)
     words = _vocabulary(file, max(map(max, ids)) + 1)
+    _log.info("%s is built in int8, once: it may take minutes", spec.name)
     plain = draft / "plain"
     plain.mkdir()
     job = {"source": str(file.path), "target": str(plain / GRAPH_FILE)}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -87,3 +90,17 @@ def test_info(run, tmp_path):
 
 def test_errors_are_left_to_the_command_line_itself(run):
     assert isinstance(run("path", "no-such-model").exception, UnknownModel)
+
+
+def test_a_long_build_is_told_once_and_beside_the_data(tmp_path):
+    folder = make_bert(tmp_path / "tiny")
+    environment = os.environ | {"MEMWORKER_CACHE": str(tmp_path / "cache")}
+    pull = [sys.executable, "-m", "memworker", "models", "pull", str(folder)]
+    command = [*pull, "--precision", "int8", "--json"]
+    first, again = (
+        subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        for _ in range(2)
+    )
+    assert "memworker: tiny is built in int8, once: about" in first.stderr
+    assert "is built" not in again.stderr
+    assert json.loads(first.stdout) == json.loads(again.stdout)

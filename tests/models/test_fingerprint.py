@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
+from bench.reference import export_reference
 from memworker.errors import MemworkerError
 from memworker.models import graph, graph_int8, ready_model
 from tests.models.conftest import open_session, run_padded
@@ -220,6 +221,31 @@ def test_settings_beside_the_weights(made, setting, tmp_path, cache):
     SETTINGS[setting](folder)
     after = fingerprint(folder, cache)
     assert len(after) == 32 and after != before
+
+
+SEEN = {
+    "prompt": ("config_sentence_transformers.json", {"prompts": {"document": "the the the "}}),
+    "limit": ("sentence_bert_config.json", {"max_seq_length": 5}),
+    "lower case": ("sentence_bert_config.json", {"do_lower_case": True}),
+}
+
+
+def make_export(folder):
+    """Write a file of others' that can be had in int8."""
+    export_reference(ready_model(make_bert(folder.parent / "bert")), folder)
+
+
+@pytest.mark.parametrize("setting", SEEN)
+@pytest.mark.parametrize("made", ["safetensors", "onnx"])
+def test_int8_is_built_anew_for_other_calibration(made, setting, tmp_path, cache):
+    """What is built now must be what another machine builds, under the same fingerprint."""
+    folder = tmp_path / "model"
+    _ = make_bert(folder) if made == "safetensors" else make_export(folder)
+    before = ready_model(folder, precision="int8", cache_dir=cache)
+    name, settings = SEEN[setting]
+    (folder / name).write_text(json.dumps(settings))
+    after = ready_model(folder, precision="int8", cache_dir=cache)
+    assert after.fingerprint != before.fingerprint and after.graph != before.graph
 
 
 def test_a_file_of_the_same_size_and_time(tmp_path, cache):
