@@ -86,6 +86,11 @@ class ModelSpec:
     similarity: str = ""
     prompts: tuple[str, ...] = ()
 
+    @property
+    def width(self) -> int:
+        """How many numbers a token's row has, whatever dense layers and a cut make of it."""
+        return self.dense[0].inputs if self.dense else self.cut_from or self.dim
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:

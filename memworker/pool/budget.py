@@ -60,8 +60,10 @@ class Footprint:
     """What is fixed about a model's memory, in bytes and dimensions.
 
     All workers share the weights; each has `worker_bytes`, `token_bytes` for each padded
-    token of a session run and dimension, and the region that its slots lie in. A window has
-    `window_tokens` a worker. `storing`: the parent also puts the rows into a table.
+    token of a session run and number of its row, of which there are `width` (0: as many as a
+    vector has), and the region that its slots lie in. The longest text there may be takes
+    `longest_bytes` by itself. A window has `window_tokens` a worker. `storing`: the parent
+    also puts the rows into a table.
     """
 
     dim: int
@@ -71,6 +73,8 @@ class Footprint:
     token_bytes: int = _TOKEN_BYTES
     storing: bool = False
     window_tokens: int = 1 << 40
+    width: int = 0
+    longest_bytes: int = 0
 
     def estimate(self, budget: Budget) -> int:
         """Estimate the bytes that parent and workers hold together at their peak."""
@@ -80,7 +84,8 @@ class Footprint:
         if self.storing:
             row += 4 * self.dim + _STORED_ROW_BYTES
             parent += _STORE_BYTES
-        activations = budget.batch_tokens * self.token_bytes * self.dim
+        activations = budget.batch_tokens * self.token_bytes * (self.width or self.dim)
+        activations = max(activations, self.longest_bytes)
         worker = self.worker_bytes + activations + self.region_bytes
         parent += rows * row * budget.windows_in_flight
         return parent + self.weights_bytes + budget.workers * worker
@@ -120,7 +125,8 @@ def fit(allowed_bytes: int, wanted: Budget, footprint: Footprint) -> Budget:
     least = footprint.estimate(replace(steps[-1], workers=1))
     raise UsageError(
         f"memory of {allowed_bytes / _MIB:,.0f} MiB is not enough: one worker with this model"
-        f" needs about {least / _MIB:,.0f} MiB. Allow more, or choose a smaller model."
+        f" needs about {least / _MIB:,.0f} MiB. Allow more, cut texts shorter (max_tokens=,"
+        " --max-tokens), or choose a smaller model."
     )
 
 

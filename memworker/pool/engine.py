@@ -32,6 +32,10 @@ _INT8_BATCH_TOKENS, _INT8_RUN_TOKENS = 320, 5.0
 # OpenVINO does larger runs better; its libraries, and what its kernels for all shapes grow to.
 _BF16_BATCH_TOKENS, _BF16_RUN_TOKENS = 768, 16.0
 _BF16_WORKER_BYTES = 100 << 20
+# What a token of a long text takes that is run alone, a number of its row; scores in blocks.
+_LONG_TOKEN_BYTES = 72
+# OpenVINO also writes out which token sees which, where that is not all of them.
+_BF16_PAIR_BYTES = 5
 _STATIC_WORKER_BYTES = 84 << 20
 _STATIC_TOKEN_BYTES = 8
 
@@ -198,6 +202,8 @@ class OnnxEngine:
             self.model.spec.dim,
             sum(path.stat().st_size for path in files),
             worker_bytes=worker_bytes(self.model.tokenizer),
+            width=self.model.spec.width,
+            longest_bytes=self.model.max_tokens * self.model.spec.width * _LONG_TOKEN_BYTES,
         )
 
     def loader(self, costs: plan.Costs) -> Loader:
@@ -225,7 +231,9 @@ class OpenVinoEngine(OnnxEngine):
         # Each worker holds the weights of products in bf16: two bytes for two operations a token.
         weights = int(self.model.flops_per_token)
         own = worker_bytes(self.model.tokenizer, _BF16_WORKER_BYTES)
-        return replace(super().footprint, worker_bytes=own + weights)
+        known = super().footprint
+        longest = known.longest_bytes + _BF16_PAIR_BYTES * self.model.max_tokens**2
+        return replace(known, worker_bytes=own + weights, longest_bytes=longest)
 
     def loader(self, costs: plan.Costs) -> Loader:
         return OpenVinoLoader(self.model, costs)
@@ -259,7 +267,10 @@ class StaticEngine(OnnxEngine):
         # The tokenizer's cache grows to its bound; of the table a run reads rows, and adds them up.
         known = super().footprint
         own = worker_bytes(self.model.tokenizer, _STATIC_WORKER_BYTES)
-        return replace(known, worker_bytes=own, token_bytes=_STATIC_TOKEN_BYTES)
+        longest = self.model.max_tokens * known.width * _STATIC_TOKEN_BYTES
+        return replace(
+            known, worker_bytes=own, token_bytes=_STATIC_TOKEN_BYTES, longest_bytes=longest
+        )
 
 
 @dataclass(frozen=True, slots=True)

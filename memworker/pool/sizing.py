@@ -85,7 +85,9 @@ def pool_plan(engine: Engine, options: SizingOptions) -> PoolPlan:
     budget, reduced = _within_bounds(wanted, options, footprint)
     costs = replace(costs, batch_tokens=budget.batch_tokens)
     needed = footprint.estimate(budget)
-    _refuse_more_than_there_is(needed, budget.workers)
+    # Where the caller says how many, longest texts may be none of theirs.
+    least = replace(footprint, longest_bytes=0).estimate(budget)
+    _refuse_more_than_there_is(least, budget.workers)
     windows = budget.windows_in_flight
     pending = options.max_pending_tokens or windows * _window_tokens(costs, budget.workers)
     loader = engine.loader(costs)

@@ -43,6 +43,24 @@ def test_storing_and_long_texts_count():
     assert few.estimate(one) < MINILM.estimate(one)
 
 
+def test_rows_of_tokens_are_as_wide_as_the_model_whatever_is_kept_of_vectors():
+    one = Budget(workers=1, batch_tokens=512)
+    whole, cut = replace(MINILM, dim=1024), replace(MINILM, dim=32, width=1024)
+    assert whole.estimate(one) - cut.estimate(one) < 100 << 20
+    assert cut.estimate(one) - replace(MINILM, dim=32).estimate(one) == 512 * 128 * (1024 - 32)
+
+
+def test_the_longest_text_counts():
+    one = Budget(workers=2, batch_tokens=512)
+    usual = 512 * 128 * 384
+    assert replace(MINILM, longest_bytes=usual).estimate(one) == MINILM.estimate(one)
+    longest = replace(MINILM, longest_bytes=usual + (500 << 20))
+    assert longest.estimate(one) == MINILM.estimate(one) + 2 * (500 << 20)
+    assert fit(600 << 20, one, MINILM).workers == 2
+    with pytest.raises(UsageError, match="--max-tokens"):
+        fit(600 << 20, one, longest)
+
+
 def test_too_little_says_how_much_is_needed():
     with pytest.raises(UsageError, match=r"100 MiB is not enough.*needs about \d+ MiB"):
         fit(100 << 20, WANTED, MINILM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -10,12 +10,13 @@ from memworker import EmbeddingPool
 from memworker.errors import UsageError
 from memworker.models import ready_model
 from memworker.pool import plan
-from memworker.pool.budget import Footprint
+from memworker.pool.budget import Budget, Footprint
 from memworker.pool.echo import EchoEncoder, EchoLoader
 from memworker.pool.engine import Engine, Identity, LoaderEngine, OnnxEngine, StaticEngine, resolve
 from memworker.pool.tuning import tune
 
 DIM = 8
+ONE = Budget(workers=1, batch_tokens=512)
 
 
 class Frugal(EchoEncoder):
@@ -69,6 +70,16 @@ def test_what_an_engine_says_of_memory_counts():
         pass
     with pytest.raises(UsageError, match="not enough"):
         EmbeddingPool(Another(token_bytes=1 << 20), workers=1, memory=light.plan.memory_bytes)
+
+
+def test_memory_is_that_of_the_models_rows_and_of_its_longest_text():
+    whole = resolve("all-MiniLM-L6-v2").footprint
+    cut = resolve("all-MiniLM-L6-v2", dim=64).footprint
+    assert (whole.width, cut.dim, cut.width) == (384, 64, 384)
+    long = OnnxEngine(replace(ready_model("all-MiniLM-L6-v2"), max_tokens=8192)).footprint
+    # As measured: 59 to 72 bytes a token and number of its row, in blocks of scores.
+    assert long.longest_bytes == 8192 * 384 * 72
+    assert long.estimate(ONE) > whole.estimate(ONE) + (190 << 20)
 
 
 def test_each_kind_has_its_engine():
