@@ -484,8 +484,12 @@ def test_a_moved_document_keeps_the_vectors_of_its_chunks(sync):
     sync(chunk=64)
     before = chunks("long.md")
     os.rename("notes/long.md", "notes/sub/moved.md")
+    looked = sync(chunk=64, dry_run=True)
+    assert figures(looked) == {"added": 1, "unchanged": 3, "would_remove": 1}
+    looked = sync(chunk=64, delete=True, dry_run=True)
     report = sync(chunk=64, delete=True)
-    assert figures(report) == {"moved": 1, "unchanged": 3} and report.embedding.embedded == 0
+    assert figures(report) == figures(looked) == {"moved": 1, "unchanged": 3}
+    assert report.embedding.embedded == 0
     after = chunks("sub/moved.md")
     assert [row["vector"] for row in after] == [row["vector"] for row in before]
     assert not chunks("long.md") and figures(sync(chunk=64)) == {"unchanged": 4}

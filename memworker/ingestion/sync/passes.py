@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,8 @@ def look_only(job: FolderJob) -> SyncReport:
         planner = Planner(
             job.naming, job.reading, catalogue, counts, Refusals(rows, refused), extract
         )
-        for window in planner.windows(job.files(counts.left_out)):
+        files = planner.windows(job.files(counts.left_out))
+        for window in chain(files, planner.waiting_windows()):
             for row_id in window.ids.to_pylist():
                 doing = planner.underway.doing.pop(row_id)
                 setattr(counts, doing, getattr(counts, doing) + 1)
