@@ -51,6 +51,7 @@ def export(
 ) -> None:
     """Write a table's rows to a file, from which `ingest` makes the same rows again.
 
+    Chunks are written with their parents and places, which become metadata then.
     With --json the count is printed, to stderr where the rows go to stdout.
     """
     from memworker.ingestion import export_table

@@ -21,10 +21,12 @@ from memworker.errors import StoreError, UsageError
 from memworker.ingestion.fields import SCOPE_COLUMNS
 from memworker.ingestion.vectors_file import MARK, is_vectors_file
 from memworker.paths import PathGiven, used_path
-from memworker.store import Output, Table, disk_errors
+from memworker.store import CHUNK_FIELDS, Output, Table, disk_errors
 
 FORMATS = ("parquet", "jsonl", "csv")
 _TIMES = ("created_at", "updated_at")
+# Of a table of chunks: without them nothing tells of which text a row is a part, and which one.
+_PLACES = {field.name: field.type for field in CHUNK_FIELDS if field.name != "last_chunk"}
 _KINDS: dict[type, pa.DataType] = {
     str: pa.string(),
     bool: pa.bool_(),
@@ -59,7 +61,8 @@ def export_table(
 
     `format` is told by the suffix, if it is not given; `output` may be an open binary file, too.
     `where` chooses rows; expired and superseded ones are left out. The columns are id and text,
-    the scopes that any row has, the fields of the metadata, and with `vectors` and `times` these.
+    the scopes that any row has, of a table of chunks their parents and places, the fields of the
+    metadata, and with `vectors` and `times` these.
     JSON lines hold all that metadata can be; parquet needs one kind of value a field, csv has
     text alone. The file appears when it is whole.
     Raises UsageError, TableNotFound, StoreError, StoreUnwritable.
@@ -127,7 +130,7 @@ def _planned(
             for name, value in row.items():
                 kinds.setdefault(name, set()).add(type(value))
     own = ("id", "text", *(name for name in SCOPE_COLUMNS if name in scopes))
-    own = (*own, *(_TIMES if times else ()))
+    own = (*own, *(_PLACES if table.chunking else ()), *(_TIMES if times else ()))
     taken = {*own, "text", "id", *(("vector",) if vectors else ())}
     if both := sorted(taken & set(kinds)):
         raise StoreError(
@@ -187,8 +190,12 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
+def _is_said(name: str, value: Any) -> bool:
+    return value is not None if name in _PLACES else bool(value) or name not in SCOPE_COLUMNS
+
+
 class _Lines:
-    """One JSON object a row; a scope that a row has not is left out."""
+    """One JSON object a row; a scope, parent or place that a row has not is left out."""
 
     def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._file, self._plan = file, plan
@@ -198,7 +205,7 @@ class _Lines:
         vectors = batch["vector"].to_pylist() if self._plan.vectors else None
         lines = []
         for i, row in enumerate(own):
-            told = {k: _plain(v) for k, v in row.items() if k not in SCOPE_COLUMNS or v}
+            told = {k: _plain(v) for k, v in row.items() if _is_said(k, v)}
             told |= metadata[i]
             if vectors is not None:
                 told["vector"] = vectors[i]
@@ -241,13 +248,18 @@ def _cell(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | int | float) else str(_plain(value))
 
 
+def _own_type(name: str) -> pa.DataType:
+    if name in _TIMES:
+        return pa.timestamp("us", "UTC")
+    return _PLACES.get(name, pa.string())
+
+
 class _Parquet:
     """Columns of Arrow's types; what a row has not is null."""
 
     def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._plan, self._rows = plan, 0
-        kinds = [pa.timestamp("us", "UTC") if name in _TIMES else pa.string() for name in plan.own]
-        columns = [*zip(plan.own, kinds, strict=True), *plan.fields.items()]
+        columns = [*((name, _own_type(name)) for name in plan.own), *plan.fields.items()]
         if plan.vectors:
             columns.append(("vector", pa.list_(pa.float32(), plan.vectors)))
         self._schema = pa.schema([pa.field(name, kind) for name, kind in columns])

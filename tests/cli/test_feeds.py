@@ -97,6 +97,31 @@ def test_an_export_comes_back_as_the_same_rows(db, tmp_path):
         assert held(tmp_path / suffix) == held(db)
 
 
+def test_chunks_are_exported_with_their_parents_and_places(tmp_path):
+    rows = [{"id": f"p{i}", "text": "A sentence of some words. " * 9, "n": i} for i in range(2)]
+    db, places = tmp_path / "db", ("parent_id", "chunk", "char_start", "char_end", "context")
+    memworker.ingest(rows, db=db, table="t", chunk=32, **ECHO)
+    stored = Table.open(db, "t").rows(columns=["id", "text", *places]).to_pylist()
+    assert len(stored) > 2
+    for suffix in ("jsonl", "parquet", "csv"):
+        path = tmp_path / f"out.{suffix}"
+        done = memworker.export_table(db, "t", path)
+        assert done.columns == ("id", "text", *places, "n")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    told = [{name: value for name, value in row.items() if name != "n"} for row in found]
+    assert told == [{k: v for k, v in row.items() if v is not None} for row in stored]
+    assert [
+        {name: row[name] for name in stored[0]}
+        for row in pq.read_table(tmp_path / "out.parquet").to_pylist()
+    ] == stored
+    memworker.ingest(tmp_path / "out.jsonl", db=tmp_path / "again", table="t", **ECHO)
+    again = Table.open(tmp_path / "again", "t")
+    assert again.count({"parent_id": "p1"}) * 2 == again.count() == len(stored)
+    memworker.export_table(tmp_path / "again", "t", tmp_path / "more.jsonl")
+    more = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert more == found
+
+
 def test_csv_holds_all_as_text(db, tmp_path):
     path = tmp_path / "out.csv"
     memworker.export_table(db, "t", path)
@@ -164,6 +189,11 @@ def test_queries_are_embedded_as_such(tmp_path):
     assert np.load(out).shape[0] == 2
     with pytest.raises(MemworkerError, match="kind must be one of"):
         memworker.embed_to_file(tmp_path / "in.txt", out, kind="question", model="echo")
+
+
+def test_a_query_without_a_database_names_the_option(tmp_path):
+    with pytest.raises(UsageError, match="name it with --from"):
+        run("ingest", "--sql", "SELECT 1", "--db", tmp_path, "--table", "t")
 
 
 GROUPS = {"Input", "Text", "Model", "Writing", "Output"}
