@@ -289,6 +289,8 @@ def inputs_or_query(inputs: list[str] | None, sql: str | None, database: str | N
     if database is not None and inputs:
         raise UsageError(f"--from {database} and the input {inputs[0]} are given; name one of them")
     named = [database] if database is not None else inputs
+    if not named and sql is not None:
+        raise UsageError("--sql asks a database; name it with --from, such as sqlite:///notes.db")
     if not named:
         raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
     return named

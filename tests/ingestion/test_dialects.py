@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from memworker.errors import InputError, MissingField, UsageError
@@ -51,6 +53,38 @@ def test_a_lone_column_is_one_whatever_marks_its_texts_hold(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("text\na; b; c\nd; e; f\n")
     assert taken(path) == ([(None, "a; b; c"), (None, "d; e; f")], [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "rejected", "left"),
+    [("id,text\n1,'a, b'\n2,c\n3,'d, e'\n", 2, 0), ("id,text\n1,a,b;c\n2,c\n", 1, 1)],
+)
+def test_rows_of_too_many_cells_are_rejected_with_the_options_that_help(
+    tmp_path, text, rejected, left
+):
+    path = tmp_path / "in.csv"
+    path.write_text(text)
+    _, reasons, (note,) = taken(path)
+    assert len(reasons) == rejected and "--delimiter or --quotechar" in note and "in.csv" in note
+    assert len(taken(path, Dialect(quotechar="'"))[1]) == left
+    path.write_text("id,text\n1\n2,c\n")
+    assert len(taken(path)[1]) == 1 and taken(path)[2] == []
+
+
+def test_a_header_that_nothing_parts_names_the_option(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("id:text\n1:a\n")
+    with pytest.raises(MissingField, match="say --delimiter"):
+        taken(path)
+    assert taken(path, Dialect(delimiter=":"))[0] == [("1", "a")]
+
+
+def test_a_line_that_was_not_cut_into_cells_has_no_id(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('id,text\n1,"never closed\n2,two\n')
+    (batch,) = read_sources(found([path], None).sources, read_options(None))
+    assert [(each.id, each.line) for each in batch.rejects] == [(None, 2)]
+    assert batch.rows["id"].to_pylist() == ["2"]
 
 
 def test_options_decide_against_what_the_header_shows(tmp_path):
@@ -170,6 +204,28 @@ def test_options_of_csv_are_refused_where_nothing_is_csv(tmp_path):
     with pytest.raises(UsageError, match="--no-header"):
         taken(path, Dialect(header=False))
     assert taken(path, Dialect(delimiter=";"), format="csv")[0] == [("1", "a")]
+
+
+def test_an_encoding_is_not_told_where_it_does_nothing_and_refused_where_it_is_given(tmp_path):
+    path, text = tmp_path / "in.parquet", tmp_path / "in.txt"
+    pq.write_table(pa.table({"text": [b"one", b"\xff"]}), path)
+    rows, reasons, notes = taken(path)
+    assert [t for _, t in rows] == ["one"] and "UTF-8" in reasons[0] and notes == []
+    with pytest.raises(UsageError, match="--encoding is for files of text.*parquet.*leave it out"):
+        taken(path, Dialect(encoding="latin-1"))
+    text.write_bytes(b"caf\xe9\n")
+    both = found([path, text], dialect=Dialect(encoding="latin-1")).sources
+    (_, batch) = read_sources(both, read_options(None))
+    assert batch.rows["text"].to_pylist() == ["caf\xe9"]
+
+
+@pytest.mark.parametrize("given", [{"encoding": "latin-1"}, {"delimiter": ";"}, {"header": False}])
+def test_a_dialect_is_refused_where_a_database_reads_the_file(tmp_path, given):
+    path = tmp_path / "in.csv"
+    path.write_text("id;text\n1;a\n")
+    with pytest.raises(UsageError, match="is for files of text, and --sql"):
+        found([path], dialect=Dialect(**given), sql="SELECT * FROM input")
+    assert found([path], dialect=Dialect(), sql="SELECT * FROM input").sources
 
 
 @pytest.mark.parametrize("address", ["https://x.org/a.jsonl", "http://x/a", "s3://b/a.parquet"])

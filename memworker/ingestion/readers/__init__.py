@@ -122,6 +122,7 @@ def read_sources(
     """Read what was found, as `read` does. What is wrong with one of several costs that one."""
     options.alone = len(sources) == 1
     options.elsewhere = partial(_elsewhere, sources, options)
+    options.without_encoding = frozenset(shown_name(s.path) for s in sources if s.of_columns)
     return _batches(joined(_parts(followed(sources, progress), options), options), limit, options)
 
 
@@ -287,7 +288,8 @@ def _numbered(
         if limit is not None:
             checked = checked.head(limit - ordinal)
         count = checked.rows.num_rows
-        if path != RECORDS_PATH and any("valid UTF-8" in why for why in checked.faults.values()):
+        silent = path == RECORDS_PATH or path in options.without_encoding
+        if not silent and any("valid UTF-8" in why for why in checked.faults.values()):
             options.told.once(_NOT_UTF8, path)
         if count:
             yield checked.batch(path, ordinal)

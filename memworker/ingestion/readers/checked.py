@@ -43,6 +43,8 @@ class ReadOptions:
     missing_rows: int = 0
     extraction: Extraction = field(default_factory=Extraction)
     told: Findings = field(default_factory=Findings)
+    # The names of those sources to whose texts --encoding says nothing.
+    without_encoding: frozenset[str] = frozenset()
     # Which of these names another source has; where there is one, its rows may do without.
     elsewhere: Callable[[Collection[str]], Collection[str]] = field(default=lambda names: ())
     # Gets rows as they stand in the input: an `ObjectRows`, or a record batch.

@@ -21,7 +21,12 @@ from memworker.ingestion.records import EXCERPT_CHARS
 _SAMPLE_LINES = 200
 _NO_HEADER = (
     "Name it with --text-field (text_field=); if the first line is a row, say --no-header"
-    " (header=False), and name columns by their numbers"
+    " (header=False), and name columns by their numbers; if cells are parted by something else, say"
+    " --delimiter"
+)
+_TOO_MANY = (
+    "rows of more cells than the header has are rejected; if cells are parted or quoted otherwise,"
+    " say --delimiter or --quotechar (dialect)"
 )
 
 
@@ -40,13 +45,13 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
     header = first.pop(0) if source.dialect.header else first[0]
     if header.fault:
         bad = header._replace(fault=f"{header.fault}; without its header no row can be read")
-        yield _rows([], [bad], options)
+        yield _rows([], [bad], source, options)
         return
     names = distinct(source.path, _named(header.cells, source, options), options.fields)
     for rows in chain([first], blocks):
         # Also where there are no rows yet: the header may lack a field that must be there.
         for at in range(0, max(1, len(rows)), options.batch_rows):
-            yield _rows(names, rows[at : at + options.batch_rows], options)
+            yield _rows(names, rows[at : at + options.batch_rows], source, options)
 
 
 def _named(cells: list[str], source: Source, options: ReadOptions) -> list[str]:
@@ -64,12 +69,16 @@ class _DelimitedRow(NamedTuple):
     fault: str = ""
 
 
-def _rows(header: list[str], batch: list[_DelimitedRow], options: ReadOptions) -> ObjectRows:
+def _rows(
+    header: list[str], batch: list[_DelimitedRow], source: Source, options: ReadOptions
+) -> ObjectRows:
     faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
     width = len(header)
     for i, row in enumerate(batch):
         if len(row.cells) != width:
             faults.setdefault(i, f"{len(row.cells)} columns where the header has {width}")
+            if len(row.cells) > width > 0:
+                options.told.once(_TOO_MANY, source.told)
     return ObjectRows(
         np.array([row.number for row in batch], dtype=np.int64),
         _objects(header, batch, options.fields.id),
@@ -82,7 +91,10 @@ def _rows(header: list[str], batch: list[_DelimitedRow], options: ReadOptions) -
 
 
 def _objects(header: list[str], batch: list[_DelimitedRow], id_name: str) -> list[Any]:
-    objects: list[Any] = [dict(zip(header, row.cells, strict=False)) for row in batch]
+    # A bad row is a line that was not cut into cells, and holds no id.
+    objects: list[Any] = [
+        {} if row.fault else dict(zip(header, row.cells, strict=False)) for row in batch
+    ]
     if id_name in header:
         for each in objects:
             each[id_name] = each.get(id_name) or None

@@ -71,6 +71,11 @@ class Dialect:
         named = [name for name, value in given.items() if value is not None]
         return (named + ([] if self.header else ["--no-header"]) + [""])[0]
 
+    @property
+    def of_text(self) -> str:
+        """Name the option that all files of text know, where it is given; else ""."""
+        return "" if self.encoding is None else "--encoding"
+
     def told(self) -> dict[str, str]:
         """Describe what is said, for the journal."""
         pairs = ((each.name, getattr(self, each.name)) for each in fields_of(self))

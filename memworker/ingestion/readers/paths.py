@@ -69,6 +69,11 @@ class Source:
         return {} if "=" not in self.path or self.sql else _partition(self.path)
 
     @property
+    def of_columns(self) -> bool:
+        """Whether its texts are values of columns or databases, and no encoding says more."""
+        return self.format in ("parquet", "arrow", "sqlite", "duckdb")
+
+    @property
     def told(self) -> str:
         """What the source is called in messages."""
         return "standard input" if self.path == STDIN else self.path
@@ -133,6 +138,11 @@ def found(
         raise UsageError("no input is given; name a file, a folder, a glob, or - for stdin")
     looking = _Looking(None if format is None else _known_format(format), outputs)
     if sql is not None:
+        if dialect is not None and (option := dialect.of_cells or dialect.of_text):
+            raise UsageError(
+                f"{option} is for files of text, and --sql (sql=) asks a database, which reads"
+                " them itself; leave it out, or say it in the query"
+            )
         return Found([_asked(name, sql) for name in inputs], looking.left_out)
     sources = [source for name in inputs for source in looking.sources(_name(name))]
     _read_once(sources)
@@ -170,6 +180,12 @@ def _check_dialect(dialect: Dialect, sources: list[Source]) -> None:
         raise UsageError(
             f"{dialect.of_cells} is for csv and tsv, and the input is read as {formats};"
             " say --format csv, or leave it out"
+        )
+    if dialect.of_text and sources and all(source.of_columns for source in sources):
+        formats = ", ".join(sorted({source.format for source in sources}))
+        raise UsageError(
+            f"{dialect.of_text} is for files of text, and the input is read as {formats};"
+            " leave it out"
         )
 
 
