@@ -79,16 +79,26 @@ def read_table(weights: Path, tokenizer: Path, *, unknown_counts: bool = False) 
     name = next((n for n in (_OURS, _MODEL2VEC) if n in tensors), "")
     if not name or tensors[name].ndim != 2:
         raise ModelCorrupt(f"{weights} holds no table of token vectors: it has {sorted(tensors)}.")
-    if name == _OURS:
-        return _checked(weights, _narrow(tensors[name]), tokenizer, None)
-    rows = _narrow(_spread(tensors))
-    described = json.loads(tokenizer.read_bytes())
-    unknown = None if unknown_counts else _unknown_token(described)
-    if unknown is not None and unknown < len(rows):
-        rows = rows.copy()
-        # A row of zeros leaves the direction of the mean as if the token were not there.
-        rows[unknown] = 0
-    return _checked(weights, rows, tokenizer, unknown)
+    try:
+        rows = _narrow(tensors[name] if name == _OURS else _spread(tensors))
+    except (IndexError, ValueError) as error:
+        raise ModelCorrupt(
+            f"{weights} has a mapping or weights that do not fit its rows: {error}."
+            " Fetch the model again."
+        ) from error
+    last, unknown = _ids_of(tokenizer)
+    if last >= len(rows):
+        # A worker would fail on a text.
+        raise ModelCorrupt(
+            f"{weights} has {len(rows)} rows, and {tokenizer} gives ids up to {last}: "
+            "they are not of one model."
+        )
+    if unknown is None or unknown_counts or name == _OURS:
+        return TokenTable(rows)
+    rows = rows.copy()
+    # A row of zeros leaves the direction of the mean as if the token were not there.
+    rows[unknown] = 0
+    return TokenTable(rows, unknown)
 
 
 def _spread(tensors: dict[str, Any]) -> NDArray[Any]:
@@ -96,7 +106,7 @@ def _spread(tensors: dict[str, Any]) -> NDArray[Any]:
 
     rows: NDArray[Any] = tensors[_MODEL2VEC]
     if "mapping" in tensors:
-        rows = rows[tensors["mapping"]]
+        rows = np.take(rows, tensors["mapping"].astype(np.int64), axis=0)
     if "weights" in tensors:
         # Whole numbers times weights are none.
         kind = rows.dtype if rows.dtype.kind == "f" else np.float32
@@ -110,29 +120,27 @@ def _narrow(rows: NDArray[Any]) -> NDArray[Any]:
     return rows.astype(np.float32) if rows.dtype == np.float64 else rows
 
 
-def _checked(weights: Path, rows: NDArray[Any], tokenizer: Path, unknown: int | None) -> TokenTable:
-    """Refuse a table with fewer rows than the tokenizer has ids: a worker would fail on a text."""
-    described = json.loads(tokenizer.read_bytes())
-    added = [int(token["id"]) for token in described.get("added_tokens") or []]
-    vocabulary = described["model"].get("vocab") or {}
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    if (last := max([*ids, *added], default=0)) >= len(rows):
-        raise ModelCorrupt(
-            f"{weights} has {len(rows)} rows, and {tokenizer} gives ids up to {last}: "
-            "they are not of one model."
-        )
-    return TokenTable(rows, unknown)
+def _ids_of(tokenizer: Path) -> tuple[int, int | None]:
+    """Return the largest id that a tokenizer gives, and that of its unknown token."""
+    try:
+        described = json.loads(tokenizer.read_bytes())
+        model, added = described["model"], _added(described)
+        vocabulary = model.get("vocab") or {}
+        unigram = not isinstance(vocabulary, dict)
+        ids = [len(vocabulary) - 1] if unigram else list(map(int, vocabulary.values()))
+        if model.get("type") == "Unigram":
+            unknown = model.get("unk_id")
+        else:
+            named = model.get("unk_token") or ""
+            unknown = added.get(named, None if unigram else vocabulary.get(named))
+        found = None if unknown is None else int(unknown)
+        return max([*ids, *added.values(), found or 0], default=0), found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelCorrupt(f"{tokenizer} cannot be used: {error!r}. Fetch it again.") from error
 
 
-def _unknown_token(described: dict[str, Any]) -> int | None:
-    model = described["model"]
-    if model.get("type") == "Unigram":
-        unigram: int | None = model.get("unk_id")
-        return unigram
-    named = model.get("unk_token") or ""
-    added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or []}
-    vocabulary: dict[str, int] = model.get("vocab") or {}
-    return added.get(named, vocabulary.get(named))
+def _added(described: dict[str, Any]) -> dict[str, int]:
+    return {token["content"]: int(token["id"]) for token in described.get("added_tokens") or []}
 
 
 def faster_tokenizer(path: Path) -> str:

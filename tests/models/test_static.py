@@ -136,6 +136,35 @@ def test_a_file_without_a_table(model2vec, cache):
         ready_model(model2vec, cache_dir=cache)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mapping": np.full(len(WORDS), 20)},
+        {"weights": np.ones(3)},
+        {"weights": np.ones((len(WORDS), 2))},
+    ],
+    ids=["rows", "count", "shape"],
+)
+def test_a_table_that_cannot_be_put_together(model2vec, cache, wrong):
+    weights = model2vec / "model.safetensors"
+    save_file(load_file(weights) | wrong, weights)
+    with pytest.raises(ModelCorrupt, match="do not fit its rows"):
+        ready_model(model2vec, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [None, {"model": None}, {"model": {"vocab": {"a": "x"}}}, {"added_tokens": [{"a": 1}]}],
+    ids=["torn", "model", "ids", "added"],
+)
+def test_a_tokenizer_that_is_none(model2vec, cache, changes):
+    tokenizer = model2vec / "tokenizer.json"
+    described = json.dumps(json.loads(tokenizer.read_bytes()) | (changes or {}))
+    tokenizer.write_text(described if changes else described[:100])
+    with pytest.raises(ModelCorrupt, match=r"tokenizer\.json cannot be used"):
+        ready_model(model2vec, cache_dir=cache)
+
+
 def test_static_models_have_one_precision(model2vec, cache):
     with pytest.raises(UsageError, match="it has: fp32"):
         ready_model(model2vec, precision="int8", cache_dir=cache)
