@@ -34,6 +34,7 @@ from memworker.pool import (
     TokenCounter,
     borrowed_or_own,
     is_auto,
+    machine,
 )
 from memworker.store import INDEX_MIN_ROWS, OnConflict, VectorSpace, database_path, table_name
 
@@ -43,8 +44,8 @@ _FIELDS_TOLD = 100
 # A rehearsal works about so long, on so many rows at most.
 _REHEARSAL_S = 1.5
 _FIRST_ROWS, _MOST_ROWS = 64, 20_000
-# Of the vector index, measured for 384 dimensions (see `store/policy`).
-_INDEX_S_A_NUMBER = 15e-6 / 384
+# Of the vector index, measured for 384 dimensions on two cores, with others at work there.
+_INDEX_START_S, _INDEX_S_A_NUMBER = 1.0, 45e-6 / 384
 _INDEX_BYTES_BESIDE = 12
 
 
@@ -205,9 +206,9 @@ def _planned(
     written = accepted * cost.written_a_row * (longer if target.chunking else 1.0)
     indexed = written >= INDEX_MIN_ROWS
     index_bytes = round(written * (pool.dim + _INDEX_BYTES_BESIDE)) if indexed else 0
-    index_s = written * pool.dim * _INDEX_S_A_NUMBER if indexed else 0.0
+    index_s = _INDEX_START_S + written * pool.dim * _INDEX_S_A_NUMBER if indexed else 0.0
     known = rows is not None and bool(texts)
-    seconds = cost.first_s + max(0.0, accepted * longer - cost.first_rows) * cost.row_s
+    seconds = cost.seconds(accepted * longer)
     sources = survey.sources
     return IngestPlan(
         files=len(sources),
@@ -239,41 +240,64 @@ def _planned(
 
 @dataclass(frozen=True, slots=True)
 class _RowCosts:
-    """What rows cost: the first ones with all that is done once, and each behind them."""
+    """What rows cost: the rehearsed ones with all that is done once, and each behind them."""
 
-    first_s: float = 0.0
-    first_rows: int = 0
+    base_s: float = 0.0
+    base_rows: int = 1
     row_s: float = 0.0
     written_a_row: float = 1.0
     bytes_a_row: float = 0.0
     tokens_a_row: float = 0.0
     bytes_of_text: float = 1.0
 
+    def seconds(self, rows: float) -> float:
+        """Say how long so many rows take, from the first text to the last commit."""
+        if rows <= self.base_rows:
+            return self.base_s * rows / self.base_rows
+        return self.base_s + (rows - self.base_rows) * self.row_s
+
 
 def _costs(survey: Survey, fields: Fields, target: Target, pool: EmbeddingPool) -> _RowCosts:
-    """Rehearse the job twice: a few rows, and as many more as take about a second."""
+    """Rehearse the job with more and more rows, up to what takes about a second."""
 
     def rehearse(rows: int) -> Rehearsed:
         reading = read_options(fields, max_text_bytes=pool.max_text_bytes)
         return rehearsed(smaller(survey, rows), reading, pool, target, rows)
 
-    first = rehearse(_FIRST_ROWS)
-    each_s = first.worker_s / max(1, first.rows) / max(1, pool.workers)
-    rows = int(min(_MOST_ROWS, survey.accepted, _REHEARSAL_S / max(1e-6, each_s)))
-    last = rehearse(rows) if rows > 2 * _FIRST_ROWS else first
-    more = last.rows - first.rows
-    row_s = (last.seconds - first.seconds) / more if more > 0 else 0.0
-    least = 0.5 * last.seconds / max(1, last.rows)
+    first = last = rehearse(_FIRST_ROWS)
+    # Twice: what a few rows took says little, for much is done once, or slowly at first.
+    for spent_s in (_REHEARSAL_S / 4, _REHEARSAL_S):
+        each_s = last.worker_s / max(1, last.rows * pool.workers)
+        rows = int(min(_MOST_ROWS, survey.accepted, spent_s / max(1e-6, each_s)))
+        if rows > 2 * last.rows:
+            first, last = last, rehearse(rows)
     written = last.report.written
     return _RowCosts(
-        first_s=first.seconds,
-        first_rows=first.rows,
-        row_s=max(row_s, least),
+        base_s=last.seconds,
+        base_rows=max(1, last.rows),
+        row_s=_steady_s(first, last, pool.workers),
         written_a_row=written / max(1, last.rows),
         bytes_a_row=last.disk_bytes / max(1, written),
         tokens_a_row=last.report.tokens / max(1, last.rows),
         bytes_of_text=last.text_bytes / max(1, last.rows),
     )
+
+
+def _steady_s(first: Rehearsed, last: Rehearsed, workers: int) -> float:
+    """Say what a row costs once reading, embedding and writing go on at the same time.
+
+    A rehearsal is too short for that: it does one after the other.
+    """
+    more = last.rows - first.rows
+    if more <= 0:
+        return last.seconds / max(1, last.rows)
+    spent = {
+        stage: max(0.0, last.report.time[stage] - first.report.time[stage]) / more
+        for stage in ("read", "tokenize", "encode", "write")
+    }
+    embedding = (spent["tokenize"] + spent["encode"]) / max(1, workers)
+    shared = sum(spent.values()) / machine.usable_cores()
+    return max(spent["read"], spent["write"], embedding, shared)
 
 
 def _tokens(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from memworker.errors import InputError
 from memworker.ingestion.readers import (
@@ -227,10 +228,8 @@ def _add(found: Survey, source: Source, size: int, reading: ReadOptions, limit: 
     rejects = [reject for batch in batches for reject in batch.rejects]
     seen = sum(batch.read for batch in batches)
     if sample is not None and sample.is_head:
-        # Where the sample ends, a row may be cut off.
-        last = rejects[-1:]
-        if last and last[0].ordinal == seen - 1:
-            rejects, seen = rejects[:-1], seen - 1
+        seen = _before_cut_off(rejects, seen)
+        rejects = [each for each in rejects if each.ordinal < seen]
         found.heads += 1
     rows: float | None = float(seen)
     counted = sample is None or sample.whole
@@ -241,10 +240,25 @@ def _add(found: Survey, source: Source, size: int, reading: ReadOptions, limit: 
     elif sample is not None and not sample.whole:
         rows = seen * (sample.size or size) / max(1, sample.read)
     found.parts.append(SampledPart(source, seen, rows, counted))
-    found.batches += batches
+    cut = (batch for batch in batches if batch.rows.num_rows)
+    found.batches += [_rows_before(batch, seen) for batch in cut]
     exact = sample is None or sample.whole
     found.rejects += rejects if exact else [replace(each, line=0) for each in rejects]
     found.seen += seen
+
+
+def _rows_before(batch: ReadBatch, end: int) -> ReadBatch:
+    kept = pc.less(batch.rows["ordinal"], end)
+    return replace(batch, rows=batch.rows.filter(kept), rejects=())
+
+
+def _before_cut_off(rejects: list[Reject], seen: int) -> int:
+    """Say how many rows stand before one that the sample's end cut off."""
+    # Lines behind an open quote were read as rows of their own.
+    open_ones = [each.ordinal for each in rejects if "unexpected end of data" in each.reason]
+    if open_ones:
+        return open_ones[-1]
+    return seen - 1 if rejects and rejects[-1].ordinal == seen - 1 else seen
 
 
 def _add_up(found: Survey, sizes: list[int], limit: int | None) -> None:

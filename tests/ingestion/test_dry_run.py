@@ -196,6 +196,16 @@ def test_a_sample_comes_from_all_of_a_file(tmp_path, pool, small_budget):
     assert "malformed JSON" in plan.rejects[0].reason and plan.rejects[0].line == 0
 
 
+def test_a_row_that_the_sample_cuts_off_is_none_of_the_bad_ones(tmp_path, pool, small_budget):
+    path = tmp_path / "in.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text"])
+        writer.writerows([i, "a line, and another\n" * 40] for i in range(1000))
+    plan = memworker.plan_ingest(path, db=tmp_path / "db", table="t", pool=pool)
+    assert not plan.rejected and plan.rows == pytest.approx(1000, rel=0.05)
+
+
 def test_files_of_a_folder_are_sampled_and_those_left_out_are_told(tmp_path, pool):
     folder = tmp_path / "in"
     folder.mkdir()
