@@ -71,6 +71,15 @@ def test_rows_of_too_many_cells_are_rejected_with_the_options_that_help(
     assert len(taken(path)[1]) == 1 and taken(path)[2] == []
 
 
+def test_a_file_that_is_read_twice_is_named_once(tmp_path):
+    path, options = tmp_path / "in.csv", read_options(None)
+    path.write_text("id;text\n1;a\n")
+    for _ in range(2):
+        list(read_sources(found([path]).sources, options))
+    (note,) = options.told.notes
+    assert note.count("in.csv") == 1
+
+
 def test_a_header_that_nothing_parts_names_the_option(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("id:text\n1:a\n")

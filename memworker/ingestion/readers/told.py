@@ -44,6 +44,8 @@ class Findings:
         return notes + list(self.never_seen.values())
 
 
-def _several(paths: list[str]) -> str:
+def _several(found: list[str]) -> str:
+    # A file may be read twice, as a dry run does.
+    paths = list(dict.fromkeys(found))
     shown = ", ".join(paths[:_NAMES_TOLD])
     return shown if len(paths) <= _NAMES_TOLD else f"{shown} and {len(paths) - _NAMES_TOLD:,} more"
