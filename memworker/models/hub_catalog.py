@@ -86,8 +86,9 @@ HUB_ENTRIES: tuple[ModelEntry, ...] = (
         pooling=_CLS,
         max_tokens=8192,
         position_limit=8192,
-        # The hub's own conversion: the publisher's branch has pickled weights alone.
-        revision="refs/pr/38",
+        # The hub's own conversion, which transformers takes too: the publisher's branch has
+        # pickled weights alone.
+        revision="refs/pr/130",
     ),
     _entry(
         "Snowflake/snowflake-arctic-embed-m-v1.5",

@@ -41,6 +41,12 @@ def test_fastembed_names_with_or_without_publisher(catalog):
     assert "model.onnx_data" in [file.path for file in e5.files]
 
 
+def test_revisions_that_are_not_the_publishers_own():
+    """The conversion that transformers fetches by itself where a repository has none."""
+    others = {entry.spec.name: entry.hub.revision for entry in HUB_ENTRIES}
+    assert {n: r for n, r in others.items() if r != "main"} == {"BAAI/bge-m3": "refs/pr/130"}
+
+
 @pytest.mark.parametrize("entry", HUB_ENTRIES, ids=lambda entry: entry.spec.name)
 def test_entries_of_the_hub_hold_together(entry, catalog):
     spec, short = entry.spec, entry.spec.name.rpartition("/")[2]
