@@ -206,6 +206,13 @@ def test_a_row_that_the_sample_cuts_off_is_none_of_the_bad_ones(tmp_path, pool, 
     assert not plan.rejected and plan.rows == pytest.approx(1000, rel=0.05)
 
 
+def test_equal_rows_count_as_new_ones(tmp_path, pool, small_budget):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row(i % 50)) + "\n" for i in range(5000)))
+    plan = memworker.plan_ingest(path, db=tmp_path / "db", table="t", pool=pool)
+    assert plan.bytes == pytest.approx(5000 * 4 * 384, rel=0.5)
+
+
 def test_files_of_a_folder_are_sampled_and_those_left_out_are_told(tmp_path, pool):
     folder = tmp_path / "in"
     folder.mkdir()
