@@ -6,9 +6,10 @@ is asked for that a value did not come from.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from memworker.errors import UsageError
 _ARROW_ROWS = (pa.Table, pa.RecordBatch, pa.RecordBatchReader)
 _ARROW_COLUMN = (pa.Array, pa.ChunkedArray)
 _ROWS_AT_ONCE = 8192
+_END = object()
 
 
 class NotTexts(TypeError):
@@ -80,15 +82,46 @@ def rows_in(given: Any) -> Iterator[Any]:
     if isinstance(given, io.IOBase | io.TextIOBase):
         raise UsageError(f"give the path of a file, not an open one: {given!r:.100}")
     if isinstance(given, AsyncIterable):
-        raise UsageError(
-            f"{_a(given)} is read by coroutines alone; gather it first: [row async for row in rows]"
-        )
+        return _flat(_waited_for(given))
     if not isinstance(given, Iterable):
         raise UsageError(
             "give paths, or an iterable of records such as [{'text': …}], not one"
             f" {type(given).__name__}"
         )
     return _flat(given)
+
+
+def _waited_for(given: AsyncIterable[Any]) -> Iterator[Any]:
+    """Yield what coroutines give, on an event loop of its own. Raises UsageError within one."""
+    if _within_a_loop():
+        raise UsageError(
+            f"{_a(given)} would be waited for by the event loop that this call holds up; call it in"
+            " a thread: await asyncio.to_thread(memworker.ingest, rows, …)"
+        )
+    return _on_a_loop(given)
+
+
+def _on_a_loop(given: AsyncIterable[Any]) -> Iterator[Any]:
+    rows = aiter(given)
+
+    async def following() -> Any:
+        return await anext(rows, _END)
+
+    with asyncio.Runner() as runner:
+        try:
+            while (row := runner.get_loop().run_until_complete(following())) is not _END:
+                yield row
+        finally:
+            if isinstance(rows, AsyncGenerator):
+                runner.run(rows.aclose())
+
+
+def _within_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_rows(given: Any) -> bool:

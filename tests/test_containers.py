@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import dataclasses
 import json
@@ -250,12 +251,64 @@ def test_a_column_of_texts_is_rows_and_no_list_of_paths(tmp_path, given):
     assert done.embedded == 3 and np.load(tmp_path / "v.npy").shape[0] == 3
 
 
+class Awaited:
+    """Rows that coroutines wait for, of no generator."""
+
+    def __init__(self):
+        self.rows = iter(ROWS)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(0)
+        try:
+            return next(self.rows)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+def test_rows_of_coroutines_are_waited_for(echo, tmp_path):
+    closed = []
+
+    async def arriving():
+        try:
+            for row in ROWS:
+                await asyncio.sleep(0)
+                yield row
+        finally:
+            closed.append(True)
+
+    done = ingest(arriving(), db=tmp_path / "db", table="t", pool=echo)
+    assert (done.read, done.written) == (len(ROWS), len(ROWS)) and closed == [True]
+    assert ingest(Awaited(), db=tmp_path / "db", table="t", pool=echo).written == 0
+    ended = ingest(arriving(), db=tmp_path / "db", table="u", pool=echo, limit=1)
+    assert ended.written == 1 and closed == [True, True]
+
+
+def test_rows_of_coroutines_that_end_in_an_error_raise_it(echo, tmp_path):
+    async def failing():
+        yield ROWS[0]
+        raise RuntimeError("the feed broke")
+
+    with pytest.raises(RuntimeError, match="the feed broke"):
+        ingest(failing(), db=tmp_path / "db", table="t", pool=echo)
+
+
+def test_a_loop_that_would_be_held_up_is_said(tmp_path):
+    async def main():
+        ingest(Awaited(), db=tmp_path / "db", table="t", model="echo")
+
+    with pytest.raises(errors.UsageError, match=r"await asyncio.to_thread"):
+        asyncio.run(main())
+    assert not (tmp_path / "db").exists()
+
+
 NO_ROWS = {
     "record": (ROWS[0], r"give \[record\]"),
     "columns": (COLUMNS, r"pyarrow.table\(columns\)"),
     "splits": ({"train": Dataset()}, r"data\['train'\]"),
     "lazy frame": (LazyFrame(), r"collect\(\)"),
-    "coroutines'": (coming(), "async for"),
     "number": (7, "iterable of records"),
     "object": (SimpleNamespace(), "iterable of records"),
     "texts": (["one text of words", "and another one"], r"\{'text': t\} for t in texts"),

@@ -162,6 +162,7 @@ def sync(
             rich_help_panel=options.WRITING,
         ),
     ] = 0.0,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Keep a LanceDB table in step with a folder: each file one document, its path the id.
@@ -171,7 +172,7 @@ def sync(
     """
     from memworker.ingestion import sync_folder
 
-    with progress.shown(None) as observer, signals.drained() as stop:
+    with progress.shown(None, quiet=quiet) as observer, signals.drained() as stop:
         report = sync_folder(
             folder,
             db=db,
