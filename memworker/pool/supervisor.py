@@ -39,6 +39,7 @@ from memworker.pool.watch import Watch
 
 _STOP_PATIENCE_S = 2.0
 _OVERSLEPT_S = 0.2
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,8 @@ class Supervisor:
         times = [due for handle in self.workers if (due := self._deadline(handle)) is not None]
         if not self._restarts.quiet:
             times += self._restarts.times(now, self.working)
-        return max(0.0, min(times) - now) if times else None
+        # By waits that are short, a stop that ends where a deadline does is noticed too.
+        return min(max(0.0, min(times) - now), _LOOK_S) if times else None
 
     def _deadline(self, handle: WorkerHandle) -> float | None:
         if handle.gone:

@@ -24,3 +24,9 @@ def test_a_seed_replays_its_run():
 def test_the_rules_that_mutations_break_stand_where_they_say(mutation):
     """That the simulation finds them is seen by `scripts/simulate --mutations`."""
     assert mutation.broken(ROOT) != (ROOT / "memworker" / mutation.file).read_text()
+
+
+@pytest.mark.parametrize("seed", [909_683, 5_012_809, 5_048_453])
+def test_seeds_under_which_a_worker_that_was_well_was_once_ended(seed):
+    """The pool's process, or its thread, stood still up to where a deadline was."""
+    assert run(seed).ends
