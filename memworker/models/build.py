@@ -280,6 +280,6 @@ ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 """
 _OPENVINO = """
 import pickle, sys
-from memworker.models.graph_bf16 import write
+from memworker.models.parts_bf16 import write
 write(*pickle.loads(bytes.fromhex(sys.stdin.read())))
 """

@@ -1,6 +1,6 @@
 """Somebody else's ONNX graph as OpenVINO's own, for products in bf16.
 
-It takes what `graph_bf16` takes, ``input_ids`` int32[n, tokens] and ``attention_mask``
+It takes what graphs of `parts_bf16` take, ``input_ids`` int32[n, tokens] and ``attention_mask``
 float32[n, tokens], and gives the graph's first output. Token types are all 0.
 
 This module runs in a process of its own, for it loads OpenVINO.

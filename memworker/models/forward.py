@@ -6,6 +6,7 @@ attention looks at where each one ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,51 @@ if TYPE_CHECKING:
 class LayerInputs:
     """What each linear layer of one encoder layer is given, and what the layer gives."""
 
-    attention: Floats
-    attention_out: Floats
-    feed_in: Floats
-    feed_out: Floats
+    tokens: Floats
+    context: Floats
+    attended: Floats
+    active: Floats
     result: Floats
+
+
+def each_layer(
+    first: Callable[[], Floats], layers: Iterable[Callable[[Floats], LayerInputs]]
+) -> Iterator[LayerInputs]:
+    """Run layer after layer from the rows that `first` gives, and yield what each is given.
+
+    Raises ModelCorrupt where the weights give what is no number.
+    """
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = first()
+    for run in layers:
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = run(rows)
+        if not np.isfinite(seen.result).all():
+            raise ModelCorrupt(
+                "the weights give values that are not finite: there is no int8 of them."
+                " Fetch the model again."
+            )
+        yield seen
+        rows = seen.result
+
+
+def word_rows(table: Floats, ids: list[list[int]]) -> Floats:
+    """Return the rows of all texts' words, float32[all tokens, hidden].
+
+    Raises ModelCorrupt where the tokenizer gives ids that the table does not have.
+    """
+    import numpy as np
+
+    flat = np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])
+    if flat.max() >= len(table):
+        raise ModelCorrupt(
+            f"tokenizer.json gives token {flat.max()}, but the weights have {len(table)} "
+            "tokens: they belong to different models. Fetch the model again."
+        )
+    rows: Floats = table[flat]
+    return rows
 
 
 def embed(bert: BertWeights, ids: list[list[int]]) -> Floats:
@@ -39,13 +80,7 @@ def embed(bert: BertWeights, ids: list[list[int]]) -> Floats:
     """
     import numpy as np
 
-    flat = np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])
-    if flat.max() >= len(bert.words):
-        raise ModelCorrupt(
-            f"tokenizer.json gives token {flat.max()}, but the weights have {len(bert.words)} "
-            "tokens: they belong to different models. Fetch the model again."
-        )
-    words = bert.words[flat]
+    words = word_rows(bert.words, ids)
     places = bert.positions[np.concatenate([np.arange(len(tokens)) for tokens in ids])]
     return normalise(bert.norm, bert.shape.norm_eps, words + places + bert.token_types[0])
 

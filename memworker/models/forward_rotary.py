@@ -6,10 +6,8 @@ where each one ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memworker.errors import ModelCorrupt
 from memworker.models import forward
 from memworker.models.rotary import (
     GateKind,
@@ -29,36 +27,17 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the products of one layer are given, and what the layer gives."""
-
-    tokens: Floats
-    context: Floats
-    attended: Floats
-    active: Floats
-    result: Floats
-
-
 def embed(weights: RotaryWeights, ids: list[list[int]]) -> Floats:
     """Return the rows of all texts' words, float32[all tokens, hidden].
 
     Raises ModelCorrupt where the tokenizer gives ids that the table does not have.
     """
-    import numpy as np
-
-    flat = np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])
-    if flat.max() >= len(weights.words):
-        raise ModelCorrupt(
-            f"tokenizer.json gives token {flat.max()}, but the weights have {len(weights.words)} "
-            "tokens: they belong to different models. Fetch the model again."
-        )
-    return normalise(weights.shape, weights.norm, weights.words[flat])
+    return normalise(weights.shape, weights.norm, forward.word_rows(weights.words, ids))
 
 
 def run_layer(
     shape: RotaryShape, reach: Reach, layer: RotaryLayer, rows: Floats, counts: list[int]
-) -> Seen:
+) -> forward.LayerInputs:
     """Run one layer over texts of `counts` tokens and keep what went into its products."""
     tokens = normalise(shape, layer.attention_norms.before, rows)
     context = _attend(shape, reach, layer, tokens, counts)
@@ -68,7 +47,7 @@ def run_layer(
     gate, up = forward.apply(layer.gate, attended), forward.apply(layer.up, attended)
     active = _opened(shape.gate, gate) * up
     result = _join(shape, layer.feed_norms, forward.apply(layer.down, active), rows)
-    return Seen(tokens, context, attended, active, result)
+    return forward.LayerInputs(tokens, context, attended, active, result)
 
 
 def normalise(shape: RotaryShape, norm: Norm | None, rows: Floats) -> Floats:

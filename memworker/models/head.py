@@ -1,7 +1,7 @@
 """What follows pooling: dense layers, kept in fp32 under every precision, and the L2 norm.
 
 sentence-transformers keeps each dense layer in a folder of its own. Graphs that are built here
-take them in (`parts.finish`, `graph_bf16`); behind somebody else's graph a worker applies them.
+take them in (`parts.finish`, `parts_bf16`); behind somebody else's graph a worker applies them.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from memworker.errors import ModelCorrupt
 from memworker.models import forward
 from memworker.models.entry import Entry, choose_entry
 from memworker.models.rounding import Grid, Int8Weight, choose_grid, quantise
@@ -60,21 +60,17 @@ def quantise_bert(bert: BertWeights, ids: list[list[int]]) -> Iterator[Int8Layer
 
     Raises ModelCorrupt where the weights give what is no number.
     """
-    import numpy as np
-
     counts = [len(tokens) for tokens in ids]
-    with np.errstate(over="ignore", invalid="ignore"):
-        hidden = forward.embed(bert, ids)
-    for layer in bert.layers:
-        with np.errstate(over="ignore", invalid="ignore"):
-            seen = forward.run_layer(bert, layer, hidden, counts)
-        if not np.isfinite(seen.result).all():
-            raise ModelCorrupt(
-                "the weights give values that are not finite: there is no int8 of them."
-                " Fetch the model again."
-            )
-        yield quantise_layer(layer, seen)
-        hidden = seen.result
+    runs = (partial(_run, bert, layer, counts) for layer in bert.layers)
+    seen = forward.each_layer(partial(forward.embed, bert, ids), runs)
+    for layer, inputs in zip(bert.layers, seen, strict=True):
+        yield quantise_layer(layer, inputs)
+
+
+def _run(
+    bert: BertWeights, layer: BertLayer, counts: list[int], rows: Floats
+) -> forward.LayerInputs:
+    return forward.run_layer(bert, layer, rows, counts)
 
 
 def quantise_layer(layer: BertLayer, seen: forward.LayerInputs) -> Int8Layer:
@@ -82,17 +78,17 @@ def quantise_layer(layer: BertLayer, seen: forward.LayerInputs) -> Int8Layer:
     import numpy as np
 
     parts = (layer.query, layer.key, layer.value)
-    attention = choose_entry(seen.attention, parts, layer.attention_out.bias, _ATTENTION_SHARE)
+    attention = choose_entry(seen.tokens, parts, layer.attention_out.bias, _ATTENTION_SHARE)
     query, key, value = (attention.of_linear(part) for part in parts)
     together = np.concatenate([query.weight, key.weight, value.weight], axis=1)
-    tokens, all_three = _fit(together, attention.of_rows(seen.attention))
-    context, attention_out = _fit(layer.attention_out.weight, seen.attention_out)
-    feed = choose_entry(seen.feed_in, (layer.feed_in,), layer.feed_out.bias, _FEED_SHARE)
-    order, split = _largest_last(seen.feed_out)
+    tokens, all_three = _fit(together, attention.of_rows(seen.tokens))
+    context, attention_out = _fit(layer.attention_out.weight, seen.context)
+    feed = choose_entry(seen.attended, (layer.feed_in,), layer.feed_out.bias, _FEED_SHARE)
+    order, split = _largest_last(seen.active)
     feed_in = feed.of_linear(Linear(layer.feed_in.weight[:, order], layer.feed_in.bias[order]))
-    attended, feed_in_weight = _fit(feed_in.weight, feed.of_rows(seen.feed_in))
+    attended, feed_in_weight = _fit(feed_in.weight, feed.of_rows(seen.attended))
     outer = layer.feed_out.weight[order]
-    active, feed_out = _fit(outer[:split], seen.feed_out[:, order[:split]])
+    active, feed_out = _fit(outer[:split], seen.active[:, order[:split]])
     hidden = len(attention.offset)
     return Int8Layer(
         attention=attention,

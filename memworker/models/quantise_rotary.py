@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from memworker.errors import ModelCorrupt
-from memworker.models import forward_rotary
+from memworker.models import forward, forward_rotary
 from memworker.models.entry import choose_entry
-from memworker.models.rotary import RotaryLayer, RotaryWeights
+from memworker.models.rotary import Reach, RotaryLayer, RotaryShape, RotaryWeights
 from memworker.models.rounding import Grid, Int8Weight, choose_grid, quantise
 from memworker.models.tensors import Linear
 
@@ -66,25 +66,22 @@ def quantise_rotary(
     Where `fixed`, all but what a gate lets through has one scale. Raises ModelCorrupt
     where the weights give what is no number.
     """
-    import numpy as np
+    counts, shape = [len(tokens) for tokens in ids], weights.shape
+    pairs = list(zip(weights.layers, shape.reach, strict=True))
+    runs = (partial(_run, shape, reach, layer, counts) for layer, reach in pairs)
+    seen = forward.each_layer(partial(forward_rotary.embed, weights, ids), runs)
+    for layer, inputs in zip(weights.layers, seen, strict=True):
+        yield quantise_layer(layer, inputs, fixed=fixed)
 
-    counts = [len(tokens) for tokens in ids]
-    with np.errstate(over="ignore", invalid="ignore"):
-        rows = forward_rotary.embed(weights, ids)
-    for layer, reach in zip(weights.layers, weights.shape.reach, strict=True):
-        with np.errstate(over="ignore", invalid="ignore"):
-            seen = forward_rotary.run_layer(weights.shape, reach, layer, rows, counts)
-        if not np.isfinite(seen.result).all():
-            raise ModelCorrupt(
-                "the weights give values that are not finite: there is no int8 of them."
-                " Fetch the model again."
-            )
-        yield quantise_layer(layer, seen, fixed=fixed)
-        rows = seen.result
+
+def _run(
+    shape: RotaryShape, reach: Reach, layer: RotaryLayer, counts: list[int], rows: Floats
+) -> forward.LayerInputs:
+    return forward_rotary.run_layer(shape, reach, layer, rows, counts)
 
 
 def quantise_layer(
-    layer: RotaryLayer, seen: forward_rotary.Seen, *, fixed: bool
+    layer: RotaryLayer, seen: forward.LayerInputs, *, fixed: bool
 ) -> Int8RotaryLayer:
     """Quantise one layer, given what its products saw of the calibration texts."""
     asking = (layer.query, layer.key, layer.value)

@@ -84,8 +84,8 @@ class RotaryFamily(ABC):
         build_rotary(read, products, head, path)
 
     def openvino_model(self, read: RotaryWeights, head: Head) -> Any:
-        from memworker.models.graph_bf16 import model_of
         from memworker.models.graph_rotary_bf16 import token_rows
+        from memworker.models.parts_bf16 import model_of
 
         return model_of(partial(token_rows, read), head, "memworker-rotary-bf16")
 
