@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memworker import DEFAULT_MODEL
-from memworker.cli import options, progress
+from memworker.cli import options, progress, reports
 
 
 def embed(
@@ -88,4 +88,4 @@ def embed(
             overwrite=overwrite,
             observer=observer,
         )
-    options.print_report(report, as_json=as_json, done=str(out))
+    reports.print_report(report, as_json=as_json, done=str(out))

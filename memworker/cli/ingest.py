@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memworker import DEFAULT_MODEL
-from memworker.cli import options, plans, progress, signals
+from memworker.cli import options, plans, progress, reports, signals
 
 
 def ingest(
@@ -134,4 +134,4 @@ def ingest(
             stop=stop,
             observer=observer,
         )
-    options.print_report(report, as_json=as_json, done=f"{db} · {table}")
+    reports.print_report(report, as_json=as_json, done=f"{db} · {table}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from memworker.cli import options
+from memworker.cli import options, reports
 from memworker.cli.memory_options import print_json, say
 from memworker.cli.output import printable
 from memworker.errors import UsageError
@@ -117,7 +117,7 @@ class Told:
             self._tell(batch, done)
         except BrokenPipeError:
             last = batch[-1].where
-            options.output_closed(f"early; all up to {last} is stored, the same command goes on")
+            reports.output_closed(f"early; all up to {last} is stored, the same command goes on")
 
     def _tell(self, batch: list[Item], done: Iterator[dict[str, Any]]) -> None:
         for item in batch:

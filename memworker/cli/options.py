@@ -1,23 +1,19 @@
-"""Options that several verbs share, and how a report is printed."""
+"""Options that several verbs share, and what is made of them."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
 
-from memworker.cli import signals
-from memworker.cli.output import json_line
 from memworker.errors import UsageError
 
 if TYPE_CHECKING:
     from memworker import Auto
     from memworker.chunking import Chunking
-    from memworker.ingestion import Dialect, IngestReport
+    from memworker.ingestion import Dialect
 
 # The groups in which --help shows what a verb takes.
 INPUT, TEXT, MODEL, WRITING, OUTPUT = "Input", "Text", "Model", "Writing", "Output"
@@ -296,21 +292,6 @@ def inputs_or_query(inputs: list[str] | None, sql: str | None, database: str | N
     return named
 
 
-def print_result(text: str, result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a verb's outcome, for people or as one JSON object."""
-    print(json_line(result) if as_json else text)
-
-
-def size(n_bytes: int) -> str:
-    """Write a number of bytes as people do."""
-    scaled = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if scaled < 1000 or unit == "GB":
-            break
-        scaled /= 1000
-    return f"{scaled:.0f} {unit}" if unit == "B" else f"{scaled:.1f} {unit}"
-
-
 @overload
 def precision_of(precision: str, min_cosine: float | None) -> str | Auto: ...
 @overload
@@ -367,24 +348,6 @@ def pairs(items: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def print_report(report: IngestReport, *, as_json: bool, done: str) -> None:
-    """Print a job's outcome; leave with 3 if rows were rejected, 128 + n after signal n."""
-    print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_figures(report)}")
-    for note in report.notes:
-        print(f"memworker: {note}", file=sys.stderr)
-    if report.rejects is not None and not as_json:
-        print(f"rejected rows, with their reasons: {report.rejects}", file=sys.stderr)
-    if number := signals.received():
-        rest = "Run the same command again to go on." if report.interrupted else "That was all."
-        print(
-            f"memworker: interrupted; {report.written:,} rows of this run are committed. {rest}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(128 + number)
-    if report.rejects is not None:
-        raise typer.Exit(3)
-
-
 def texts_of(
     inputs: list[str], field: list[str], *, format: str | None = None, limit: int | None = None
 ) -> Iterator[str]:
@@ -393,60 +356,3 @@ def texts_of(
 
     for batch in read(inputs, Fields.of(field, metadata=False), format=format, limit=limit):
         yield from batch.rows["text"].to_pylist()
-
-
-def print_out(text: str) -> None:
-    """Print a report; leave with 1, saying so, if nobody reads it."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        output_closed("before the report was printed; the work is done")
-
-
-def output_closed(when: str) -> NoReturn:
-    """Say that the reader of standard output is gone, and leave with 1."""
-    print(f"memworker: standard output was closed {when}", file=sys.stderr)
-    # What is still in the buffer would fail again at the interpreter's end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise typer.Exit(1) from None
-
-
-def _figures(report: IngestReport) -> str:
-    counts = [f"{report.read:,} read", f"{report.embedded:,} embedded"]
-    if report.chunks:
-        counts[0] += f" ({report.chunks:,} chunks)"
-    for name in (
-        "written",
-        "duplicates",
-        "conflicts",
-        "updated",
-        "moved",
-        "removed",
-        "rejected",
-        "reused",
-        "truncated",
-    ):
-        if value := getattr(report, name):
-            counts.append(f"{value:,} {name}")
-    return f"{', '.join(counts)}\n{speed(report)}"
-
-
-def speed(report: IngestReport) -> str:
-    """Say how fast texts were embedded, and where the time went."""
-    if not report.embedded:
-        return "no text was embedded, so there is no speed to tell"
-    return (
-        f"{report.seconds:.1f} s: {report.texts_per_second:,.0f} texts/s,"
-        f" {report.tokens_per_second:,.0f} tokens/s, {report.padding_ratio:.1%} padding,"
-        f" {report.workers} workers, {report.model} {report.precision}"
-        f" (start-up {report.startup_seconds:.1f} s)\n{_where_time_went(report)}"
-    )
-
-
-def _where_time_went(report: IngestReport) -> str:
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.time.items())
-    if report.gemm_limit_ratio is None:
-        return spent
-    return (
-        f"{report.gemm_limit_ratio:.0%} of this machine's {report.precision} matrix limit; {spent}"
-    )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from memworker.cli import options
+from memworker.cli import reports
 from memworker.cli.output import json_line
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_plan(plan: IngestPlan, *, as_json: bool) -> None:
     """Print what an ingest would do."""
-    options.print_out(json_line(plan.to_dict()) if as_json else "\n".join(_lines(plan)))
+    reports.print_out(json_line(plan.to_dict()) if as_json else "\n".join(_lines(plan)))
     for note in plan.notes:
         print(f"memworker: {note}", file=sys.stderr)
 
@@ -23,7 +23,7 @@ def print_plan(plan: IngestPlan, *, as_json: bool) -> None:
 def _lines(plan: IngestPlan) -> Iterator[str]:
     files = f"{plan.files:,} file{'s' * (plan.files != 1)}"
     how = [*plan.formats, *plan.encodings, *([plan.dialect] if plan.dialect else [])]
-    yield f"input    {files}, {options.size(plan.input_bytes)}: {', '.join(how)}"
+    yield f"input    {files}, {reports.size(plan.input_bytes)}: {', '.join(how)}"
     yield f"rows     {_rows(plan)}"
     for each in plan.fields:
         use = f" → {each.use}" if each.use else ""
@@ -69,7 +69,7 @@ def _result(plan: IngestPlan) -> str:
     if plan.seconds is None or plan.bytes is None:
         return f"no time and size to predict; {made_with}"
     index = f" and {_duration(plan.index_seconds)} for the index" if plan.index_bytes else ""
-    size = options.size(plan.bytes)
+    size = reports.size(plan.bytes)
     return f"about {_duration(plan.seconds)}{index}, {size} on the disk; {made_with}"
 
 

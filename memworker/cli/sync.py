@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memworker import DEFAULT_MODEL
-from memworker.cli import options, progress, signals
+from memworker.cli import options, progress, reports, signals
 from memworker.cli.output import json_line, printable
 from memworker.errors import MemworkerError
 
@@ -214,15 +214,15 @@ def _tell_pass(report: SyncReport | MemworkerError, *, as_json: bool) -> None:
     if isinstance(report, MemworkerError):
         print(f"memworker: {printable(str(report))}", file=sys.stderr, flush=True)
     elif as_json:
-        options.print_out(json_line(report.to_dict()))
+        reports.print_out(json_line(report.to_dict()))
     else:
-        options.print_out(f"{time.strftime('%H:%M:%S')} {_counted(report)}")
+        reports.print_out(f"{time.strftime('%H:%M:%S')} {_counted(report)}")
 
 
 def _print(report: SyncReport, *, as_json: bool, done: str, watched: bool) -> None:
     """Print what became of the files; leave with 3 if some were rejected, 128 + n on a signal."""
     if not (watched and as_json):
-        options.print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_told(report)}")
+        reports.print_out(json_line(report.to_dict()) if as_json else f"{done}\n{_told(report)}")
     for note in report.notes:
         print(f"memworker: {note}", file=sys.stderr)
     if report.would_remove and not (as_json or report.dry_run):
@@ -233,10 +233,7 @@ def _print(report: SyncReport, *, as_json: bool, done: str, watched: bool) -> No
         )
     if report.rejects is not None and not as_json:
         print(f"rejected files, with their reasons: {report.rejects}", file=sys.stderr)
-    if number := signals.received():
-        rest = "Run the same command again to go on." if report.interrupted else "That was all."
-        print(f"memworker: interrupted; what was embedded is committed. {rest}", file=sys.stderr)
-        raise typer.Exit(128 + number)
+    reports.leave_if_interrupted(report.interrupted, "what was embedded is committed")
     if report.rejected or report.rejects is not None:
         raise typer.Exit(3)
 
@@ -245,7 +242,7 @@ def _told(report: SyncReport) -> str:
     line = f"{'would be: ' if report.dry_run else ''}{_counted(report)}"
     if report.embedding is None:
         return line
-    return f"{line}\n{options.speed(report.embedding)}"
+    return f"{line}\n{reports.speed(report.embedding)}"
 
 
 def _counted(report: SyncReport) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memworker.cli import options, table_care
-from memworker.cli.options import Db, Json, TableName, print_result, size
+from memworker.cli.options import Db, Json, TableName
 from memworker.cli.output import printable
+from memworker.cli.reports import print_result, size
 
 if TYPE_CHECKING:
     from memworker.ingestion import ReembedReport

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memworker.cli.options import Db, Json, TableName, print_result, size
+from memworker.cli.options import Db, Json, TableName
 from memworker.cli.output import printable, stderr_is_terminal
 from memworker.cli.panics import panics_unseen
+from memworker.cli.reports import print_result, size
 
 if TYPE_CHECKING:
     from memworker.store import Repair, Verified

@@ -33,13 +33,13 @@ from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
 from .schema import (
     CHUNK_FIELDS as CHUNK_FIELDS,
-    VectorSpace as VectorSpace,
     embedded_texts as embedded_texts,
     json_column as json_column,
     records as records,
 )
 from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
 from .snapshot import Snapshot as Snapshot
+from .space import VectorSpace as VectorSpace
 from .staged import Digests as Digests, Staged as Staged
 from .table import Table as Table
 from .verify import Verified as Verified, verify_table as verify_table

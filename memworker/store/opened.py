@@ -13,7 +13,8 @@ from memworker.errors import StoreError
 from memworker.store import bounded, spill
 from memworker.store.lance import connect, explain, open_table
 from memworker.store.lock import keep, state_dir
-from memworker.store.schema import VectorSpace, read_field_metadata
+from memworker.store.schema import read_field_metadata
+from memworker.store.space import VectorSpace
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable

@@ -14,7 +14,8 @@ import pyarrow as pa
 from memworker.errors import BadVector, UsageError
 from memworker.store import index, read
 from memworker.store.lance import lance_errors
-from memworker.store.schema import Vectors, VectorSpace, has_chunks
+from memworker.store.schema import Vectors, has_chunks
+from memworker.store.space import VectorSpace
 from memworker.values import shown, whole
 
 if TYPE_CHECKING:

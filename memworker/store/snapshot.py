@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from memworker.store import read
-from memworker.store.schema import VectorSpace, read_field_metadata
+from memworker.store.schema import read_field_metadata
+from memworker.store.space import VectorSpace
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable

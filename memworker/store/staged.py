@@ -31,8 +31,9 @@ from memworker.errors import TableMismatch
 from memworker.store.disk import disk_errors
 from memworker.store.durable import sync_path
 from memworker.store.keys import string_array
-from memworker.store.schema import Vectors, VectorSpace
+from memworker.store.schema import Vectors
 from memworker.store.sortedruns import SortedRuns
+from memworker.store.space import VectorSpace
 
 FOLDER = "reembed"
 

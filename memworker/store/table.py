@@ -43,7 +43,6 @@ from memworker.store.queries import Queries
 from memworker.store.readers import Readers
 from memworker.store.schema import (
     Vectors,
-    VectorSpace,
     conform,
     new_field_metadata,
     read_chunking,
@@ -53,6 +52,7 @@ from memworker.store.schema import (
 )
 from memworker.store.search import Hit, SearchOptions
 from memworker.store.snapshot import Snapshot
+from memworker.store.space import VectorSpace
 from memworker.store.writes import Writes, created
 
 if TYPE_CHECKING:
