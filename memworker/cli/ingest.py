@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,9 +41,7 @@ def ingest(
     dim: options.Dim = None,
     db: options.Db,
     table: options.TableName,
-    distance: Annotated[
-        str, typer.Option(help="cosine or dot; for a new table.", rich_help_panel=options.WRITING)
-    ] = "cosine",
+    distance: options.Distance = "cosine",
     on_error: options.OnError = "reject",
     on_conflict: Annotated[
         str | None,
@@ -54,35 +51,15 @@ def ingest(
             rich_help_panel=options.WRITING,
         ),
     ] = None,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where rejected rows are listed; default: beside the table.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = None,
-    durable: Annotated[
-        bool,
-        typer.Option(
-            "--durable",
-            help="Force each commit to the disk (fsync), from now on, by any program.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = False,
-    wait: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds to wait for another ingest into this table to end.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = 0.0,
+    rejects: options.Rejects = None,
+    durable: options.Durable = False,
+    wait: options.Wait = 0.0,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
             help="Only say what would be read, how long it takes and how large it gets.",
-            rich_help_panel=options.WRITING,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = False,
     quiet: options.Quiet = False,

@@ -12,7 +12,6 @@ from memworker.cli.memory_options import (
     DEFAULT_TABLE,
     AgentId,
     Db,
-    Durable,
     Model,
     Precision,
     RunId,
@@ -63,7 +62,7 @@ def add(
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
     dim: options.Dim = None,
-    durable: Durable = False,
+    durable: options.Durable = False,
     as_json: options.Json = False,
 ) -> None:
     """Remember texts: embed them and add them, each once for the same scope."""

@@ -15,7 +15,6 @@ from memworker.cli.memory_options import (
     DEFAULT_TABLE,
     AgentId,
     Db,
-    Durable,
     Model,
     Precision,
     RunId,
@@ -86,7 +85,7 @@ def import_(
     workers: options.Workers = None,
     max_tokens: options.MaxTokens = None,
     dim: options.Dim = None,
-    durable: Durable = False,
+    durable: options.Durable = False,
     as_json: options.Json = False,
 ) -> None:
     """Read memories that export, or Mem0, wrote; ids that are there already are left as they are.

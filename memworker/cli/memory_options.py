@@ -41,12 +41,6 @@ Precision = Annotated[
         " there keeps its own with auto."
     ),
 ]
-Durable = Annotated[
-    bool,
-    typer.Option(
-        "--durable", help="Force each commit to the disk (fsync), from now on, by any program."
-    ),
-]
 
 
 def making(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
@@ -249,6 +250,21 @@ Overwrite = Annotated[
         help="Replace a file that is there and was not made by memworker.",
         rich_help_panel=WRITING,
     ),
+]
+Distance = Annotated[str, typer.Option(help="cosine or dot; for a new table.")]
+Rejects = Annotated[
+    Path | None,
+    typer.Option(help="Where what is rejected is listed; default: beside the table."),
+]
+Durable = Annotated[
+    bool,
+    typer.Option(
+        "--durable", help="Force each commit to the disk (fsync), from now on, by any program."
+    ),
+]
+Wait = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds to wait for another job on this table to end."),
 ]
 Quiet = Annotated[
     bool,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -129,9 +128,7 @@ def sync(
     overlap: options.Overlap = None,
     contextual: options.Contextual = False,
     markdown: options.Markdown = None,
-    distance: Annotated[
-        str, typer.Option(help="cosine or dot; for a new table.", rich_help_panel=options.WRITING)
-    ] = "cosine",
+    distance: options.Distance = "cosine",
     on_conflict: Annotated[
         str,
         typer.Option(
@@ -139,29 +136,9 @@ def sync(
             rich_help_panel=options.WRITING,
         ),
     ] = "reject",
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where rejected files are listed; default: beside the table.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = None,
-    durable: Annotated[
-        bool,
-        typer.Option(
-            "--durable",
-            help="Force each commit to the disk (fsync), from now on, by any program.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = False,
-    wait: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds to wait for another job on this table to end.",
-            rich_help_panel=options.WRITING,
-        ),
-    ] = 0.0,
+    rejects: options.Rejects = None,
+    durable: options.Durable = False,
+    wait: options.Wait = 0.0,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:

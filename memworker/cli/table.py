@@ -89,9 +89,7 @@ def reembed(
     discard: Annotated[
         bool, typer.Option("--discard", help="Drop what an unfinished re-embedding has filled.")
     ] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for an ingest into this table to end.")
-    ] = 0.0,
+    wait: options.Wait = 0.0,
     quiet: options.Quiet = False,
     as_json: Json = False,
 ) -> None:
