@@ -177,14 +177,16 @@ def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -
 
 
 def _tell_int8(entry: ModelEntry, folder: Path) -> None:
-    """Say that it takes a while: nothing else is seen of it."""
+    """Say that it takes a while, where it does: nothing else is seen of it."""
     config = read_config(folder)
     seconds = family_of(config).flops_per_token(config) / 2 * _INT8_S_A_WEIGHT
+    if seconds < _WORTH_TELLING_S:
+        return
     told = f"{seconds:.0f} seconds" if seconds < _LONG_S else f"{seconds / 60:.0f} minutes"
     _log.info("%s is built in int8, once: about %s of one core", entry.spec.name, told)
 
 
-_INT8_S_A_WEIGHT, _LONG_S = 0.85e-6, 100.0
+_INT8_S_A_WEIGHT, _WORTH_TELLING_S, _LONG_S = 0.85e-6, 1.0, 100.0
 
 
 def _write_static(entry: ModelEntry, folder: Path, draft: Path) -> None:

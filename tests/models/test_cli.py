@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from memworker.cli.models import app
 from memworker.errors import NoRows, UnknownModel, UsageError
 from memworker.models import ready_model
-from tests.models.tiny import make_bert
+from tests.models.tiny import Sizes, make_bert
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_errors_are_left_to_the_command_line_itself(run):
 
 
 def test_a_long_build_is_told_once_and_beside_the_data(tmp_path):
-    folder = make_bert(tmp_path / "tiny")
+    folder = make_bert(tmp_path / "wide", sizes=Sizes(hidden=256, inner=1024))
     environment = os.environ | {"MEMWORKER_CACHE": str(tmp_path / "cache")}
     pull = [sys.executable, "-m", "memworker", "models", "pull", str(folder)]
     command = [*pull, "--precision", "int8", "--json"]
@@ -101,6 +101,6 @@ def test_a_long_build_is_told_once_and_beside_the_data(tmp_path):
         subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         for _ in range(2)
     )
-    assert "memworker: tiny is built in int8, once: about" in first.stderr
+    assert "memworker: wide is built in int8, once: about" in first.stderr
     assert "is built" not in again.stderr
     assert json.loads(first.stdout) == json.loads(again.stdout)
