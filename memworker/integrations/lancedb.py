@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, register
+from pydantic import ConfigDict
 
 from memworker import DEFAULT_MODEL, EmbeddingPool
 from memworker.integrations.pools import PoolSource, TextKind
@@ -39,6 +40,9 @@ class MemworkerFunction(EmbeddingFunction):
     The options are written into the table's metadata; the pool is not. The precision
     "auto" is chosen when a function is made, and what was chosen is written down.
     """
+
+    # LanceDB's own would take any word, and leave it out.
+    model_config = ConfigDict(extra="forbid")
 
     name: str = DEFAULT_MODEL
     precision: str = "fp32"

@@ -71,7 +71,7 @@ class MemworkerRetriever(BaseRetriever):
     A document's metadata are the row's, with `score` and, of a chunk, where it stands.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     table: Table
     embeddings: MemworkerEmbeddings

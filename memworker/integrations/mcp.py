@@ -11,17 +11,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, NoReturn, NotRequired
 
 from memworker import AsyncMemory, __version__
 from memworker.errors import MemoryNotFound, MemworkerError, UsageError
-from memworker.integrations.pools import framework
+from memworker.integrations.pools import framework, meant
 
 with framework("mcp"):
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.mcpserver.tools import Tool
     from mcp_types import ToolAnnotations
     from pydantic import Field, ValidationError
     from typing_extensions import TypedDict
@@ -109,23 +110,22 @@ class MemoryServer(MCPServer[None]):
     ) -> None:
         self._opening = _Opening(open_memory)
         self._scope = dict(scope or {})
+        reads = ToolAnnotations(read_only_hint=True)
+        adds = ToolAnnotations(destructive_hint=False, idempotent_hint=True)
+        deletes = ToolAnnotations(destructive_hint=True)
         super().__init__(
             "memworker",
             instructions=_INSTRUCTIONS,
             version=__version__,
             lifespan=self._opened,
             log_level="WARNING",
+            tools=[
+                _strict(self.add_memories, adds),
+                _strict(self.search_memories, reads),
+                _strict(self.list_memories, reads),
+                _strict(self.delete_memories, deletes),
+            ],
         )
-        reads = ToolAnnotations(read_only_hint=True)
-        adds = ToolAnnotations(destructive_hint=False, idempotent_hint=True)
-        deletes = ToolAnnotations(destructive_hint=True)
-        for tool, hints in (
-            (self.add_memories, adds),
-            (self.search_memories, reads),
-            (self.list_memories, reads),
-            (self.delete_memories, deletes),
-        ):
-            self.add_tool(tool, annotations=hints, structured_output=True)
 
     async def add_memories(
         self,
@@ -202,7 +202,10 @@ class MemoryServer(MCPServer[None]):
         run_id: RunId = None,
         erase: Annotated[bool, Field(description="Keep no history either")] = False,
     ) -> DeletedMemories:
-        """Delete memories by their ids, or all of a user, an agent or a session."""
+        """Delete memories by their ids, or all of a user, an agent or a session.
+
+        With ids, a user_id, agent_id or run_id says whose they must be.
+        """
         if bool(ids) == all:
             raise UsageError("give either the ids of memories or all=true")
         memory = await self._opening.memory()
@@ -213,8 +216,9 @@ class MemoryServer(MCPServer[None]):
             told = f"all memories of {named} were deleted: {rows:,}"
             return {"message": told, "deleted": [], "errors": []}
         unique = list(dict.fromkeys(ids or []))
-        done = (await memory.delete_batch(unique, erase=erase))["results"]
-        errors = [record["error"] for record in done if "error" in record]
+        theirs, errors = await _of(_given(user_id, agent_id, run_id), unique, memory)
+        done = (await memory.delete_batch(theirs, erase=erase))["results"] if theirs else []
+        errors += [record["error"] for record in done if "error" in record]
         if len(errors) == len(unique):
             raise MemoryNotFound(errors[0])
         deleted = [record["id"] for record in done if "id" in record]
@@ -226,7 +230,8 @@ class MemoryServer(MCPServer[None]):
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
-                raise ToolError(_one_line(error.__cause__)) from error.__cause__
+                flaws = _one_line(error.__cause__, self._takes(name))
+                raise ToolError(flaws) from error.__cause__
             if isinstance(error.__cause__, MemworkerError):
                 raise ToolError(str(error.__cause__)) from error.__cause__
             raise
@@ -241,11 +246,13 @@ class MemoryServer(MCPServer[None]):
         self._opening.begin()
         yield
 
+    def _takes(self, tool: str) -> list[str]:
+        known = self._tool_manager.get_tool(tool)
+        return list(known.parameters["properties"]) if known else []
+
     def _scoped(self, *ids: str | None) -> dict[str, str]:
         """Return the scope of a call, which models like to fill in with empty texts."""
-        names = ("user_id", "agent_id", "run_id")
-        given = {name: value for name, value in zip(names, ids, strict=True) if value}
-        if scope := self._scope | given:
+        if scope := self._scope | _given(*ids):
             return scope
         raise UsageError("whose memories? Give user_id, agent_id or run_id")
 
@@ -329,6 +336,25 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _given(*ids: str | None) -> dict[str, str]:
+    names = ("user_id", "agent_id", "run_id")
+    return {name: value for name, value in zip(names, ids, strict=True) if value}
+
+
+async def _of(
+    scope: Mapping[str, str], ids: list[str], memory: AsyncMemory
+) -> tuple[list[str], list[str]]:
+    """Part ids into those of a scope that was named, and why others are left; of none, all are."""
+    if not scope:
+        return ids, []
+    where = {**scope, "id": {"in": ids}}
+    found = (await memory.get_all(filters=where, limit=None))["results"]
+    theirs = {record["id"] for record in found}
+    named = ", ".join(f"{name} {value!r}" for name, value in scope.items())
+    others = [f"there is no memory {each!r} of {named}" for each in ids if each not in theirs]
+    return [each for each in ids if each in theirs], others
+
+
 def _ids(scope: Mapping[str, str]) -> dict[str, Any]:
     return dict(scope)
 
@@ -351,7 +377,27 @@ def _stored(record: Mapping[str, Any]) -> StoredMemory:
     return {name: record[name] for name in kept if name in record}  # type: ignore[return-value]
 
 
-def _one_line(error: ValidationError) -> str:
+def _strict(tool: Callable[..., Any], hints: ToolAnnotations) -> Tool:
+    """Make a tool that refuses what it does not take.
+
+    The SDK's leaves it out: a deletion that names its user by another word would be of others.
+    """
+    made = Tool.from_function(tool, annotations=hints, structured_output=True)
+    lax = made.fn_metadata.arg_model
+    strict = type(lax.__name__, (lax,), {"__module__": __name__}, extra="forbid")
+    made.fn_metadata.arg_model = strict
+    made.parameters = strict.model_json_schema(by_alias=True)
+    return made
+
+
+def _one_line(error: ValidationError, takes: Sequence[str]) -> str:
     """Say which arguments are wrong, without pydantic's links and without the values."""
-    flaws = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-    return "; ".join(flaws)
+    flaws = error.errors()
+    return "; ".join(_flaw(each["type"], each["loc"], each["msg"], takes) for each in flaws)
+
+
+def _flaw(kind: str, place: Sequence[str | int], said: str, takes: Sequence[str]) -> str:
+    where = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        return f"there is no argument {where!r}{meant(where, takes)}; there are {', '.join(takes)}"
+    return f"{where}: {said}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, TypedDict
 
@@ -42,6 +43,22 @@ def framework(extra: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UsageError for the names that nobody knows: at once, not at the first use."""
+    names = list(known)
+    if unknown := [name for name in given if name not in names]:
+        raise UsageError(
+            f"{what} has no option {', '.join(map(repr, unknown))}"
+            f"{meant(unknown[0], names)}; there are {', '.join(names)}"
+        )
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """Say which name may have been meant, or nothing."""
+    near = difflib.get_close_matches(name.lower(), list(names), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
 class PoolSource:
     """Gives an adapter its pool and embeds through it.
 
@@ -52,6 +69,9 @@ class PoolSource:
     """
 
     def __init__(self, pool: EmbeddingPool | None, options: Mapping[str, Any]) -> None:
+        refuse_unknown("an adapter's pool", options, PoolArguments.__annotations__)
+        if pool is not None and not isinstance(pool, EmbeddingPool):
+            raise UsageError(f"pool= takes an EmbeddingPool, not a {type(pool).__name__}")
         if pool is not None and options:
             raise UsageError(
                 f"a pool was given, and {', '.join(sorted(options))} for a new one; leave one out"

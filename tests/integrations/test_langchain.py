@@ -98,6 +98,8 @@ def test_a_retriever_gives_chunks_or_each_text_once(tmp_path):
         some = MemworkerRetriever(table=table, embeddings=embeddings, where={"parent_id": "d1"})
         assert {each.metadata["n"] for each in some.invoke("cat")} == {1}
         assert asyncio.run(grouped.ainvoke("cat")) == found
+        with pytest.raises(ValueError, match="top_k"):
+            MemworkerRetriever(table=table, embeddings=embeddings, top_k=9)
     assert len(chunks) == 9
     assert sorted(each.metadata["parent_id"] for each in found) == ["d0", "d1", "d2"]
     first = found[0].metadata

@@ -153,6 +153,44 @@ def test_what_is_wrong_is_told_in_one_line_and_ends_nothing(db, errors):
     assert said(errors) == ""
 
 
+UNKNOWN = {
+    "add_memories": {"memories": ["x"], "meta": {"n": 1}},
+    "search_memories": {"query": "x", "top_k": 3},
+    "list_memories": {"filter": {"n": 1}},
+    "delete_memories": {"all": True, "userId": "bob"},
+}
+
+
+def test_an_argument_that_a_tool_does_not_have_is_refused_by_its_name(db, errors):
+    async def talk():
+        async with connected(errors, "mcp", db, *ALICE, *ECHO) as client:
+            tools = (await client.list_tools()).tools
+            assert {tool.name for tool in tools} == set(UNKNOWN)
+            assert all(tool.input_schema["additionalProperties"] is False for tool in tools)
+            await call(client, "add_memories", memories=["alice's"])
+            for tool, arguments in UNKNOWN.items():
+                told = await refusal(client, tool, **arguments)
+                (wrong,) = set(arguments) - {"memories", "query", "all"}
+                assert f"there is no argument {wrong!r}" in told and "user_id" in told
+            assert texts(await call(client, "list_memories")) == ["alice's"]
+
+    asyncio.run(talk())
+
+
+def test_ids_are_deleted_only_of_whom_a_call_names(db, errors):
+    async def talk():
+        async with connected(errors, "mcp", db, *ALICE, *ECHO) as client:
+            added = await call(client, "add_memories", memories=["a", "b"])
+            ids = [each["id"] for each in added["results"]]
+            told = await refusal(client, "delete_memories", ids=ids, user_id="bob")
+            assert f"there is no memory {ids[0]!r} of user_id 'bob'" in told
+            assert len(texts(await call(client, "list_memories"))) == 2
+            gone = await call(client, "delete_memories", ids=ids, user_id="alice")
+            assert gone["deleted"] == ids and gone["errors"] == []
+
+    asyncio.run(talk())
+
+
 def test_two_clients_share_one_database(db, errors):
     """Two processes add the same and different memories at once: nothing twice, nothing lost."""
     rounds = 15

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import importlib
 import pickle
 import re
 import subprocess
@@ -51,9 +52,32 @@ def test_a_pool_and_options_for_another_are_refused(kinds):
         PoolSource(kinds, ECHO)
 
 
-def test_an_unknown_option_is_refused():
-    with pytest.raises(TypeError, match="modle"):
-        PoolSource(None, {"modle": "echo"}).get()
+ADAPTERS = {
+    "langchain": ("langchain_core", ["MemworkerEmbeddings"]),
+    "haystack": ("haystack", ["MemworkerTextEmbedder", "MemworkerDocumentEmbedder"]),
+    "llama_index": ("llama_index.core", ["MemworkerEmbedding"]),
+    "lancedb": ("lancedb", ["MemworkerFunction"]),
+    "mem0": ("mem0", ["MemworkerEmbedder", "MemworkerVectorStore"]),
+}
+
+
+@pytest.mark.parametrize("option", ["batch_size", "prefix", "modle"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_unknown_option_is_refused_by_its_name_when_an_adapter_is_made(adapter, option):
+    package, names = ADAPTERS[adapter]
+    pytest.importorskip(package, reason=f'needs pip install "memworker[{adapter}]"')
+    module = importlib.import_module(f"memworker.integrations.{adapter}")
+    for name in names:
+        # A ValueError of ours or pydantic's, a TypeError where Python itself knows better.
+        with pytest.raises((ValueError, TypeError), match=option):
+            getattr(module, name)(**{option: 1})
+
+
+def test_the_option_that_was_meant_is_told():
+    with pytest.raises(UsageError, match=r"did you mean 'model'\?.*precision"):
+        PoolSource(None, {"modle": "echo"})
+    with pytest.raises(UsageError, match="not a str"):
+        PoolSource("all-MiniLM-L6-v2", {})
 
 
 def test_a_pickled_copy_makes_a_pool_of_its_own():
