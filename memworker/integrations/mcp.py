@@ -384,7 +384,7 @@ def _strict(tool: Callable[..., Any], hints: ToolAnnotations) -> Tool:
     """
     made = Tool.from_function(tool, annotations=hints, structured_output=True)
     lax = made.fn_metadata.arg_model
-    strict = type(lax.__name__, (lax,), {"__module__": __name__}, extra="forbid")
+    strict: Any = type(lax.__name__, (lax,), {"__module__": __name__}, extra="forbid")
     made.fn_metadata.arg_model = strict
     made.parameters = strict.model_json_schema(by_alias=True)
     return made
