@@ -8,6 +8,7 @@ import typer
 
 from memworker import __version__
 from memworker.cli import (
+    doctor,
     embed,
     export,
     ingest,
@@ -36,6 +37,7 @@ app.command("search")(search.search)
 app.command("export")(export.export)
 app.command("jobs")(jobs.jobs)
 app.command("tune")(tune.tune)
+app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("mcp")(mcp.mcp)
 app.add_typer(models.app, name="models")

@@ -2,7 +2,7 @@
 
 from memworker.locks.drafts import draft_of
 from memworker.locks.filelock import Busy, FileLock, Lost, held, holder_of
-from memworker.locks.kinds import LockKind, Unsupported, kind_in
+from memworker.locks.kinds import LockKind, Unsupported, kind_in, probe_kind
 from memworker.locks.process import Process
 from memworker.locks.scratch import Scratch, sweep
 
@@ -18,5 +18,6 @@ __all__ = [
     "held",
     "holder_of",
     "kind_in",
+    "probe_kind",
     "sweep",
 ]

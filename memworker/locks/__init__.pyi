@@ -6,6 +6,11 @@ from .filelock import (
     held as held,
     holder_of as holder_of,
 )
-from .kinds import LockKind as LockKind, Unsupported as Unsupported, kind_in as kind_in
+from .kinds import (
+    LockKind as LockKind,
+    Unsupported as Unsupported,
+    kind_in as kind_in,
+    probe_kind as probe_kind,
+)
 from .process import Process as Process
 from .scratch import Scratch as Scratch, sweep as sweep

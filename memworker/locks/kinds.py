@@ -81,7 +81,7 @@ def _agreed(folder: str, inode: int) -> LockKind:
     noted = _noted(note)
     if noted is not None:
         return noted
-    kind = _probe(Path(folder))
+    kind = probe_kind(Path(folder))
     draft = Path(folder, f".locking-{secrets.token_hex(8)}")
     try:
         _write(draft, kind)
@@ -119,7 +119,8 @@ def _note(draft: Path, note: Path, kind: LockKind) -> LockKind:
     return kind
 
 
-def _probe(folder: Path) -> LockKind:
+def probe_kind(folder: Path) -> LockKind:
+    """Find out which kind works in a folder, and leave nothing there. Raises OSError."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             for kind in (LockKind.FLOCK, LockKind.RECORD):

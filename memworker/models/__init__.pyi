@@ -1,8 +1,10 @@
 from . import records as records
 from .bert_like import read_bert as read_bert
+from .bf16 import processor_has_bf16 as processor_has_bf16
 from .cache import cache_home as cache_home
 from .calibration import measuring_texts as measuring_texts
 from .head import apply_layers as apply_layers, read_layers as read_layers
+from .hub import offline_switch as offline_switch
 from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,

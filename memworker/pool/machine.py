@@ -21,6 +21,11 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota)) if quota else cores)
 
 
+def core_quota() -> float | None:
+    """Give the cores that the control groups allow; None where they bound nothing."""
+    return cgroups.limits().cores
+
+
 def memory_bytes() -> int:
     """Give the machine's memory, or the least of the cgroups' limits where that is lower."""
     total = int(psutil.virtual_memory().total)
