@@ -1,5 +1,6 @@
 from . import errors as errors
 from .chunking import Chunking as Chunking
+from .doctor import examine_machine as examine_machine
 from .ingestion import (
     IngestPlan as IngestPlan,
     IngestReport as IngestReport,

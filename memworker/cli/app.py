@@ -27,7 +27,7 @@ from memworker.cli.groups import group_options
 app = typer.Typer(
     name="memworker",
     help="Turn texts into searchable vectors in LanceDB.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 app.command("ingest")(ingest.ingest)

@@ -23,10 +23,10 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Look at this machine: processor, limits, disk, cache, speed, and what to do. 3 seconds."""
-    from memworker.doctor import examine
+    from memworker.doctor import examine_machine
 
     found = []
-    for finding in examine(db, model, precision):
+    for finding in examine_machine(db, model, precision):
         found.append(finding)
         if not as_json:
             print(f"{finding.topic:16} {printable(finding.told)}")

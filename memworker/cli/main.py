@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from memworker import diagnosis, errors
 from memworker.cli import signals
@@ -72,13 +72,36 @@ def run() -> NoReturn:
 
 def _run_app() -> None:
     try:
+        import typer
+
         from memworker.cli.app import app
 
-        app()
+        # BadParameter is the one of typer's errors of usage with a public name; all say what
+        # to do in a line, and typer itself would draw a box around it.
+        usage = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "UsageError")
+        try:
+            code = app(standalone_mode=False)
+        except usage as error:
+            # Without one of its verbs a command has printed its help, and says no more.
+            if said := error.format_message():
+                _say(_usage_told(said, error.ctx))
+            sys.exit(2)
+        except typer.Abort:
+            _say("left without an answer; nothing was done")
+            sys.exit(1)
+        if code:
+            sys.exit(code)
     finally:
         # Now, where an error can be told, and not at the interpreter's end.
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+def _usage_told(said: str, context: Any) -> str:
+    """Say what is wrong with what was typed, and where it is written how it goes."""
+    verb = context.command_path if context is not None else "memworker"
+    said = said if said.endswith(("?", ".")) else f"{said}."
+    return f"{said} `{verb} --help` shows what there is."
 
 
 def _refused_threads() -> str:

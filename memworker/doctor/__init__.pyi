@@ -1,1 +1,1 @@
-from .examination import examine as examine
+from .examination import examine_machine as examine_machine

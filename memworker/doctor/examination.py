@@ -15,7 +15,7 @@ from memworker.doctor.versions import versions
 PATIENCE_S = 2.7
 
 
-def examine(
+def examine_machine(
     folder: Path, model: str, precision: str = "fp32", *, patience_s: float = PATIENCE_S
 ) -> Iterator[Finding]:
     """Yield what this machine has and allows; `folder` is where a table would lie.

@@ -215,3 +215,33 @@ def test_the_package_can_be_run_as_a_module():
 def test_remote_databases_are_refused():
     done = run("table", "info", "--db", "s3://bucket/db", "--table", "t", code=2)
     assert "local directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--nope", "No such option: --nope. `memworker --help`"),
+        ("serch", "Did you mean 'search', 'serve'?"),
+        ("ingest in.jsonl", "Missing option '--db'. `memworker ingest --help`"),
+        ("ingest in.jsonl --workers many", "Invalid value for '--workers'"),
+        ("table nope", "No such command 'nope'. `memworker table --help`"),
+        ("memory add", "Missing argument 'db'. `memworker memory add --help`"),
+    ],
+)
+def test_what_is_typed_wrong_is_told_in_a_line(args, says):
+    done = run(*args.split(), code=2)
+    assert done.stdout == "" and says in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("memworker: ")
+
+
+@pytest.mark.parametrize(("words", "found"), [("mod", "models"), ("ingest --preci", "--precision")])
+def test_the_shell_completes(words, found):
+    asked = {"_MEMWORKER_COMPLETE": "complete_bash", "COMP_WORDS": f"memworker {words}"}
+    done = subprocess.run(
+        COMMAND,
+        capture_output=True,
+        text=True,
+        env=os.environ | asked | {"COMP_CWORD": str(len(words.split()))},
+    )
+    assert done.stdout.split() == [found]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from memworker.doctor import examine
+from memworker.doctor import examine_machine
 from memworker.doctor.places import disk
 from memworker.doctor.system import processor
 from tests.models.tiny import make_bert
@@ -51,19 +51,21 @@ def test_facts_are_those_of_the_machine(model, tmp_path):
 
 
 def test_the_pool_is_tried(model):
-    pool = {each.topic: each for each in examine(Path(), str(model), patience_s=60.0)}["pool"]
+    pool = {each.topic: each for each in examine_machine(Path(), str(model), patience_s=60.0)}[
+        "pool"
+    ]
     assert pool.facts["precision"] == "fp32" and pool.facts["workers"] >= 1
     assert pool.facts["tokens_per_s"] > 0 and "tokens/s" in pool.told
 
 
 def test_what_is_not_ready_in_time_is_said_with_the_way_to_it(model):
-    pool = list(examine(Path(), str(model), "int8", patience_s=0.0))[-1]
+    pool = list(examine_machine(Path(), str(model), "int8", patience_s=0.0))[-1]
     assert pool.topic == "pool" and "not ready" in pool.told
     assert f"memworker models pull {model} --precision int8" in pool.advice[0]
 
 
 def test_a_precision_that_the_model_has_not_is_said(model):
-    pool = list(examine(Path(), str(model), "fp7", patience_s=60.0))[-1]
+    pool = list(examine_machine(Path(), str(model), "fp7", patience_s=60.0))[-1]
     assert pool.told.startswith("cannot be had: ") and "fp7" in pool.advice[0]
 
 
