@@ -47,7 +47,7 @@ Filters = Annotated[
     Field(
         description="Conditions on metadata fields, created_at or text: {field: value}, or"
         " {field: {op: value}} with eq, ne, gt, gte, lt, lte, in, nin, contains; AND, OR and NOT"
-        " take lists of such"
+        " take lists of such. A list meets what one of its values meets; a.b is b inside a"
     ),
 ]
 

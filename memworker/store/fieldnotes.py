@@ -82,11 +82,19 @@ class FieldNotes:
 
 def _look(at: LanceTable, scope: dict[str, Any], name: str) -> str:
     rows = at.search().where(f"{to_sql(scope)} AND {field_of(name)} IS NOT NULL")
-    if rows.select(["id"]).limit(1).to_arrow().num_rows:
-        return ""
+    if there := rows.select(["metadata"]).limit(1).to_arrow()["metadata"].to_pylist():
+        return _of_object(name.removeprefix("metadata."), json.loads(there[0]))
     some = at.search().where(to_sql(scope)).select(["metadata"]).limit(_ROWS_LOOKED_AT)
     metadata = [json.loads(text or "{}") for text in some.to_arrow()["metadata"].to_pylist()]
     return _told(name.removeprefix("metadata."), metadata, scope) if metadata else ""
+
+
+def _of_object(name: str, metadata: dict[str, Any]) -> str:
+    """Say that a field holds an object, which equals nothing; "" where it does not."""
+    held = metadata.get(name)
+    if not isinstance(held, dict) or not held:
+        return ""
+    return f"{name!r} holds an object; ask for what is inside, such as '{name}.{next(iter(held))}'"
 
 
 def _told(name: str, metadata: list[dict[str, Any]], scope: dict[str, Any]) -> str:
@@ -95,7 +103,7 @@ def _told(name: str, metadata: list[dict[str, Any]], scope: dict[str, Any]) -> s
     around = next((f for each in metadata for f, v in each.items() if _holds(v, name)), "")
     said = f"no row {whose}has the metadata field {name!r}"
     if around:
-        return f"{said}; it stands inside {around!r}, where no filter looks: make it a field itself"
+        return f"{said}; it stands inside {around!r}: ask for '{around}.{name.rpartition('.')[2]}'"
     by_lower = {field.lower(): field for field in [*there, *sorted(_COLUMNS)]}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.6)
     if near:

@@ -151,7 +151,9 @@ def _field(name: Any, condition: Any, chunks: bool) -> str:
 
 def _operator(name: str, compare: Compare, op: Any, value: Any, chunks: bool) -> str:
     if op not in OPERATORS:
-        raise FilterError(f"unknown operator {op!r} for {name!r}; there are {', '.join(OPERATORS)}")
+        inside = "" if op in LOGIC else f"; what is inside an object: write '{name}.{op}'"
+        known = ", ".join(OPERATORS)
+        raise FilterError(f"unknown operator {op!r} for {name!r}; there are {known}{inside}")
     if op == "ne":
         return f"NOT {compare('eq', value)}"
     if op not in ("in", "nin"):

@@ -12,17 +12,22 @@ from memworker.values import exact_str, shown
 
 def text(value: Any, name: str = "the filter") -> str:
     """Write text. Raises FilterError for what is none, or is not valid Unicode."""
+    # In this dialect a doubled quote is the only escape; a backslash is a backslash.
+    return "'" + exact(value, name).replace("'", "''") + "'"
+
+
+def exact(value: Any, name: str = "the filter") -> str:
+    """Return text as it is. Raises FilterError for what is none, or is not valid Unicode."""
     if not isinstance(value, str):
         raise FilterError(
             f"{name!r} holds text and cannot be compared with {shown(value)}; quote it"
         )
-    exact: str = exact_str(value)
+    said: str = exact_str(value)
     try:
-        exact.encode()
+        said.encode()
     except UnicodeEncodeError as error:
         raise FilterError(f"the value for {name!r} is not valid Unicode: {error}") from error
-    # In this dialect a doubled quote is the only escape; a backslash is a backslash.
-    return "'" + exact.replace("'", "''") + "'"
+    return said
 
 
 def number(name: str, value: float) -> str:

@@ -2,6 +2,7 @@
 
 So a number meets text that reads as that number, true and false meet text that says so, text
 meets the number or boolean that is written like it, and a time meets text of the same moment.
+A list meets what one of its values meets (`lists`).
 A field is compared as the JSON text it is, for Lance's typed readers fail a whole query over
 one row of another type.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from memworker import values
 from memworker.errors import FilterError
-from memworker.store import literals
+from memworker.store import lists, literals
 
 ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?\Z")
@@ -34,7 +35,7 @@ def given(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple | Set | Mapping | bytes | bytearray):
         raise FilterError(
             f"{name!r} cannot be compared with {values.shown(value)}; use text, a number, true,"
-            " false or null"
+            " false or null, and {'in': [...]} for one of several"
         )
     try:
         found = values.plain(value)
@@ -59,40 +60,58 @@ def _moment(text: str) -> datetime | None:
 
 
 def compare(name: str, op: str, value: Any) -> str:
-    """Return the condition that a field stands so to a value, as `given` returned it."""
+    """Return the condition that a field stands so to a value, as `given` returned it.
+
+    A list does where one of its values does.
+    """
     field = field_of(name)
     if value is None and op == "eq":
         return f"({field} IS NULL OR {field} = 'null')"
-    if op == "eq":
+    if op == "eq" or (op == "contains" and isinstance(value, bool | int | float)):
         return _equals(field, name, value)
     if isinstance(value, str) and op == "contains":
         test = f"contains({_unquoted(field)}, {literals.text(value, name)})"
-        return f"(({_is_text(field)} AND {test}) IS TRUE)"
+        held = lists.any_of(field, _forms(name, value))
+        inside = lists.any_containing(field, literals.exact(value, name))
+        return f"((({_is_text(field)} AND {test}) IS TRUE) OR {held} OR {inside})"
     if isinstance(value, str):
         return _text_order(field, name, op, value)
     if op == "contains" or isinstance(value, bool) or not isinstance(value, int | float | datetime):
         raise FilterError(f"{op!r} of {name!r} cannot compare with {values.shown(value)}")
     if isinstance(value, datetime):
-        test = f"{_as_time(field)} {ORDER[op]} {literals.time(name, value)}"
-        return f"(({_is_text(field)} AND {test}) IS TRUE)"
+        return _time_test(field, ORDER[op], name, value)
     return _number_test(field, ORDER[op], name, value)
 
 
 def one_of(name: str, texts: Sequence[str]) -> str:
-    """Return the condition that a field equals one of these texts."""
-    forms = ", ".join(_forms(name, values.exact_str(text)) for text in texts)
-    return f"(({field_of(name)} IN ({forms})) IS TRUE)"
+    """Return the condition that a field equals one of these texts, or holds one in a list."""
+    field = field_of(name)
+    forms = [form for text in texts for form in _forms(name, values.exact_str(text))]
+    return f"((({field} IN ({', '.join(forms)})) IS TRUE) OR {lists.any_of(field, forms)})"
 
 
 def _text_order(field: str, name: str, op: str, value: str) -> str:
     """Compare texts with text, and by time where both are times; numbers where it reads as one."""
-    test = f"{_unquoted(field)} {ORDER[op]} {literals.text(value, name)}"
-    if (moment := _moment(value)) is not None:
-        test = f"coalesce({_as_time(field)} {ORDER[op]} {literals.time(name, moment)}, {test})"
-    if (number := _literal(value)) is not None and not isinstance(number, bool):
-        numbers = f"try_cast({field} AS double) {ORDER[op]} {literals.number(name, number)}"
-        return f"((({_is_text(field)} AND {test}) OR {numbers}) IS TRUE)"
-    return f"(({_is_text(field)} AND {test}) IS TRUE)"
+    sign, text = ORDER[op], literals.exact(value, name)
+    test = f"{_unquoted(field)} {sign} {literals.text(value, name)}"
+    moment, number = _moment(value), _literal(value)
+    held = [lists.any_text(field, sign, text, but_times=moment is not None)]
+    if moment is not None:
+        at = literals.time(name, moment)
+        test = f"coalesce({_as_time(field)} {sign} {at}, {test})"
+        held.append(lists.any_time(field, sign, at))
+    either = [f"(({_is_text(field)} AND {test}) IS TRUE)", *held]
+    if number is not None and not isinstance(number, bool):
+        bound = literals.number(name, number)
+        either.append(f"((try_cast({field} AS double) {sign} {bound}) IS TRUE)")
+        either.append(lists.any_number(field, sign, bound))
+    return f"({' OR '.join(either)})"
+
+
+def _time_test(field: str, sign: str, name: str, value: datetime) -> str:
+    at = literals.time(name, value)
+    held = lists.any_time(field, sign, at)
+    return f"((({_is_text(field)} AND {_as_time(field)} {sign} {at}) IS TRUE) OR {held})"
 
 
 def _is_text(field: str) -> str:
@@ -106,7 +125,8 @@ def _bare(field: str) -> str:
 def _number_test(field: str, sign: str, name: str, value: float) -> str:
     # Of texts that end in a letter some read as numbers that are none, as "nan" and "infinity".
     bare, bound = _bare(field), literals.number(name, value)
-    return f"((right({bare}, 1) <= '9' AND try_cast({bare} AS double) {sign} {bound}) IS TRUE)"
+    test = f"right({bare}, 1) <= '9' AND try_cast({bare} AS double) {sign} {bound}"
+    return f"((({test}) IS TRUE) OR {lists.any_number(field, sign, bound)})"
 
 
 def _as_time(field: str) -> str:
@@ -124,36 +144,55 @@ def _literal(text: str) -> int | float | bool | None:
 
 
 def field_of(name: str) -> str:
-    """Return the SQL of a metadata field's JSON text."""
+    """Return the SQL of a metadata field's JSON text; a dot leads into an object.
+
+    A field that has the dot in its own name comes first.
+    """
     # json_get_int and its like fail a whole query over one row of another
     # type; the field's JSON text can be compared whatever a row holds.
-    return f"json_extract(json_get(metadata, {literals.text(name.removeprefix('metadata.'))}), '$')"
+    bare = name.removeprefix("metadata.")
+    ways = dict.fromkeys(((bare,), tuple(bare.split(".")), tuple(name.split("."))))
+    places = [_inside(way) for way in ways]
+    place = f"coalesce({', '.join(places)})" if len(places) > 1 else places[0]
+    return f"json_extract({place}, '$')"
+
+
+def _inside(way: tuple[str, ...]) -> str:
+    sql = "metadata"
+    for name in way:
+        sql = f"json_get({sql}, {literals.text(name)})"
+    return sql
 
 
 def _equals(field: str, name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return f"((lower({_bare(field)}) = '{str(value).lower()}') IS TRUE)"
+        said = str(value).lower()
+        forms = [f"'{said}'", *(f"'\"{form}\"'" for form in (said, said.title(), said.upper()))]
+        held = lists.any_of(field, forms)
+        return f"(((lower({_bare(field)}) = '{said}') IS TRUE) OR {held})"
     if isinstance(value, int) and abs(value) >= values.EXACT_FLOAT:
-        return f"(({_bare(field)} = '{_digits(name, value)}') IS TRUE)"
+        digits = _digits(name, value)
+        held = lists.any_of(field, [f"'{digits}'", f"'\"{digits}\"'"])
+        return f"((({_bare(field)} = '{digits}') IS TRUE) OR {held})"
     if isinstance(value, int | float):
         return _number_test(field, "=", name, value)
     if isinstance(value, datetime):
-        return f"(({_is_text(field)} AND {_as_time(field)} = {literals.time(name, value)}) IS TRUE)"
+        return _time_test(field, "=", name, value)
     if isinstance(value, str):
-        return f"(({field} IN ({_forms(name, value)})) IS TRUE)"
+        return one_of(name, [value])
     raise FilterError(
         f"{name!r} cannot be compared with {values.shown(value)}; use text, a number, true, false"
         " or null"
     )
 
 
-def _forms(name: str, value: str) -> str:
+def _forms(name: str, value: str) -> list[str]:
     """Write the JSON texts that a text equals: its own, and the literal that is written like it."""
     # Lance prints JSON text just as json.dumps does without ensure_ascii.
     forms = [literals.text(json.dumps(value, ensure_ascii=False), name)]
     if _literal(value) is not None:
         forms.append(literals.text(value, name))
-    return ", ".join(forms)
+    return forms
 
 
 def _digits(name: str, value: int) -> str:
@@ -163,10 +202,4 @@ def _digits(name: str, value: int) -> str:
 
 
 def _unquoted(field: str) -> str:
-    """Undo JSON's quotes and escapes, but for those of rare control characters."""
-    sql = f"right(left({field}, -1), -1)"
-    # JSON text holds no raw control character, so U+0001 can stand for a backslash meanwhile.
-    escapes = [("\\\\", "\x01"), ('\\"', '"'), ("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")]
-    for escaped, plain in [*escapes, ("\x01", "\\")]:
-        sql = f"replace({sql}, {literals.text(escaped)}, {literals.text(plain)})"
-    return sql
+    return lists.unescaped(f"right(left({field}, -1), -1)")

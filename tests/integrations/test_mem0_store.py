@@ -59,6 +59,16 @@ def test_several_searches_at_once(store):
     assert [ids(each) for each in found] == [["c"], ["b"]]
 
 
+def test_a_list_in_a_payload_meets_what_one_of_its_values_meets(store):
+    payload = {"data": "lunch", "user_id": "carol", "tags": ["food", "noon"], "by": {"car": "no"}}
+    store.insert([axis(4)], [payload], ["e"])
+    for condition in ("food", {"contains": "foo"}, ["rent", "noon"], {"in": ["food"]}, "*"):
+        assert ids(store.list({"user_id": "carol", "tags": condition})[0]) == ["e"]
+    assert ids(store.list({"user_id": "carol", "by.car": "no"})[0]) == ["e"]
+    assert ids(store.list({"user_id": "carol", "tags": "fo"})[0]) == []
+    store.delete("e")
+
+
 def test_words_are_ranked(store):
     store.insert([axis(4)], [{"data": "a rare word", "user_id": "alice"}], ["d"])
     (found,) = store.keyword_search("rare", filters={"user_id": "alice"})
