@@ -78,7 +78,7 @@ def _run_app() -> None:
 
         # BadParameter is the one of typer's errors of usage with a public name; all say what
         # to do in a line, and typer itself would draw a box around it.
-        usage = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "UsageError")
+        usage: Any = typer.BadParameter.__base__
         try:
             code = app(standalone_mode=False)
         except usage as error:
