@@ -30,6 +30,7 @@
     │   ├── BadVector                  NaN, infinite or zero
     │   ├── MemoryNotFound             no memory has this id
     │   └── FilterError (also ValueError)  a filter that cannot be expressed
+    ├── ClusterFailed                  a job on a Ray cluster could not be carried to its end
     └── InputError
         ├── InputNotFound              no such file, or nothing readable under it
         ├── MissingField               the named field is not in the input
@@ -178,6 +179,10 @@ class MemoryNotFound(StoreError):
 
 class FilterError(StoreError, ValueError):
     """A filter cannot be expressed."""
+
+
+class ClusterFailed(MemworkerError):
+    """A job on a Ray cluster could not be carried to its end; what was committed is safe."""
 
 
 class InputError(MemworkerError):

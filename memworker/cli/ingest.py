@@ -54,6 +54,8 @@ def ingest(
     rejects: options.Rejects = None,
     durable: options.Durable = False,
     wait: options.Wait = 0.0,
+    runner: options.Runner = "local",
+    address: options.Address = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -110,5 +112,7 @@ def ingest(
             wait_s=wait,
             stop=stop,
             observer=observer,
+            runner=runner,
+            address=address,
         )
     reports.print_report(report, as_json=as_json, done=f"{db} · {table}")

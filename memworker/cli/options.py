@@ -266,6 +266,22 @@ Wait = Annotated[
     float,
     typer.Option(min=0, help="Seconds to wait for another job on this table to end."),
 ]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        help="Where texts are read and embedded: local, or ray, on the nodes of a cluster.",
+        rich_help_panel=MODEL,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="The Ray cluster: auto or HOST:PORT; default: one on this machine, for the while.",
+        rich_help_panel=MODEL,
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No lines about progress.", rich_help_panel=OUTPUT),

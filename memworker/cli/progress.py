@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from memworker.cli.output import stderr_is_terminal
 
 if TYPE_CHECKING:
-    from memworker.ingestion import RunningJob
+    from memworker.ingestion import Afar, RunningJob
     from memworker.pool import EmbeddingPool
 
 _REFRESH_S = 0.25
@@ -64,6 +64,8 @@ def _log(job: RunningJob, limit: int | None, stop: threading.Event) -> None:
 
 def _line(job: RunningJob, limit: int | None) -> str:
     counts = job.counts
+    if job.afar is not None:
+        return _line_afar(job, job.afar, limit)
     if job.pool is None:
         return f"{counts.read:,} read, {counts.duplicates:,} of them known"
     work = job.pool.work
@@ -78,6 +80,19 @@ def _line(job: RunningJob, limit: int | None) -> str:
         f"{counts.read:,} read, {work.texts:,} embedded, {counts.written:,} committed"
         f" · {rate:,.0f} texts/s, {tokens:,.0f} tokens/s{_of_limit(job.pool, tokens)}{eta}"
         f" · {busy}/{total} workers busy"
+    )
+
+
+def _line_afar(job: RunningJob, afar: Afar, limit: int | None) -> str:
+    work, counts = afar.work, job.counts
+    rate = work.texts / work.seconds if work.seconds else 0.0
+    tokens = work.real_tokens / work.seconds if work.seconds else 0.0
+    left = _rows_left(job, limit)
+    eta = f", ETA {_clock(left / rate)}" if left is not None and rate else ""
+    return (
+        f"{counts.read:,} read, {work.texts:,} embedded, {counts.written:,} committed"
+        f" · {rate:,.0f} texts/s, {tokens:,.0f} tokens/s{eta}"
+        f" · {afar.nodes:,} nodes, {afar.workers:,} workers"
     )
 
 
@@ -103,10 +118,11 @@ def _rows_left(job: RunningJob, limit: int | None) -> float | None:
     # What was read so far stands for the rest: so many rows in so many bytes.
     by_bytes = counts.read / share if share else None
     totals = [total for total in (limit, by_bytes) if total is not None]
-    if not totals or job.pool is None:
+    at_work = job.afar or job.pool
+    if not totals or at_work is None:
         return None
     known = counts.duplicates + counts.conflicts + counts.rejected + counts.reused
-    return max(0.0, min(totals) - known - job.pool.work.texts)
+    return max(0.0, min(totals) - known - at_work.work.texts)
 
 
 def _clock(seconds: float) -> str:

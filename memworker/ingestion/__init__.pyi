@@ -2,7 +2,7 @@ from .dry_run import IngestPlan as IngestPlan, plan_ingest as plan_ingest
 from .export import embed_to_file as embed_to_file
 from .fields import Fields as Fields
 from .job import ingest as ingest
-from .loop import RunningJob as RunningJob
+from .loop import Afar as Afar, RunningJob as RunningJob
 from .readers import Dialect as Dialect, read as read, read_lines as read_lines
 from .reembedding import ReembedReport as ReembedReport, reembed as reembed
 from .report import IngestReport as IngestReport

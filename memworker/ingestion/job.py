@@ -15,6 +15,8 @@ from memworker.chunking import ChunkGiven, Chunking, chunking_of
 from memworker.errors import StoreError, TableNotFound
 from memworker.ingestion.chunk_commits import ChunkCommitter
 from memworker.ingestion.chunks import ChunkSieve, Cutting, cut_for
+from memworker.ingestion.cluster.driver import RayJob, open_afar, refuse_with_ray
+from memworker.ingestion.cluster.runner import OnRay, runner_of
 from memworker.ingestion.committer import Committer, CommitThread
 from memworker.ingestion.history import Command, history
 from memworker.ingestion.loop import JobLoop, RunningJob, WindowPart
@@ -24,7 +26,7 @@ from memworker.ingestion.rejects import RejectFile
 from memworker.ingestion.report import Counts, IngestReport, report
 from memworker.ingestion.source import Input, JobOptions, Records, open_input
 from memworker.ingestion.stop import Stop
-from memworker.ingestion.windows import Sieve
+from memworker.ingestion.windows import Sieve, Window
 from memworker.paths import PathGiven
 from memworker.pool import (
     DEFAULT_MAX_TEXT_BYTES,
@@ -129,6 +131,8 @@ def ingest(
     wait_s: float = 0.0,
     stop: Stop | None = None,
     observer: Callable[[RunningJob], None] | None = None,
+    runner: str | OnRay = "local",
+    address: str | None = None,
 ) -> IngestReport:
     r"""Embed texts and add them to a LanceDB table, each row once.
 
@@ -170,6 +174,9 @@ def ingest(
     TableLocked, TableMismatch, StoreUnwritable before any row is written;
     RowRejected with ``on_error="stop"``.
     """
+    afar = runner_of(runner, address)
+    if afar is not None:
+        refuse_with_ray(pool, chunk)
     if pool is not None:
         most = pool.max_text_bytes
         max_text_bytes = most if max_text_bytes is None else min(max_text_bytes, most)
@@ -201,7 +208,10 @@ def ingest(
     )
     job = RunningJob(Counts(), ReadProgress())
     listed = options.reject_list(target.reject_list)
-    source = open_input(records_or_paths, options, job, [listed])
+    if afar is None:
+        source = open_input(records_or_paths, options, job, [listed])
+    else:
+        source = open_afar(records_or_paths, options, job, [listed])
     ensure_writable(target.db, target.table)
     began = time.perf_counter()
     pools = PoolOptions(
@@ -224,8 +234,18 @@ def ingest(
     made_s = time.perf_counter() - began
     loop = JobLoop(use, options.stop or Stop(), job, startup_seconds=made_s)
     refused = source.reject_file(listed)
+    ray = None
+    if afar is not None:
+        ray = RayJob(
+            afar,
+            source,
+            options,
+            job,
+            loop.stop,
+            replace(pools, precision=use.pool.identity.precision),
+        )
     with hold_job(target.folder, wait_s=wait_s), refused:
-        return run_job(source, loop, target, space, options, refused)
+        return run_job(source, loop, target, space, options, refused, ray)
 
 
 def run_job(
@@ -235,8 +255,9 @@ def run_job(
     space: VectorSpace,
     options: JobOptions,
     refused: RejectFile,
+    ray: RayJob | None = None,
 ) -> IngestReport:
-    """Run the job, with its lock held."""
+    """Run the job, with its lock held; on a cluster where `ray` is given."""
     job, stop, counts = loop.job, loop.stop, loop.job.counts
     known = target.existing(space)
     if known is not None and target.durable:
@@ -261,8 +282,11 @@ def run_job(
         if target.chunking is None:
             sieve = Sieve(known, refusals, target.on_conflict)
             notes, committing = sieve.notes, partial(Committer, open_table, sieve, told)
-            coming = source.coming(job, stop)
-            table = _embedded(coming, sieve.windows, known, loop, committing)
+            if ray is not None:
+                table = _embedded_afar(ray, target, sieve, loop, committing)
+            else:
+                coming = source.coming(job, stop)
+                table = _embedded(coming, sieve.windows, known, loop, committing)
         else:
             chosen = ChunkSieve(known, refusals, target.on_conflict, target.first_counts)
             whole = partial(ChunkCommitter, open_table, chosen, told)
@@ -282,7 +306,10 @@ def run_job(
             () if target.chunking else loop.truncation("into another table, cuts them into chunks")
         )
         notes = [*source.notes, *notes, *told.notes, *long]
-        return report(counts, loop.work, loop.setting(refused, notes))
+        setting = loop.setting(refused, notes)
+        if ray is not None:
+            return report(counts, ray.cluster.work, ray.setting(setting))
+        return report(counts, loop.work, setting)
 
 
 def _embedded(
@@ -301,6 +328,26 @@ def _embedded(
                 loop.run(windows(batches), committer.put)
         finally:
             # What is embedded is kept, also when the rest failed or was interrupted.
+            table = committer.finish() or known
+    return table
+
+
+def _embedded_afar(
+    ray: RayJob,
+    target: Target,
+    sieve: Sieve,
+    loop: JobLoop,
+    committing: Callable[[], CommitThread[Window, Any]],
+) -> Table | None:
+    """Commit what is read and embedded on a cluster; return the table, if there is one."""
+    known, table = sieve.table, None
+    with loop.running() as here:
+        committer = committing()
+        try:
+            with ray.windows(sieve, target.db, here) as windows:
+                for window, vectors in windows:
+                    committer.put(window, vectors)
+        finally:
             table = committer.finish() or known
     return table
 

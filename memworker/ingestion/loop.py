@@ -45,13 +45,25 @@ class WindowPart(Protocol):
 P = TypeVar("P", bound=WindowPart)
 
 
+class Afar(Protocol):
+    """Encoders on other machines, as a progress display and a report see them."""
+
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def work(self) -> WorkTotals: ...
+
+
 @dataclass(slots=True)
 class RunningJob:
-    """A running job as a progress display reads it; `pool` is set once it has started."""
+    """A running job as a progress display reads it; `pool`, or `afar`, is set once it has begun."""
 
     counts: Counts
     progress: ReadProgress
     pool: EmbeddingPool | None = None
+    afar: Afar | None = None
 
 
 class JobLoop:
@@ -116,11 +128,11 @@ class JobLoop:
         )
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[EmbeddingPool]:
         """Hold the pool in the context; a pool closed by `stop` ends it without an error."""
-        with self._use, heap.given_back(), closed_after_grace(self._use, self.stop):
+        with self._use as pool, heap.given_back(), closed_after_grace(self._use, self.stop):
             try:
-                yield
+                yield pool
             except PoolClosed:
                 if not self.stop.acknowledge():
                     raise

@@ -26,6 +26,7 @@ from memworker.ingestion.readers import (
     read_records,
     read_sources,
 )
+from memworker.ingestion.readers.checked import ReadOptions
 from memworker.ingestion.readers.folders import LeftOut
 from memworker.ingestion.readers.objects import RECORDS_PATH
 from memworker.ingestion.readers.ours import is_reject_list
@@ -99,6 +100,8 @@ class Input:
     read_ahead: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
     told: Findings = field(default_factory=Findings)
+    reading: ReadOptions | None = None
+    dataset: Any = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -152,7 +155,7 @@ def open_input(
         if options.sql is not None or (options.dialect and options.dialect.told()):
             raise UsageError("a query or a dialect is for files, and the input is Python records")
         records = read_records(chain([first], items), reading, limit=options.limit)
-        return Input(_not_empty(records), (RECORDS_PATH,), told=reading.told)
+        return Input(_not_empty(records), (RECORDS_PATH,), told=reading.told, reading=reading)
     paths = [first, *items]
     there = _found(given, paths, options, outputs)
     for output in outputs:
@@ -161,7 +164,7 @@ def open_input(
     sources = tuple(there.sources)
     names = tuple(map(named, [each.path for each in sources] if options.sql else paths))
     batches = _not_empty(batches)
-    return Input(batches, names, sources, True, there.left_out, reading.told)
+    return Input(batches, names, sources, True, there.left_out, reading.told, reading)
 
 
 def _found(given: Any, paths: list[Any], options: JobOptions, outputs: Sequence[Output]) -> Found:

@@ -85,7 +85,7 @@ class Sieve:
             self.refusals.add(batch.rejects)
             if not self.notes and (note := note_on_ids(batch.rows)):
                 self.notes.append(note)
-            window = self._new_rows(_window(batch))
+            window = self._new_rows(window_of(batch))
             if len(window):
                 yield window
 
@@ -125,7 +125,8 @@ class Sieve:
             self.refusals.list(window.rejects(reasons))
 
 
-def _window(batch: ReadBatch) -> Window:
+def window_of(batch: ReadBatch) -> Window:
+    """Give a batch's rows their keys, and ids where they have none."""
     rows, scopes = batch.rows, scopes_of(batch.rows)
     keys = dedup_keys(rows["text"], *(scopes.get(name) for name in SCOPE_COLUMNS))
     ids = pc.coalesce(rows["id"], keys)

@@ -55,9 +55,9 @@ class Appender:
         self.known.committed(version, plan.keys[chosen], plan.records[chosen])
         return _outcome(plan, policy, version, written)
 
-    def classify(self, claims: Claims) -> Statuses:
-        """Return an IdStatus a row against the newest version."""
-        known = self.known.refresh(self._handle)
+    def classify(self, claims: Claims, *, newest: bool = True) -> Statuses:
+        """Return an IdStatus a row against the newest version, or the first that was read."""
+        known = self.known.refresh(self._handle) if newest else self.known.as_read(self._handle)
         hashes = known.hash(claims.ids, claims.keys, claims.metadata)
         return commit.classify(claims, known, self._held, hashes=hashes)[0]
 

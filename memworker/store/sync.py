@@ -53,6 +53,10 @@ class KnownRows:
         self._version = version
         return self._ids
 
+    def as_read(self, table: LanceTable) -> KnownIds:
+        """Return the known ids as of the last refresh, the first time of the newest version."""
+        return self._ids if self._version >= 0 else self.refresh(table)
+
     def committed(self, version: int, keys: Hashes, records: Hashes) -> None:
         """Note rows that this process has committed as `version`."""
         # Any other version has rows of an outside writer in it, which refresh() will read.

@@ -190,8 +190,12 @@ class Table:
         *,
         scopes: Mapping[str, pa.Array] | None = None,
         metadata: pa.Array | None = None,
+        newest: bool = True,
     ) -> Statuses:
         """Return an IdStatus a row (uint8) against the newest version; no lock is taken.
+
+        With `newest` False the ids are those of the version that was the newest when this
+        object was first asked: what others write all the time is not read again and again.
 
         Of equal ids in `ids` the first counts; the others are duplicates or conflicts of it.
         What is not given of scopes and metadata is not compared.
@@ -199,7 +203,7 @@ class Table:
         ids = string_array(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids))
         claims = Claims(ids, string_array(dedup_keys), scopes, metadata)
         with self._lock.mutex, lance_errors(f"reading the ids of table {self.name!r}"):
-            statuses = self._readers.ask(partial(self._appender.classify, claims))
+            statuses = self._readers.ask(partial(self._appender.classify, claims, newest=newest))
         self.at_one_version(self._queries.must_have_the_same_vectors)
         return statuses
 

@@ -31,6 +31,15 @@ class Findings:
         self.rows_without += 1
         self.without_value.update(names)
 
+    def join(self, other: Findings) -> None:
+        """Add what another reader of the same input has found."""
+        for what, paths in other.found.items():
+            for path in paths:
+                self.once(what, path)
+        self.without_value.update(other.without_value)
+        self.rows_without += other.rows_without
+        self.never_seen.update(other.never_seen)
+
     @property
     def notes(self) -> list[str]:
         """What there is to say."""
