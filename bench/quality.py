@@ -1,7 +1,8 @@
 """What the vectors are worth: STS-B, LoCoMo and SciFact, for each precision and model.
 
 LoCoMo twice: over all turns of all conversations by full comparison, and as the
-memory layer is used, each conversation a user of its own, through `Memory.search`.
+memory layer is used, each conversation a user of its own, through `Memory.search`, in
+every mode (see conversations.py).
 The reference data is needed: --data DIR or MEMWORKER_DATA.
 """
 
@@ -25,13 +26,13 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench import common
+from bench.conversations import Conversations, Score, ndcg, show_modes
 from bench.texts import data_dir, read_jsonl
-from memworker import EmbeddingPool, Memory, Table, ingest
+from memworker import EmbeddingPool, Table, ingest
 from memworker.errors import InputNotFound, ModelError, UsageError
 from memworker.pool import machine
 
 TOP = 10
-MODES = ("vector", "hybrid")
 
 Floats: TypeAlias = npt.NDArray[Any]
 
@@ -69,17 +70,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=common.positive, default=256)
     parser.add_argument("--workers", type=common.positive, default=machine.usable_cores())
     return parser.parse_args(arguments)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What one measure gave; a mean over questions, and the vectors where they can be compared."""
-
-    metric: str
-    value: float
-    vectors: Floats | None = None
-    part: str = ""
-    by_conversation: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,45 +133,6 @@ class InChunks:
         return [Score(self.whole.metric, float(np.mean(scores)))]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about one conversation, and the ids of the turns that answer it."""
-
-    conversation: str
-    text: str
-    evidence: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversations:
-    """Conversations as the memory layer holds them: each a user, each turn a memory."""
-
-    turns: dict[str, dict[str, str]]
-    questions: list[Question]
-
-    def measure(self, pool: EmbeddingPool) -> list[Score]:
-        with TemporaryDirectory() as folder, Memory(folder, pool=pool) as memory:
-            memory_of: dict[str, str] = {}
-            for user, turns in self.turns.items():
-                added = memory.add_batch(list(turns.values()), user_id=user)["results"]
-                # Equal turns of a conversation are one memory.
-                memory_of |= {turn: kept["id"] for turn, kept in zip(turns, added, strict=True)}
-            return [self._score(memory, mode, memory_of) for mode in MODES]
-
-    def _score(self, memory: Memory, mode: Any, memory_of: dict[str, str]) -> Score:
-        recalls: dict[str, list[float]] = defaultdict(list)
-        for asked in self.questions:
-            scope = {"user_id": asked.conversation}
-            hits = memory.search(asked.text, filters=scope, limit=TOP, mode=mode)["results"]
-            found = {hit["id"] for hit in hits}
-            share = sum(memory_of[turn] in found for turn in asked.evidence) / len(asked.evidence)
-            recalls[asked.conversation].append(share)
-        mean = float(np.mean([share for shares in recalls.values() for share in shares]))
-        by = {name: float(np.mean(shares)) for name, shares in recalls.items()}
-        metric = f"LoCoMo a conversation, {mode}, recall@{TOP}"
-        return Score(metric, mean, part=mode, by_conversation=by)
-
-
 Task = Pairs | Retrieval | Conversations
 
 
@@ -203,18 +154,12 @@ def locomo(data: Path, limit: int | None) -> Retrieval:
 def conversations(data: Path, limit: int | None) -> Conversations:
     """Read LoCoMo as ten conversations; an id begins with its conversation's name."""
     passages, questions, judged = _read_beir(data / "locomo", limit)
-    turns: dict[str, dict[str, str]] = defaultdict(dict)
-    for turn, text in passages.items():
-        turns[_conversation(turn)][turn] = text
-    asked = [
-        Question(_conversation(name), text, frozenset(judged[name]))
-        for name, text in questions.items()
-    ]
-    return Conversations(dict(turns), asked)
-
-
-def _conversation(name: str) -> str:
-    return name.partition("/")[0]
+    dates = {
+        row["_id"]: row["session_date"]
+        for row in read_jsonl(data / "locomo" / "corpus.jsonl")
+        if row["_id"] in passages and row.get("session_date")
+    }
+    return Conversations.of(passages, dates, questions, judged)
 
 
 def scifact(data: Path, limit: int | None) -> Retrieval:
@@ -252,15 +197,6 @@ def exact_top(questions: Floats, passages: Floats, k: int) -> Iterator[npt.NDArr
 def recall(ranked: Sequence[int], relevant: dict[int, float]) -> float:
     """Give the share of the relevant passages that was found."""
     return sum(row in relevant for row in ranked) / len(relevant)
-
-
-def ndcg(ranked: Sequence[int], relevant: dict[int, float]) -> float:
-    """Discount relevance by the logarithm of the rank, over the best order's (Jarvelin 2002)."""
-    score = common.optional("sklearn.metrics").ndcg_score
-    # What was not found stands behind all that was: it counts in the best order alone.
-    rows = [*ranked, *(row for row in relevant if row not in ranked)]
-    gains = [relevant.get(row, 0.0) for row in rows]
-    return float(score([gains], [range(len(rows), 0, -1)], k=len(ranked)))
 
 
 def _beir(
@@ -337,6 +273,8 @@ def _by_key(found: dict[str, list[Score]]) -> Iterator[tuple[str, Score]]:
 
 def _told(score: Score) -> common.Result:
     told: common.Result = {"metric": score.metric, "value": score.value}
+    if score.modes:
+        told["modes"] = score.modes
     if score.by_conversation:
         told["by_conversation"] = score.by_conversation
     return told
@@ -376,6 +314,8 @@ def show(result: common.Result) -> None:
         ["", *metrics, "mean cosine", "min cosine"],
         [_cells(row) for row in result["rows"]],
     )
+    for row in done:
+        show_modes(row)
     for row in result["rows"]:
         if "skipped" in row:
             print(f"not available: {row['model']} {row['precision']}: {row['skipped']}")

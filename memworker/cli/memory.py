@@ -102,6 +102,8 @@ def search(
         float | None, typer.Option(help="Leave out what scores lower.", show_default=False)
     ] = None,
     mode: Annotated[str, typer.Option(help="vector (by meaning), text or hybrid.")] = "vector",
+    context: options.Context = 0,
+    recency_half_life: options.RecencyHalfLife = None,
     table: TableName = DEFAULT_TABLE,
     model: Model = None,
     as_json: options.Json = False,
@@ -117,6 +119,8 @@ def search(
             limit=limit,
             threshold=threshold,
             mode=mode,  # type: ignore[arg-type]
+            context=context,
+            recency_half_life=recency_half_life,
         )
     if as_json:
         print_json({"query": query, "table": table, **found})
@@ -237,7 +241,15 @@ def _show(records: list[dict[str, Any]], first: str, none: str) -> None:
         print(none)
         return
     columns = {first: {"no_wrap": True}, "id": {"no_wrap": True}, "memory": {}}
-    print_grid(columns, (_row(record, record[first]) for record in records))
+    print_grid(columns, (row for record in records for row in _rows(record, first)))
+
+
+def _rows(record: dict[str, Any], first: str) -> list[tuple[str, str, str]]:
+    """Give a memory's line, between those of what stands beside it."""
+    before, after = (
+        [_row(one, "") for one in record.get(side, ())] for side in ("before", "after")
+    )
+    return [*before, _row(record, record[first]), *after]
 
 
 def _row(record: dict[str, Any], first: float | str) -> tuple[str, str, str]:

@@ -243,6 +243,24 @@ Group = Annotated[
     bool,
     typer.Option("--group", help="Show each text once, by its best chunk."),
 ]
+Context = Annotated[
+    int,
+    typer.Option(
+        "--context",
+        min=0,
+        max=20,
+        help="Show what stands before and after each hit; in hybrid it counts too.",
+    ),
+]
+RecencyHalfLife = Annotated[
+    float | None,
+    typer.Option(
+        "--recency-half-life",
+        metavar="DAYS",
+        help="Prefer what is recent a little; at this age half of that is lost.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -43,6 +43,8 @@ def search(
         ),
     ] = False,
     group: options.Group = False,
+    context: options.Context = 0,
+    recency_half_life: options.RecencyHalfLife = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +69,7 @@ def search(
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
     asked = {"limit": limit, "where": conditions, "group": group}
+    asked |= {"context": context, "recency_half_life": recency_half_life}
     hits, seconds = _found(opened, query, mode, model, asked | ({"exact": True} if exact else {}))
     note = "" if hits else opened.note_on(conditions)
     if as_json:
@@ -106,6 +109,11 @@ def _plain(hit: Hit) -> dict[str, Any]:
     if hit.parent_id is None:
         for name in ("parent_id", "chunk", "char_start", "char_end", "context"):
             del values[name]
+    for side in ("before", "after"):
+        del values[side]
+        if hit.before or hit.after:
+            beside = [_plain(one) for one in getattr(hit, side)]
+            values[side] = [{k: v for k, v in one.items() if k != "score"} for one in beside]
     return values
 
 
@@ -113,7 +121,8 @@ def _show(hits: list[Hit]) -> None:
     if not hits:
         print("no hits")
         return
-    print_grid({"score": {"justify": "right"}, "id": {}, "text": {}}, map(_row, hits))
+    rows = [row for hit in hits for row in _rows(hit)]
+    print_grid({"score": {"justify": "right"}, "id": {}, "text": {}}, rows)
 
 
 def _lines(hits: list[Hit]) -> None:
@@ -124,12 +133,16 @@ def _lines(hits: list[Hit]) -> None:
 def _cells(hits: list[Hit]) -> None:
     text = io.StringIO(newline="")
     rows = [_plain(hit) for hit in hits]
+    beside = any(hit.before or hit.after for hit in hits)
     names = [each.name for each in fields(_hit_type())]
+    names = [name for name in names if beside or name not in ("before", "after")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
         found = (row.get(name) for name in names)
-        writer.writerow(json_line(each) if isinstance(each, dict) else each for each in found)
+        writer.writerow(
+            json_line(each) if isinstance(each, dict | list) else each for each in found
+        )
     print(text.getvalue(), end="")
 
 
@@ -137,6 +150,12 @@ def _hit_type() -> type[Hit]:
     from memworker.store import Hit
 
     return Hit
+
+
+def _rows(hit: Hit) -> list[tuple[str, str, str]]:
+    """Give a hit's line, between those of what stands beside it."""
+    before, after = ([("", *_row(one)[1:]) for one in side] for side in (hit.before, hit.after))
+    return [*before, _row(hit), *after]
 
 
 def _row(hit: Hit) -> tuple[str, str, str]:

@@ -80,6 +80,8 @@ class StoredMemory(TypedDict):
     agent_id: NotRequired[str]
     run_id: NotRequired[str]
     expires_at: NotRequired[str]
+    before: NotRequired[list[dict[str, Any]]]
+    after: NotRequired[list[dict[str, Any]]]
 
 
 class StoredMemories(TypedDict):
@@ -168,12 +170,15 @@ class MemoryServer(MCPServer[None]):
             Literal["vector", "text", "hybrid"],
             Field(description="By meaning, by words, or both"),
         ] = "vector",
+        context: Annotated[
+            int, Field(ge=0, le=20, description="How many memories before and after each to show")
+        ] = 0,
     ) -> StoredMemories:
         """Find the memories that fit a query best."""
         where = self._where(user_id, agent_id, run_id, filters)
         memory = await self._opening.memory()
         found = await memory.search(
-            query, filters=where, limit=limit, threshold=threshold, mode=mode
+            query, filters=where, limit=limit, threshold=threshold, mode=mode, context=context
         )
         return _found(found)
 

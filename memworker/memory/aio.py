@@ -8,7 +8,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
 
 from memworker.memory import drafts, reads
@@ -20,9 +21,9 @@ from memworker.memory.core import (
     forked_error,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
-from memworker.memory.group import Sweep, Update, adding, one_vector
+from memworker.memory.group import Sweep, adding, one_vector
 from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
-from memworker.memory.reads import Mode
+from memworker.memory.reads import Asked, Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven, database_place
@@ -131,19 +132,21 @@ class AsyncMemory:
         threshold: float | None = None,
         mode: Mode = "vector",
         group: bool = False,
+        context: int = 0,
+        recency_half_life: timedelta | float | None = None,
     ) -> Results:
         """Find memories, best first, as `Memory.search`."""
         core = await self._core()
-        where = reads.checked_search(query, filters, limit, threshold, mode)
+        asked = Asked(
+            query, filters, limit, threshold, mode, group, context, recency_half_life
+        ).checked()
         vector = None
         if mode != "text":
             await self._able()
             vector = reads.query_vector(await self._pool(core).embed_rows([query], kind="query"))
             # It may have been closed meanwhile, and the readers with it.
             core.guard()
-        return await self._read(
-            lambda: reads.search(core.table, vector, query, where, limit, threshold, mode, group)
-        )
+        return await self._read(lambda: reads.search(core.table, vector, asked))
 
     async def get(self, memory_id: str) -> Record | None:
         """Return one memory, or None when there is none of this id."""
@@ -158,15 +161,21 @@ class AsyncMemory:
         return await self._read(lambda: reads.get_all(core.table, filters, limit))
 
     async def update(
-        self, memory_id: str, content: str, *, metadata: Mapping[str, Any] | None = None
+        self,
+        memory_id: str,
+        content: str | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        merge: bool = False,
     ) -> dict[str, str]:
-        """Give a memory another text, and other metadata unless None, as `Memory.update`."""
-        core = await self._able()
-        reads.checked_id(memory_id)
-        draft = core.draft(content, metadata)
+        """Give a memory another text, other metadata, or both, as `Memory.update`."""
+        core = await (self._core() if content is None else self._able())
+        update = core.updating(memory_id, content, metadata, merge)
         async with self._in_flight(core, 1):
-            vector = one_vector(await self._pool(core).embed_rows([draft.text]))
-            await asyncio.wrap_future(core.write(Update(memory_id, draft, vector)))
+            if update.text is not None:
+                embedded = await self._pool(core).embed_rows([update.text])
+                update = replace(update, vector=one_vector(embedded))
+            await asyncio.wrap_future(core.write(update))
         return dict(UPDATED)
 
     async def delete(self, memory_id: str, *, erase: bool = False) -> dict[str, str]:

@@ -19,7 +19,6 @@ from memworker.errors import (
     UsageError,
 )
 from memworker.memory.drafts import (
-    Draft,
     OnDuplicate,
     Terms,
     checked_text,
@@ -33,6 +32,7 @@ from memworker.memory.group import (
     Delete,
     EraseOne,
     Operation,
+    Update,
 )
 from memworker.memory.reads import checked_id
 from memworker.memory.scope import Scope
@@ -167,11 +167,19 @@ class Core:
         there = policy(on_duplicate)
         return Terms(scope, moment(expires_at), there, self.pool.max_text_bytes)
 
-    def draft(self, content: Any, metadata: Any) -> Draft:
-        """Check the text and metadata of an update."""
+    def updating(self, memory_id: Any, content: Any, metadata: Any, merge: bool) -> Update:
+        """Check an update, which has its vector still to come where it has a text.
+
+        One of metadata alone asks for no pool.
+        """
         self.guard()
-        text = checked_text(content, self.pool.max_text_bytes)
-        return Draft(text, metadata_json(metadata), None)
+        checked_id(memory_id)
+        if content is None and metadata is None:
+            raise UsageError("update() changes nothing: give content, metadata or both")
+        if merge and metadata is None:
+            raise UsageError("merge=True merges metadata into those there are; give metadata")
+        text = None if content is None else checked_text(content, self.pool.max_text_bytes)
+        return Update(memory_id, metadata_json(metadata), merge, text)
 
     def give_up(self, ticket: Ticket) -> None:
         """Give up a ticket whose turn has not come, and leave."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 import uuid_utils
 
+from memworker import values
 from memworker.errors import MemoryNotFound, MemworkerError, TextFailed
 from memworker.memory import rows as row_batches
 from memworker.memory.drafts import Batch, Draft, OnDuplicate
@@ -76,11 +78,16 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Give a memory another text; metadata stay when None is given. The outcome is its Row."""
+    """Give a memory another text with its vector, other metadata, or both; the outcome is its Row.
+
+    What is None stays. `merge` keeps the metadata's fields that the new ones do not name.
+    """
 
     id: str
-    draft: Draft
-    vector: Vector
+    metadata_json: str | None
+    merge: bool
+    text: str | None = None
+    vector: Vector | None = None
 
     def ids(self) -> Iterable[str]:
         return (self.id,)
@@ -90,14 +97,16 @@ class Update:
 
     def apply(self, overlay: Overlay) -> Row:
         old = overlay.visible(self.id)
-        new = replace(
-            old,
-            text=self.draft.text,
-            key=keys_of([self.draft], old.scope)[0],
-            vector=self.vector,
-            metadata_json=self.draft.metadata_json or old.metadata_json,
-        )
+        new = replace(old, metadata_json=self._metadata(old))
+        if self.text is not None:
+            (key,) = keys_of([self.text], old.scope)
+            new = replace(new, text=self.text, key=key, vector=self.vector)
         return overlay.supersede(old, new)
+
+    def _metadata(self, old: Row) -> str | None:
+        if self.metadata_json is None or not self.merge:
+            return self.metadata_json or old.metadata_json
+        return values.json_text({**old.metadata, **json.loads(self.metadata_json)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +269,7 @@ def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
     }
     places = [batch.places[row] for row in good]
     left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
-    keys = keys_of(drafts, batch.scope)
+    keys = keys_of([draft.text for draft in drafts], batch.scope)
     return left, Add(batch.scope, drafts, vectors, keys, batch.on_duplicate)
 
 
@@ -272,10 +281,10 @@ def one_vector(embedded: Embedded) -> Vector:
     return vector
 
 
-def keys_of(drafts: Sequence[Draft], scope: Scope) -> list[str]:
+def keys_of(texts: Sequence[str], scope: Scope) -> list[str]:
     """Return what tells memories apart: a hash of scope and text."""
-    texts = pa.array([draft.text for draft in drafts], pa.string())
-    keys: list[str] = dedup_keys(texts, scope.user_id, scope.agent_id, scope.run_id).to_pylist()
+    given = pa.array(texts, pa.string())
+    keys: list[str] = dedup_keys(given, scope.user_id, scope.agent_id, scope.run_id).to_pylist()
     return keys
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from memworker.memory import drafts, reads
@@ -15,8 +16,8 @@ from memworker.memory.core import (
     MemoryOptions,
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
-from memworker.memory.group import Sweep, Update, adding, one_vector
-from memworker.memory.reads import Mode
+from memworker.memory.group import Sweep, adding, one_vector
+from memworker.memory.reads import Asked, Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import PathGiven
@@ -143,19 +144,26 @@ class Memory:
         threshold: float | None = None,
         mode: Mode = "vector",
         group: bool = False,
+        context: int = 0,
+        recency_half_life: timedelta | float | None = None,
     ) -> Results:
         """Find memories; returns ``{"results": [{id, memory, score, …}]}``, best first.
 
         `filters` must bind user_id, agent_id or run_id (see store/filters.py for all they
         can say). `threshold` leaves out lower scores: the cosine (-1 to 1) in mode
         ``vector``, BM25 (0 and up) in mode ``text``, 0 to 1 in mode ``hybrid``. In a table of
-        chunks (see `ingest`) `group` gives each text once, by its best chunk. Raises
+        chunks (see `ingest`) `group` gives each text once, by its best chunk. `context` gives
+        each the memories `before` and `after` it, that many of the same scope by time, which
+        in mode ``hybrid`` count for its score too. `recency_half_life`, a timedelta or days,
+        prefers what is recent a little. Raises
         ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
-        where = reads.checked_search(query, filters, limit, threshold, mode)
+        asked = Asked(
+            query, filters, limit, threshold, mode, group, context, recency_half_life
+        ).checked()
         vector = None if mode == "text" else reads.query_vector(self._embed([query], "query"))
-        return reads.search(self._core.table, vector, query, where, limit, threshold, mode, group)
+        return reads.search(self._core.table, vector, asked)
 
     def get(self, memory_id: str) -> Record | None:
         """Return one memory, or None when there is none of this id."""
@@ -173,17 +181,24 @@ class Memory:
         return reads.get_all(self._core.table, filters, limit)
 
     def update(
-        self, memory_id: str, content: str, *, metadata: Mapping[str, Any] | None = None
+        self,
+        memory_id: str,
+        content: str | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        merge: bool = False,
     ) -> dict[str, str]:
-        """Give a memory another text, and other metadata unless None; its id stays.
+        """Give a memory another text, other metadata, or both; what is None stays, and its id.
 
-        The version before is kept in its history. Raises MemoryNotFound, UsageError.
+        The metadata are replaced; with `merge` their fields join those there are, and replace
+        those of the same names. Without `content` nothing is embedded. The version before is
+        kept in its history. Raises MemoryNotFound, UsageError.
         """
-        reads.checked_id(memory_id)
-        draft = self._core.draft(content, metadata)
+        update = self._core.updating(memory_id, content, metadata, merge)
         with self._core.in_flight(1):
-            vector = one_vector(self._embed([draft.text]))
-            self._core.write(Update(memory_id, draft, vector)).result()
+            if update.text is not None:
+                update = replace(update, vector=one_vector(self._embed([update.text])))
+            self._core.write(update).result()
         return dict(UPDATED)
 
     def delete(self, memory_id: str, *, erase: bool = False) -> dict[str, str]:

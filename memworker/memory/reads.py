@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -13,9 +15,9 @@ from memworker.errors import UsageError
 from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
 from memworker.memory.scope import scoped
-from memworker.memory.shapes import Record, record, results, scored
+from memworker.memory.shapes import Record, hit_record, record, results
 from memworker.pool import Embedded
-from memworker.store import MAX_LIMIT, Snapshot, Table
+from memworker.store import MAX_LIMIT, Snapshot, Table, check_search
 
 Mode = Literal["vector", "text", "hybrid"]
 # Up to here the newest are found by their times first and then read by id.
@@ -23,19 +25,32 @@ _BY_ID = 1000
 _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
-def checked_search(
-    query: Any, filters: Mapping[str, Any] | None, limit: Any, threshold: Any, mode: Any
-) -> Mapping[str, Any]:
-    """Return the filters. Raises UsageError or ScopeMissing for a search that cannot be."""
-    if not isinstance(query, str) or not query.strip():
-        raise UsageError(f"a query is some text, not {values.shown(query)}")
-    values.checked_choice("mode", mode, get_args(Mode))
-    if threshold is not None and values.number(threshold) is None:
-        raise UsageError(
-            f"threshold must be a finite number or None, not {values.shown(threshold)}"
-        )
-    _checked_limit(limit)
-    return scoped(filters)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is searched for, and how; see `Memory.search`."""
+
+    query: str
+    filters: Mapping[str, Any] | None
+    limit: int
+    threshold: float | None
+    mode: Mode
+    group: bool
+    context: int
+    recency_half_life: timedelta | float | None
+
+    def checked(self) -> Asked:
+        """Return itself. Raises UsageError or ScopeMissing for a search that cannot be."""
+        if not isinstance(self.query, str) or not self.query.strip():
+            raise UsageError(f"a query is some text, not {values.shown(self.query)}")
+        values.checked_choice("mode", self.mode, get_args(Mode))
+        if self.threshold is not None and values.number(self.threshold) is None:
+            raise UsageError(
+                f"threshold must be a finite number or None, not {values.shown(self.threshold)}"
+            )
+        _checked_limit(self.limit)
+        check_search(self.context, self.recency_half_life, self.group)
+        scoped(self.filters)
+        return self
 
 
 def get(table: Table, memory_id: str) -> Record | None:
@@ -78,26 +93,29 @@ def events(table: Table, memory_id: str) -> list[Record]:
     return history.tell(memory_id, rows.read(found))
 
 
-def search(
-    table: Table,
-    vector: Vector | None,
-    query: str,
-    filters: Mapping[str, Any],
-    limit: int,
-    threshold: float | None,
-    mode: Mode,
-    group: bool = False,
-) -> dict[str, Any]:
+def search(table: Table, vector: Vector | None, asked: Asked) -> dict[str, Any]:
     """Return the memories that answer a query best; `vector` is None in mode text."""
-    if mode == "text":
-        hits = table.search_text(query, limit=limit, where=filters, group=group)
-    elif mode == "hybrid" and vector is not None:
-        hits = table.search_hybrid(query, vector, limit=limit, where=filters, group=group)
+    how: dict[str, Any] = {
+        "limit": asked.limit,
+        "where": asked.filters,
+        "group": asked.group,
+        "context": asked.context,
+        "recency_half_life": asked.recency_half_life,
+    }
+    if asked.mode == "text":
+        hits = table.search_text(asked.query, **how)
+    elif asked.mode == "hybrid" and vector is not None:
+        hits = table.search_hybrid(asked.query, vector, **how)
     else:
         assert vector is not None
-        hits = table.search(vector, limit=limit, where=filters, group=group)
-    kept = [scored(hit) for hit in hits if threshold is None or hit.score >= threshold]
-    return results(kept, "" if hits else table.note_on(filters))
+        hits = table.search(vector, **how)
+    least = asked.threshold
+    kept = [
+        hit_record(hit, with_context=bool(asked.context))
+        for hit in hits
+        if least is None or hit.score >= least
+    ]
+    return results(kept, "" if hits else table.note_on(asked.filters))
 
 
 def query_vector(embedded: Embedded) -> Vector:

@@ -44,6 +44,20 @@ def scored(hit: Hit) -> Record:
     return found | {"score": hit.score}
 
 
+def hit_record(hit: Hit, *, with_context: bool) -> Record:
+    """Return a found memory; `with_context` with those `before` and `after` it."""
+    if not with_context:
+        return scored(hit)
+    beside = {"before": hit.before, "after": hit.after}
+    return scored(hit) | {side: [_unscored(one) for one in hits] for side, hits in beside.items()}
+
+
+def _unscored(hit: Hit) -> Record:
+    told = scored(hit)
+    del told["score"]
+    return told
+
+
 def results(records: Sequence[Record], note: str = "") -> dict[str, Any]:
     """Wrap records as every list is returned, with what there is to say about it."""
     return {"results": list(records)} | ({"note": note} if note else {})

@@ -29,6 +29,7 @@ from .lock import (
 )
 from .outputs import Output as Output
 from .policy import INDEX_MIN_ROWS as INDEX_MIN_ROWS, Step as Step
+from .queries import check_search as check_search
 from .reembed import Reembedding as Reembedding, build_indices as build_indices
 from .repair import Repair as Repair, repair_table as repair_table
 from .schema import (

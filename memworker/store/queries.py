@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from memworker.store import fuse, search, text as words
+from memworker.errors import UsageError
+from memworker.store import fuse, recency, search, text as words
+from memworker.store.clues import Query
 from memworker.store.fieldnotes import FieldNotes
 from memworker.store.filters import visible
 from memworker.store.handle import Handle
 from memworker.store.lance import lance_errors
+from memworker.store.neighbours import Order, checked_context, hits_by_id, with_context
 from memworker.store.opened import OpenTable
 from memworker.store.readers import Readers
+from memworker.store.recency import checked_half_life
 from memworker.store.schema import Vectors
-from memworker.store.search import Hit, SearchOptions
+from memworker.store.search import Hit, SearchOptions, asked_columns
 from memworker.store.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -64,7 +68,8 @@ class Queries:
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
             self.must_have_the_same_vectors(at)
-            return _texts(partial(search.search, at.table, self._table.space, vector), options)
+            asking = partial(search.search, at.table, self._table.space, vector)
+            return _finished(at, partial(_texts, asking), options)
 
         return self._found(ask, options, visible_only)
 
@@ -86,7 +91,7 @@ class Queries:
         """Return the rows that share words with a text, best first."""
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
-            return _texts(partial(words.search, at.table, text), options)
+            return _finished(at, partial(_texts, partial(words.search, at.table, text)), options)
 
         return self._found(ask, options, visible_only)
 
@@ -94,15 +99,15 @@ class Queries:
         self, text: str, vector: Vectors, options: SearchOptions, visible_only: bool
     ) -> list[Hit]:
         """Return the best of both rankings."""
-        limit = options.limit
+        question = Query(text)
 
         def ask(at: Snapshot, options: SearchOptions) -> list[Hit]:
             self.must_have_the_same_vectors(at)
-            near = _texts(partial(search.search, at.table, self._table.space, vector), options)
-            said = _texts(partial(words.search, at.table, text), options)
-            return fuse.fuse(near, said, limit, _text_of if options.group else _row_of)
+            near = partial(search.search, at.table, self._table.space, vector)
+            said = partial(words.search, at.table, text)
+            return _finished(at, partial(_fused, at, question, near, said), options)
 
-        return self._found(ask, replace(options, limit=fuse.depth(limit)), visible_only)
+        return self._found(ask, options, visible_only)
 
     def _found(
         self,
@@ -128,6 +133,89 @@ class Queries:
         # Where there were any, they are left out ever after, without the question.
         self._may_hide = self._may_hide or at.may_hide
         return self._may_hide
+
+
+def search_options(
+    limit: int,
+    where: Mapping[str, Any] | None,
+    exact: bool,
+    columns: Sequence[str] | None,
+    group: bool,
+    context: Any,
+    recency_half_life: Any,
+) -> SearchOptions:
+    """Return how to search. Raises UsageError for what cannot be."""
+    beside, half_life_s = check_search(context, recency_half_life, group)
+    return SearchOptions(limit, where, exact, columns, group, beside, half_life_s)
+
+
+def check_search(context: Any, recency_half_life: Any, group: bool) -> tuple[int, float | None]:
+    """Return how many rows on either side are wanted, and a half-life in seconds.
+
+    Raises UsageError.
+    """
+    beside = checked_context(context)
+    if beside and group:
+        raise UsageError(
+            "context gives the rows beside a hit, and group one hit a text; ask for one of them"
+        )
+    return beside, checked_half_life(recency_half_life)
+
+
+def _finished(
+    at: Snapshot, ask: Callable[[SearchOptions], list[Hit]], options: SearchOptions
+) -> list[Hit]:
+    """Search; let age take its part of the scores, and put beside hits what stands there."""
+    if options.half_life_s is None and not options.context:
+        return ask(options)
+    columns = asked_columns(options, at.table)
+    asked = options
+    if options.half_life_s is not None:
+        # What is recent may stand behind what is not.
+        limit = fuse.depth(options.limit)
+        asked = replace(options, limit=limit, columns=_with(columns, ("created_at",)))
+    hits = ask(asked)
+    if options.half_life_s is not None:
+        hits = recency.faded(hits, options.half_life_s)[: options.limit]
+        hits = [_only(hit, columns) for hit in hits]
+    if options.context:
+        read = partial(hits_by_id, at, columns=columns)
+        hits = with_context(hits, Order.read(at, options.where, options.context), read)
+    return hits
+
+
+def _fused(
+    at: Snapshot,
+    question: Query,
+    near: Callable[[SearchOptions], list[Hit]],
+    said: Callable[[SearchOptions], list[Hit]],
+    options: SearchOptions,
+) -> list[Hit]:
+    """Search by both and fuse; see fuse.py."""
+    columns = asked_columns(options, at.table)
+    needed = _with(columns, fuse.NEEDED_COLUMNS)
+    asked = replace(options, limit=fuse.depth(options.limit), columns=needed)
+    rankings = _texts(near, asked), _texts(said, asked)
+    hits = fuse.fuse(
+        question,
+        *rankings,
+        options.limit,
+        key=_text_of if options.group else _row_of,
+        order=Order.read(at, options.where, options.context) if options.context else None,
+        read=partial(hits_by_id, at, columns=needed),
+    )
+    return [_only(hit, columns) for hit in hits]
+
+
+def _with(columns: list[str], others: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys([*columns, *others]))
+
+
+def _only(hit: Hit, columns: list[str]) -> Hit:
+    """Take from a hit what was read for its ranking and not asked for."""
+    if "text" not in columns:
+        hit = replace(hit, text="")
+    return hit if "created_at" in columns else replace(hit, created_at=None)
 
 
 def _texts(ask: Callable[[SearchOptions], list[Hit]], options: SearchOptions) -> list[Hit]:

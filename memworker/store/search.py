@@ -44,7 +44,8 @@ class Hit:
     `score` is the cosine or the dot product of a search by vector, BM25 of one by
     text, from 0 to 1 of a hybrid one (see fuse.py). What was not asked for by
     `columns` has its default. Of a chunk `parent_id` is the text that it is of, `chunk` its
-    number there, and `char_start` to `char_end` are its characters; others have None.
+    number there, and `char_start` to `char_end` are its characters; others have None. `before`
+    and `after` are the rows beside it, in the order of time, where a search asks for them.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Hit:
     char_start: int | None = None
     char_end: int | None = None
     context: str | None = None
+    before: tuple[Hit, ...] = ()
+    after: tuple[Hit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class SearchOptions:
     exact: bool = False
     columns: Sequence[str] | None = None
     group: bool = False
+    context: int = 0
+    half_life_s: float | None = None
 
 
 def search(

@@ -39,7 +39,7 @@ from memworker.store.maintenance import Maintenance
 from memworker.store.opened import OpenTable
 from memworker.store.optimize import Optimized
 from memworker.store.policy import KEEP_VERSIONS
-from memworker.store.queries import Queries
+from memworker.store.queries import Queries, search_options
 from memworker.store.readers import Readers
 from memworker.store.schema import (
     Vectors,
@@ -280,6 +280,8 @@ class Table:
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
         group: bool = False,
+        context: int = 0,
+        recency_half_life: timedelta | float | None = None,
     ) -> list[Hit]:
         """Return the rows nearest to `vector` (float32[dim]), best first.
 
@@ -287,9 +289,12 @@ class Table:
         every row instead of going through the index. `columns` limits what is
         read. Expired and superseded rows are left out, unless `visible_only` is False.
         `group` gives each text once, by its best chunk, however many chunks it has.
+        `context` puts that many rows of the same scope before and after each hit, by time,
+        among those that meet `where`. `recency_half_life`, a timedelta or days, makes scores
+        fade with age (see recency.py).
         Raises TableMismatch when the table was re-embedded since it was opened.
         """
-        options = SearchOptions(limit, where, exact, columns, group)
+        options = search_options(limit, where, exact, columns, group, context, recency_half_life)
         return self._queries.near(vector, options, visible_only)
 
     def search_many(
@@ -316,6 +321,8 @@ class Table:
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
         group: bool = False,
+        context: int = 0,
+        recency_half_life: timedelta | float | None = None,
     ) -> list[Hit]:
         """Return the rows that share words with `text`, best first by BM25.
 
@@ -323,7 +330,7 @@ class Table:
         arguments are those of `search`. Builds the text index when there is none and it
         can be built; without, the texts are read row by row.
         """
-        options = SearchOptions(limit, where, columns=columns, group=group)
+        options = search_options(limit, where, False, columns, group, context, recency_half_life)
         self.maintenance.attempt_text_index()
         return self._queries.with_words(text, options, visible_only)
 
@@ -338,12 +345,15 @@ class Table:
         columns: Sequence[str] | None = None,
         visible_only: bool = True,
         group: bool = False,
+        context: int = 0,
+        recency_half_life: timedelta | float | None = None,
     ) -> list[Hit]:
         """Return the best rows by meaning and by words: the two rankings fused (see fuse.py).
 
-        Both are those of one version of the table.
+        Both are those of one version of the table. With `context` the rows beside a hit share
+        their scores with it, and may be hits themselves.
         """
-        options = SearchOptions(limit, where, exact, columns, group)
+        options = search_options(limit, where, exact, columns, group, context, recency_half_life)
         self.maintenance.attempt_text_index()
         return self._queries.hybrid(text, vector, options, visible_only)
 

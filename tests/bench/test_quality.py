@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import common, quality
+from bench import common, conversations, quality
 
 
 def test_spearman_sees_order_alone():
@@ -55,8 +55,11 @@ def test_a_small_run(measure, data):
     row, absent = result["rows"]
     assert row["tasks"]["stsb"]["value"] == pytest.approx(1)
     assert row["tasks"]["locomo"]["value"] == 1
-    for mode in quality.MODES:
-        assert row["tasks"][f"conversations-{mode}"]["by_conversation"] == {"c": 1}
+    for mode in (*conversations.MODES, "hybrid, undated"):
+        told = row["tasks"][f"conversations-{mode}"]
+        assert told["by_conversation"] == {"c": 1}
+        assert set(told["modes"]["all"]) == {"first hit", "recall@5", "recall@10", "nDCG@10"}
+        assert told["modes"]["all"]["first hit"] == 1
     assert "skipped" in absent
 
 

@@ -63,8 +63,7 @@ def add(memory, *texts, on_duplicate="skip", metadata=None):
 def update(memory, memory_id, text):
     core = memory._core
     embedded = core.pool.submit_rows([text]).result()
-    draft = of_many([text], None, TERMS).drafts[0]
-    return core.write(Update(memory_id, draft, embedded.vectors[0]))
+    return core.write(Update(memory_id, None, False, text, embedded.vectors[0]))
 
 
 def delete(memory, memory_id):

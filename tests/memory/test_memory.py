@@ -210,6 +210,63 @@ def test_an_update_keeps_the_id_and_frees_the_text(memory):
     assert memory.get(first["id"])["metadata"] == {}
 
 
+def test_an_update_of_metadata_alone_leaves_text_and_vector(memory):
+    first = one(memory.add("A", **ALICE, metadata={"n": 1, "deep": {"a": 1}}))
+    memory.update(first["id"], metadata={"m": None, "deep": {"b": 2}}, merge=True)
+    record = memory.get(first["id"])
+    # As Mem0: a field of the same name is replaced as a whole.
+    assert record["metadata"] == {"n": 1, "m": None, "deep": {"b": 2}}
+    assert record["memory"] == "A" and record["updated_at"] > first["updated_at"]
+    memory.update(first["id"], metadata={"k": "v"})
+    assert memory.get(first["id"])["metadata"] == {"k": "v"}
+    memory.update(first["id"], "B", metadata={"more": True}, merge=True)
+    record = memory.get(first["id"])
+    assert (record["memory"], record["metadata"]) == ("B", {"k": "v", "more": True})
+    assert one(memory.search("B", filters=ALICE))["score"] > 0.999
+    assert one(memory.add("B", **ALICE))["event"] == "NONE"
+    told = memory.history(first["id"])
+    assert [event["new_memory"] for event in told] == ["A", "A", "A", "B"]
+
+
+def test_an_update_merges_into_no_metadata(memory):
+    first = one(memory.add("A", **ALICE))
+    memory.update(first["id"], metadata={"n": 1}, merge=True)
+    assert memory.get(first["id"])["metadata"] == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"merge": True}, {"content": "B", "merge": True}, {"metadata": {"x": {1}}}]
+)
+def test_an_update_that_says_nothing_or_nonsense_is_refused(memory, given):
+    first = one(memory.add("A", **ALICE))
+    with pytest.raises(UsageError):
+        memory.update(first["id"], **given)
+    assert memory.get(first["id"])["updated_at"] == first["updated_at"]
+
+
+def test_an_update_of_an_unknown_memorys_metadata_is_refused(memory):
+    with pytest.raises(MemoryNotFound):
+        memory.update("nobody", metadata={})
+
+
+def test_a_search_gives_what_stands_beside_a_hit(memory):
+    turns = ["Ann: where were you?", "Bob: in Oslo", "Ann: how was it?", "Bob: cold"]
+    memory.add([{"role": "user", "content": turn} for turn in turns], **ALICE)
+    memory.add("Oslo is a town", user_id="bob")
+    for mode in ("vector", "text", "hybrid"):
+        found = memory.search(turns[1], filters=ALICE, mode=mode, limit=1, context=1)
+        record = one(found)
+        assert record["memory"] == turns[1]
+        assert [beside["memory"] for beside in record["before"]] == turns[:1]
+        assert [beside["memory"] for beside in record["after"]] == turns[2:3]
+        assert "score" not in record["after"][0]
+        assert "before" not in one(memory.search(turns[1], filters=ALICE, mode=mode, limit=1))
+    with pytest.raises(UsageError, match="context"):
+        memory.search("Oslo", filters=ALICE, context=-1)
+    with pytest.raises(UsageError, match="recency_half_life"):
+        memory.search("Oslo", filters=ALICE, recency_half_life=0)
+
+
 def test_an_update_is_one_commit(memory):
     first = one(memory.add("A", **ALICE))
     version = memory._core.table.version

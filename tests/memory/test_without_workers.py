@@ -80,6 +80,8 @@ def needing_no_vector(memory, memory_id):
     assert texts(memory.get_all(filters=ALICE)) == ["I like milk", "I like green tea"]
     assert len(memory.search("tea", filters=ALICE, mode="text")["results"]) == 1
     assert [event["event"] for event in memory.history(memory_id)] == ["ADD"]
+    memory.update(memory_id, metadata={"n": 1}, merge=True)
+    assert memory.get(memory_id)["metadata"]["n"] == 1
     memory.delete(memory_id)
     with pytest.raises(MemoryNotFound):
         memory.delete(memory_id)
@@ -109,6 +111,8 @@ def test_coroutines_start_none_either(db, filled, marks):
             assert await memory.count() == 2
             assert len(texts(await memory.get_all(filters=ALICE))) == 2
             assert await memory.get(filled) and await memory.history(filled)
+            await memory.update(filled, metadata={"n": 1})
+            assert (await memory.get(filled))["metadata"] == {"n": 1}
             done = await memory.delete_batch([filled, "nobody"])
             assert [record.get("event") for record in done["results"]] == ["DELETE", None]
             assert (await memory.delete_batch([])) == {"results": []}
