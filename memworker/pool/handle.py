@@ -26,6 +26,9 @@ _READ_BYTES = 1 << 16
 _END_S = 2.0
 _BASELINE_SHARDS = 8
 _LOOK_EVERY_S = 0.1
+# A worker that says nothing for so long is looked at; one that is stopped gets as long again.
+_SILENT_S = 1.0
+_STATE_EVERY_S = 0.25
 
 
 class Shard(Protocol):
@@ -37,6 +40,7 @@ class Shard(Protocol):
 
     id: int
     urgent: bool
+    small: bool
     form: Form
     blames: int
     doubts: int
@@ -102,6 +106,8 @@ class WorkerHandle:
         self._cut_off_at: float | None = None
         self._baseline_bytes = 0
         self._look_again = 0.0
+        self._state_again = 0.0
+        self._stopped_since: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -112,8 +118,15 @@ class WorkerHandle:
 
     @property
     def idle(self) -> bool:
-        """Whether it has no bulk work."""
+        """Whether it has no work but questions."""
         return not any(index < worker.URGENT_SLOT for index in self.slots)
+
+    @property
+    def light(self) -> bool:
+        """Whether it has no bulk work of a large request."""
+        return all(
+            given.shard.small for index, given in self.slots.items() if index < worker.URGENT_SLOT
+        )
 
     @property
     def tries(self) -> bool:
@@ -227,6 +240,24 @@ class WorkerHandle:
         longest = max(given.shard.cost for given in self.slots.values())
         return self.last_sign + self._excused_s + stall_s + 10 * longest / tokens_per_s
 
+    def stopped(self) -> bool:
+        """Tell whether a signal has stopped it in the midst of its work, and left it so.
+
+        It would not be heard of before its deadline, which is that of a slow worker.
+        """
+        now = self._outside.monotonic()
+        owes = bool(self.slots) or self.state is WorkerState.STARTING
+        if not owes or now < self.last_sign + self._excused_s + _SILENT_S:
+            self._stopped_since = None
+            return False
+        if now >= self._state_again:
+            self._state_again = now + _STATE_EVERY_S
+            if not self._outside.stopped(self.pid):
+                self._stopped_since = None
+            elif self._stopped_since is None:
+                self._stopped_since = now
+        return self._stopped_since is not None and now >= self._stopped_since + _SILENT_S
+
     def silence(self) -> str:
         """Say what was missing when a deadline was over."""
         if self._cut_off_at is None:
@@ -237,13 +268,14 @@ class WorkerHandle:
     def restart_deadlines(self) -> None:
         """Count deadlines from now."""
         now = self._outside.monotonic()
-        self.last_sign, self._excused_s = now, 0.0
+        self.last_sign, self._excused_s, self._stopped_since = now, 0.0, None
         if self._cut_off_at is not None:
             self._cut_off_at = now
 
     def excuse(self, seconds: float) -> None:
         """Count so many seconds as none of its silence."""
         self._excused_s += seconds
+        self._stopped_since = None
         if self._cut_off_at is not None:
             self._cut_off_at += seconds
 

@@ -85,6 +85,9 @@ class Outside(Protocol):
     def resident_bytes(self, pid: int) -> int:
         """Give what memory a process holds; 0 where that is not to be known."""
 
+    def stopped(self, pid: int) -> bool:
+        """Tell whether a signal has stopped a process; False where that is not to be known."""
+
 
 class System:
     """The system as it is."""
@@ -121,6 +124,14 @@ class System:
                 return int(file.read().split()[1]) * _PAGE_BYTES
         except (OSError, ValueError, IndexError):
             return 0  # no procfs, or gone: then there is no drift to see
+
+    def stopped(self, pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                # Behind the command's name, which may hold anything. A debugger's stop is another.
+                return file.read().rpartition(")")[2].split()[0] == "T"
+        except (OSError, ValueError, IndexError):
+            return False
 
 
 def _undisturbed(run: Callable[[], None]) -> None:

@@ -58,7 +58,9 @@ class EmbeddingPool:
     smaller runs, then fewer workers keep under it, which `plan.reduced` tells;
     `storing` counts what it takes to put the rows into a table too. What waits is bounded by
     `max_pending_tokens` (estimated; as much as keeps the workers busy for a few
-    windows): beyond that, callers wait their turn. A worker that gives no
+    windows), each for questions, small requests and bulk work: beyond that, callers wait
+    their turn. A request of a few session runs goes before bulk work, as long as that keeps
+    six sevenths of the work. A worker that a signal has stopped, that gives no
     sign of life for `stall_timeout_s` beyond its estimated work, or that holds
     `memory_growth_bytes` more than at its beginning, is replaced. While no worker can
     be had at all, the pool goes on trying, and what has waited for `stall_timeout_s`

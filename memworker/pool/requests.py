@@ -111,21 +111,34 @@ class Request:
         """Whether the result is no longer awaited."""
         return self.future.done()
 
+    def estimate(self, costs: plan.Costs) -> float:
+        """Estimate the tokens of all rows."""
+        if len(self.byte_lengths) == 1:
+            return plan.estimate_one(self.rows.longest, costs)
+        return float(plan.estimate_tokens(self.byte_lengths, costs).sum())
+
     def cut(
-        self, costs: plan.Costs, limits: plan.SlotLimits, *, workers: int, urgent: bool
+        self,
+        costs: plan.Costs,
+        limits: plan.SlotLimits,
+        *,
+        workers: int,
+        urgent: bool,
+        small: bool = False,
     ) -> list[WorkShard]:
         """Plan the request's shards, a window at a time, for the slots of one kind."""
         if len(self.byte_lengths) == 1:
             # A lone caller waits for this: planning one row would take longer than all the rest.
             cost = plan.estimate_one(self.rows.longest, costs)
-            return [WorkShard(self, _FIRST_ROW, cost, urgent)]
+            return [WorkShard(self, _FIRST_ROW, cost, urgent, small)]
         estimates = plan.estimate_tokens(self.byte_lengths, costs)
         shards, start = [], 0
         for end in plan.cut_windows(self.byte_lengths, costs, workers=workers):
             lengths = self.byte_lengths[start:end]
             for rows in plan.cut_shards(lengths, costs, limits, workers=workers):
                 rows += start
-                shards.append(WorkShard(self, rows, float(estimates[rows].sum()), urgent))
+                cost = float(estimates[rows].sum())
+                shards.append(WorkShard(self, rows, cost, urgent, small))
             start = end
         return shards
 
@@ -185,7 +198,14 @@ class WorkShard:
 
     gathered = 1
 
-    def __init__(self, request: Request, rows: plan.Int64s, cost: float, urgent: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        rows: plan.Int64s,
+        cost: float,
+        urgent: bool,
+        small: bool = False,
+    ) -> None:
         self.id = next(_shard_ids)
         self.request = request
         self.indices = rows
@@ -193,6 +213,7 @@ class WorkShard:
         self.cost = cost
         self.form = request.form
         self.urgent = urgent
+        self.small = small
         self.blames = 0
         self.doubts = 0
 
@@ -229,7 +250,9 @@ class WorkShard:
         """Halve a shard that ended its workers, to find the text that does it."""
         middle = self.rows // 2
         parts = (self.indices[:middle], self.indices[middle:])
-        return [WorkShard(self.request, rows, self.cost / 2, self.urgent) for rows in parts]
+        return [
+            WorkShard(self.request, rows, self.cost / 2, self.urgent, self.small) for rows in parts
+        ]
 
 
 class GatheredShard:
@@ -243,6 +266,7 @@ class GatheredShard:
         self.cost = sum(part.cost for part in parts)
         self.form = parts[0].form
         self.urgent = parts[0].urgent
+        self.small = parts[0].small
         self.blames = 0
         self.doubts = 0
 

@@ -8,7 +8,6 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 from memworker.diagnosis import refused_by_system, told
 from memworker.errors import (
@@ -25,9 +24,10 @@ from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form
 from memworker.pool.handle import Shard
 from memworker.pool.incoming import Result
+from memworker.pool.lanes import Lanes
 from memworker.pool.meter import Meter, WorkTotals
 from memworker.pool.outside import Alarm, Outside, System
-from memworker.pool.requests import LOOK_AHEAD, Embedded, Request, WorkShard, gather
+from memworker.pool.requests import Embedded, Request, WorkShard
 from memworker.pool.sizing import PoolPlan
 from memworker.pool.supervisor import Outcomes, Supervisor, WatchLimits
 
@@ -68,8 +68,6 @@ class Scheduler:
         self.meter = Meter()
         self.workers = pool_plan.workers
         self._costs = pool_plan.costs
-        # What one session run takes best: more would make the first caller wait for the last.
-        self._gather_tokens = float(pool_plan.costs.batch_tokens)
         bulk, urgent = pool_plan.shapes[0], pool_plan.shapes[-1]
         self._limits = plan.SlotLimits(bulk.rows, bulk.text_bytes)
         self._urgent_limits = plan.SlotLimits(urgent.rows, urgent.text_bytes)
@@ -81,12 +79,17 @@ class Scheduler:
             watch_limits=watch_limits,
             outside=outside,
         )
-        # Two bounds, so that a question never stands in line behind bulk work.
+        self._lanes = Lanes(
+            self._costs, self._limits, self._urgent_limits, self._supervisor, self.meter
+        )
+        # A small request is cut to session runs, so that a question waits for one at most.
+        self._small_costs = replace(pool_plan.costs, shard_tokens=pool_plan.costs.batch_tokens)
+        # Bounds of their own, so that neither a question nor a small request stands in line
+        # behind bulk work.
         self._bulk_admission = Admission(pool_plan.pending_tokens)
+        self._small_admission = Admission(pool_plan.pending_tokens)
         self._query_admission = Admission(pool_plan.pending_tokens)
         self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
-        self._urgent: deque[WorkShard] = deque()
-        self._bulk: deque[WorkShard] = deque()
         self._requests: dict[Future[Embedded], Request] = {}
         self._touched: list[Request] = []
         self._alarm: Alarm | None = outside.alarm()
@@ -124,12 +127,33 @@ class Scheduler:
     def prepare(self, request: Request) -> QueueEntry:
         """Cut a request into shards, which takes longer the larger it is."""
         self._refuse_if_closed()
-        query = request.form is Form.QUERY
-        # Slots for questions are small: one with a longer text goes the way of all others.
-        urgent = query and request.rows.longest <= self._urgent_limits.text_bytes
-        limits = self._urgent_limits if urgent else self._limits
-        shards = request.cut(self._costs, limits, workers=self.workers, urgent=urgent)
-        admission = self._query_admission if query else self._bulk_admission
+        if request.form is Form.QUERY:
+            # Slots for questions are small: one with a longer text goes the way of all others.
+            urgent = request.rows.longest <= self._urgent_limits.text_bytes
+            limits = self._urgent_limits if urgent else self._limits
+            shards = request.cut(self._costs, limits, workers=self.workers, urgent=urgent)
+            return self._entry(request, shards, self._query_admission)
+        if self._is_small(request):
+            shards = request.cut(
+                self._small_costs,
+                self._urgent_limits,
+                workers=self.workers,
+                urgent=False,
+                small=True,
+            )
+            return self._entry(request, shards, self._small_admission)
+        shards = request.cut(self._costs, self._limits, workers=self.workers, urgent=False)
+        return self._entry(request, shards, self._bulk_admission)
+
+    def _is_small(self, request: Request) -> bool:
+        """Tell whether a request may pass bulk work: it fits questions' slots, and is soon done."""
+        return (
+            request.rows.longest <= self._urgent_limits.text_bytes
+            and len(request.byte_lengths) <= self._lanes.small_tokens
+            and request.estimate(self._costs) <= self._lanes.small_tokens
+        )
+
+    def _entry(self, request: Request, shards: list[WorkShard], admission: Admission) -> QueueEntry:
         # Whole numbers: sums of floats would not come back to zero.
         cost = math.ceil(sum(shard.cost for shard in shards))
         return QueueEntry(self, request, shards, cost, admission)
@@ -160,7 +184,11 @@ class Scheduler:
     @property
     def pending_tokens(self) -> int:
         """Estimated tokens admitted and not yet done."""
-        return self._bulk_admission.pending + self._query_admission.pending
+        return sum(admission.pending for admission in self._admissions)
+
+    @property
+    def _admissions(self) -> tuple[Admission, ...]:
+        return self._bulk_admission, self._small_admission, self._query_admission
 
     def _wait_turn(self, ticket: Ticket, entry: QueueEntry, wait_s: float | None) -> None:
         try:
@@ -218,8 +246,8 @@ class Scheduler:
             raise PoolClosed(CLOSED)
 
     def _close_admission(self, error: PoolError) -> None:
-        self._bulk_admission.close(error)
-        self._query_admission.close(error)
+        for admission in self._admissions:
+            admission.close(error)
 
     def _wake(self) -> None:
         """Wake the pool's thread; called with the admission lock, under which the alarm closes."""
@@ -258,7 +286,7 @@ class Scheduler:
         outage = self._supervisor.outage()
         if outage is not None:
             self._fail_all(outage)
-        self._dispatch()
+        self._lanes.dispatch()
         self._finish()
 
     def _finish(self) -> None:
@@ -277,7 +305,7 @@ class Scheduler:
             self._requests[request.future] = request
             request.future.add_done_callback(self._forget)
             for shard in shards:
-                (self._urgent if shard.urgent else self._bulk).append(shard)
+                self._lanes.add(shard)
             if not shards:
                 self._touched.append(request)
 
@@ -287,50 +315,6 @@ class Scheduler:
     def _fail_all(self, error: PoolError) -> None:
         for request in list(self._requests.values()):
             request.fail(error)
-
-    def _dispatch(self) -> None:
-        if self._supervisor.in_doubt:
-            # Texts and nothing but texts that end their workers: see whether others go.
-            self._dispatch_from(self._urgent, self._urgent_limits)
-            self._dispatch_from(self._bulk, self._limits)
-        while self._supervisor.offer_returned():
-            pass
-        # Questions have slots of their own: work that a dead worker left does not hold them up.
-        self._dispatch_from(self._urgent, self._urgent_limits)
-        if not self._supervisor.returned:
-            self._dispatch_from(self._bulk, self._limits)
-
-    def _dispatch_from(self, queue: deque[WorkShard], limits: plan.SlotLimits) -> None:
-        while queue:
-            if queue[0].abandoned:
-                queue.popleft()
-                continue
-            idle_only = self._may_wait(queue)
-            # Asked first, for most wake-ups find every worker busy, and gathering takes a while.
-            if not self._supervisor.has_room(urgent=queue[0].urgent, idle_only=idle_only):
-                return
-            shard, left = gather(queue, limits, self._gather_tokens)
-            if not self._supervisor.offer(shard, idle_only=idle_only):
-                return
-            self.meter.dispatched()
-            for _ in range(len(left) + shard.gathered):
-                queue.popleft()
-            queue.extendleft(reversed(left))
-
-    def _may_wait(self, queue: deque[WorkShard]) -> bool:
-        """Tell whether small work should rather wait for an idle worker than behind a busy one.
-
-        What comes meanwhile may go better with it. Once two session runs' worth is
-        waiting there is choice enough, and a busy worker gets its next one early.
-        """
-        first, waiting = queue[0], 0.0
-        if first.urgent or first.cost >= self._gather_tokens:
-            return False
-        for shard in islice(queue, LOOK_AHEAD):
-            waiting += shard.cost
-            if waiting >= 2 * self._gather_tokens:
-                return False
-        return True
 
     def _clear_alarm(self) -> None:
         assert self._alarm is not None
@@ -367,8 +351,9 @@ class Scheduler:
         self._close_admission(error)
         self._fail_all(error)
         # A pool that is closed may be kept for long; what was asked of it may be large.
-        for queue in (self._inbox, self._urgent, self._bulk, self._touched):
-            queue.clear()
+        self._inbox.clear()
+        self._touched.clear()
+        self._lanes.clear()
         self._requests.clear()
         self._supervisor.close(graceful=self._failure is None)
         self._started.set()

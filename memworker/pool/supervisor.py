@@ -137,31 +137,41 @@ class Supervisor:
 
     # ── work ──
 
-    def offer(self, shard: Shard, *, idle_only: bool = False) -> bool:
+    def offer(self, shard: Shard, *, idle_only: bool = False, light_only: bool = False) -> bool:
         """Give a shard to the least busy worker with a free slot; False when there is none."""
-        takers = self._takers(urgent=shard.urgent, idle_only=idle_only)
+        takers = self._takers(urgent=shard.urgent, idle_only=idle_only, light_only=light_only)
         if not takers:
             return False
         self._give(min(takers, key=_outstanding), shard)
         return True
 
-    def has_room(self, *, urgent: bool, idle_only: bool) -> bool:
+    def has_room(self, *, urgent: bool, idle_only: bool, light_only: bool = False) -> bool:
         """Tell whether some worker could be given a shard now.
 
-        With `idle_only` it must be one that has no bulk work at all.
+        With `idle_only` it must be one that has nothing but questions, with `light_only` one
+        without work of a large request.
         """
-        return bool(self._takers(urgent=urgent, idle_only=idle_only))
+        return bool(self._takers(urgent=urgent, idle_only=idle_only, light_only=light_only))
 
-    def _takers(self, *, urgent: bool, idle_only: bool) -> list[WorkerHandle]:
+    @property
+    def any_light(self) -> bool:
+        """Whether some worker is at no large request's work, and will have room soon."""
+        return any(handle.light and self._works(handle) for handle in self.workers)
+
+    def _takers(self, *, urgent: bool, idle_only: bool, light_only: bool) -> list[WorkerHandle]:
         return [
             handle
             for handle in self.workers
-            if handle.state is WorkerState.READY
-            and handle is not self._reserved
+            if self._works(handle)
             and (handle.idle or not idle_only)
+            and (handle.light or not light_only)
             and handle.free_slot(urgent=urgent) is not None
-            and not handle.tries
         ]
+
+    def _works(self, handle: WorkerHandle) -> bool:
+        return (
+            handle.state is WorkerState.READY and handle is not self._reserved and not handle.tries
+        )
 
     def offer_returned(self) -> bool:
         """Give out the first shard that came back from a dead worker; False when it must wait."""
@@ -298,10 +308,12 @@ class Supervisor:
         now = self._excuse()
         for handle in list(self.workers):
             due = self._deadline(handle)
-            if due is None or due > now:
-                continue
-            handle.ended_by = f"was ended, for it {handle.silence()}"
-            self._replace(handle)
+            if due is not None and due <= now:
+                handle.ended_by = f"was ended, for it {handle.silence()}"
+                self._replace(handle)
+            elif due is not None and handle.stopped():
+                handle.ended_by = "was ended, for a signal had stopped it"
+                self._replace(handle)
 
     def _dismiss(self, handle: WorkerHandle, nonsense: Nonsense) -> None:
         """End a worker that is not to be believed, and forget how fast it made itself out."""

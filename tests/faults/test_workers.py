@@ -128,6 +128,16 @@ def test_09_a_hung_worker_is_ended_at_its_deadline(tmp_path, action):
         assert pool.work.restarts >= 1
 
 
+def test_09_a_stopped_worker_is_seen_whatever_its_deadline_is():
+    # In hours there would be one.
+    with EmbeddingPool(Saboteur(), workers=1, stall_timeout_s=10_000.0) as pool:
+        (pid,) = pool.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        check(pool)
+        assert pool.work.restarts == 1 and pool.worker_pids() != [pid]
+        assert not psutil.pid_exists(pid)
+
+
 def test_09_a_text_that_always_hangs_is_reported():
     with EmbeddingPool(Saboteur(), workers=1, stall_timeout_s=STALL_S) as pool:
         check(pool)

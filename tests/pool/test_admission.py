@@ -33,6 +33,11 @@ def gated(tmp_path):
         yield pool, tmp_path / "gate"
 
 
+def waiting(pool):
+    """Count those who stand in line."""
+    return sum(admission.waiting for admission in pool._scheduler._admissions)
+
+
 def test_a_full_pool_is_busy_and_says_when_to_come_again(gated):
     pool, gate = gated
     first = pool.submit(LARGE)
@@ -58,7 +63,7 @@ def test_callers_wait_for_room_in_the_order_they_came(gated):
     for number in range(5):
         callers.append(threading.Thread(target=call, args=(number,)))
         callers[-1].start()
-        while pool._scheduler._bulk_admission.waiting < number + 1:
+        while waiting(pool) < number + 1:
             pass
     gate.touch()
     for caller in callers:
@@ -102,7 +107,7 @@ def test_closing_tells_those_who_wait(gated):
 
     caller = threading.Thread(target=call)
     caller.start()
-    while not pool._scheduler._bulk_admission.waiting:
+    while not waiting(pool):
         pass
     pool.close()
     caller.join(PATIENCE_S)
@@ -133,7 +138,7 @@ def test_coroutines_wait_for_room_and_may_give_up(gated):
         await asyncio.sleep(0)
         gives_up = asyncio.ensure_future(shared.embed(LARGE))
         waits = asyncio.ensure_future(shared.embed(LARGE))
-        while pool._scheduler._bulk_admission.waiting < 2:
+        while waiting(pool) < 2:
             await asyncio.sleep(0)
         gives_up.cancel()
         gate.touch()
@@ -182,14 +187,14 @@ def test_an_exception_of_a_signal_handler_gives_the_place_in_line_up(gated):
     before = signal.signal(signal.SIGUSR1, ring)
     try:
         caller = threading.get_ident()
-        waiting = threading.Thread(target=_ring_when_one_waits, args=(pool, caller, rung))
-        waiting.start()
+        standing = threading.Thread(target=_ring_when_one_waits, args=(pool, caller, rung))
+        standing.start()
         with pytest.raises(Alarm):
             pool.submit(LARGE)
-        waiting.join(PATIENCE_S)
+        standing.join(PATIENCE_S)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert pool._scheduler._bulk_admission.waiting == 0
+    assert waiting(pool) == 0
     gate.touch()
     first.result(PATIENCE_S)
     assert pool.embed(LARGE).shape == (1, 8)
@@ -222,7 +227,7 @@ def test_a_coroutine_dropped_with_its_loop_leaves_nothing_pending(gated):
     # What asyncio says of a task that was dropped is not at issue.
     loop.set_exception_handler(lambda *_: None)
     task = loop.create_task(AsyncEmbeddingPool(pool=pool).embed(LARGE))
-    while not pool._scheduler._bulk_admission.waiting:
+    while not waiting(pool):
         loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     del task, loop
@@ -273,7 +278,7 @@ def test_the_cut_says_which_slots_a_shard_is_for(gated):
 
 
 def _ring_when_one_waits(pool, caller, rung):
-    while not pool._scheduler._bulk_admission.waiting:
+    while not waiting(pool):
         pass
     # A signal that comes just before the caller sleeps does not wake it: Python runs its handler
     # between two steps of its own.

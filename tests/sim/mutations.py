@@ -146,8 +146,8 @@ MUTATIONS = (
     Mutation(
         "hung workers are ended",
         _SUPERVISOR,
-        "            if due is None or due > now:",
-        "            if True:",
+        "            if due is not None and due <= now:",
+        "            if False:",
     ),
     Mutation(
         "a worker that cannot die keeps its memory to itself",

@@ -50,6 +50,9 @@ class SimSystem:
     def resident_bytes(self, pid: int) -> int:
         return next(worker.resident for worker in self.workers if worker.pid == pid)
 
+    def stopped(self, pid: int) -> bool:
+        return False
+
 
 class SimSelector:
     def __init__(self, world: World) -> None:

@@ -149,7 +149,7 @@ def _look(world: World, scheduler: Scheduler, system: SimSystem, weather: Weathe
         started = scheduler._supervisor._restarts.was_ready
         if started or not isinstance(failure, WorkerStartFailed):
             raise Violation(f"the pool ended: {failure!r}") from failure
-    for admission in (scheduler._bulk_admission, scheduler._query_admission):
+    for admission in scheduler._admissions:
         if admission.pending or admission.waiting:
             raise Violation(f"{admission.pending} tokens and {admission.waiting} callers are left")
     waiting = [actor for actor in world.actors if not actor.over]
