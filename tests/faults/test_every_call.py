@@ -12,9 +12,8 @@ import pytest
 
 from memworker.store.lance import table_names
 from tests.faults.every_call import shim
-from tests.faults.every_call.__main__ import attempted
 from tests.faults.every_call.cases import Case, sites
-from tests.faults.every_call.driver import driver, said
+from tests.faults.every_call.driver import attempted, driver, said
 from tests.faults.every_call.scenario import database, forced
 from tests.faults.every_call.scenarios import SCENARIOS
 

@@ -12,48 +12,50 @@ where it ended, as long as the code is the same.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from tests.faults.every_call.cases import ANY, Case, Novelty, Placed
-from tests.faults.every_call.driver import Driver, Result, workshop
+from tests.faults.every_call.driver import Result, workshop
+from tests.faults.every_call.lane import Lane
 from tests.faults.every_call.progress import Progress
 from tests.faults.every_call.scenarios import SCENARIOS
+from tests.faults.every_call.shim import Called
 
-# The order of calls of several threads differs a little from run to run, and their number.
-ATTEMPTS = 3
+T = TypeVar("T")
 
 
 def main(given: list[str] | None = None) -> int:
     """Run, print, and return 1 if anything was violated or a call not reached."""
     options = _parser().parse_args(given)
     deadline = time.monotonic() + options.seconds
-    with workshop(options.folder) as (folder, library, bench):
-        lanes = []
-        for number in range(options.lanes):
-            lane = folder / f"lane-{number}"
-            lane.mkdir()
-            lanes.append(Driver(lane, library, bench))
-        try:
-            if options.case:
-                return _replayed(lanes[0], options.case)
-            progress = Progress(options.progress, carry=options.carry)
-            cases = _cases(lanes[0], options.scenario or list(SCENARIOS), options.seed)
-            if not lanes[0].sees_all:
-                print("seccomp is not to be had: renames of Rust are not failed", file=sys.stderr)
-            chosen = [case for _, case in cases[: options.limit]]
-            _run_all(lanes, progress.left(chosen), progress, deadline)
-        finally:
-            for lane_ in lanes:
-                lane_.close()
+    with ExitStack() as stack:
+        folder, library = stack.enter_context(workshop(options.folder))
+        lanes = [
+            stack.enter_context(Lane(folder, number, library))
+            for number in range(1 if options.case else options.lanes)
+        ]
+        if options.case:
+            return _replayed(lanes[0], options.case)
+        progress = Progress(options.progress, carry=options.carry)
+        cases = _cases(lanes, options.scenario or list(SCENARIOS), options.seed)
+        if not lanes[0].sees_all:
+            print("seccomp is not to be had: renames of Rust are not failed", file=sys.stderr)
+        chosen = [case for _, case in cases[: options.limit]]
+        _run_all(lanes, progress.left(chosen), progress, deadline)
     return _print(cases, progress, as_json=options.json)
 
 
@@ -64,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="the order of the cases")
     parser.add_argument("--limit", type=int, help="so many cases, the first of that order")
     parser.add_argument("--seconds", type=float, default=86_400, help="begin no case after this")
-    parser.add_argument("--lanes", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    lanes = "how many cases run beside each other; default: the cores"
+    parser.add_argument("--lanes", type=int, default=len(os.sched_getaffinity(0)), help=lanes)
     parser.add_argument("--case", action="append", help="run the cases of these names only")
     carried = "count what went well with another state of the code, too"
     parser.add_argument("--carry", action="store_true", help=carried)
@@ -74,50 +77,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cases(lane: Driver, scenarios: list[str], seed: int) -> list[Placed]:
+def _cases(lanes: list[Lane], scenarios: list[str], seed: int) -> list[Placed]:
     """Return all cases of the scenarios, the most telling ones first."""
     cases: list[Placed] = []
+    calls: dict[str, list[Called]] = {}
+
+    def count(lane: Lane, scenario: str) -> None:
+        calls[scenario] = lane.count(scenario)
+
+    _shared(lanes, scenarios, count)
     novelty, mixed = Novelty(), random.Random(seed)
     for name in scenarios:
-        cases += novelty.placed(name, lane.count(name), mixed)
+        cases += novelty.placed(name, calls[name], mixed)
     return sorted(cases, key=lambda placed: placed[0])
 
 
-def _run_all(
-    lanes: list[Driver], cases: Iterable[Case], progress: Progress, deadline: float
-) -> None:
-    waiting: SimpleQueue[Case] = SimpleQueue()
-    for case in cases:
-        waiting.put(case)
+def _run_all(lanes: list[Lane], cases: list[Case], progress: Progress, deadline: float) -> None:
     noting = threading.Lock()
+    done = itertools.count(1)
 
-    def work(lane: Driver) -> None:
+    def run(lane: Lane, case: Case) -> None:
+        result = lane.run(case)
+        with noting:
+            progress.add(result)
+            _tell(result, len(cases) - next(done))
+
+    _shared(lanes, cases, run, deadline)
+
+
+def _shared(
+    lanes: list[Lane],
+    tasks: Iterable[T],
+    do: Callable[[Lane, T], None],
+    deadline: float = math.inf,
+) -> None:
+    """Have each task done by whichever lane is free; raise the first error of any."""
+    waiting: SimpleQueue[T] = SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work(lane: Lane) -> None:
         while time.monotonic() < deadline:
             try:
-                case = waiting.get_nowait()
+                task = waiting.get_nowait()
             except Empty:
                 return
-            result = attempted(lane, case)
-            with noting:
-                progress.add(result)
-                _tell(result, waiting.qsize())
+            do(lane, task)
 
-    threads = [threading.Thread(target=work, args=(lane,)) for lane in lanes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def attempted(lane: Driver, case: Case) -> Result:
-    """Run a case until its call was reached, a few times."""
-    for _ in range(ATTEMPTS):
-        result = lane.run(case)
-        # One that came to no end before its call was reached shows a busy machine.
-        slow = all(said.startswith("no end within") for said in result.violations)
-        if result.acted or not slow:
-            break
-    return result
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        for ended in [threads.submit(work, lane) for lane in lanes]:
+            ended.result()
 
 
 def _tell(result: Result, left: int) -> None:
@@ -132,10 +141,10 @@ def _told(result: Result) -> str:
     return "\n    ".join([*lines, *result.violations])
 
 
-def _replayed(lane: Driver, names: list[str]) -> int:
+def _replayed(lane: Lane, names: list[str]) -> int:
     failed = False
     for name in names:
-        result = attempted(lane, Case.of(name))
+        result = lane.run(Case.of(name))
         failed |= bool(result.violations)
         print(_told(result), result.said, sep="\n")
     return int(failed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults.every_call.cases import Case
@@ -35,7 +34,7 @@ class Progress:
     def add(self, result: Result) -> None:
         """Note a result."""
         self.results[result.case.name] = result
-        told = {"code": self._code} | asdict(result) | {"case": result.case.name}
+        told = {"code": self._code} | result.to_dict()
         with self.path.open("a") as file:
             file.write(json.dumps(told) + "\n")
 
@@ -46,9 +45,7 @@ class Progress:
 
 def _read(line: str) -> tuple[str, Result]:
     told = json.loads(line)
-    told["case"] = Case.of(told["case"])
-    told["violations"] = tuple(told["violations"])
-    return told.pop("code"), Result(**told)
+    return told.pop("code"), Result.of(told)
 
 
 def _code() -> str:
