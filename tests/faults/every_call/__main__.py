@@ -170,7 +170,7 @@ def _figures(cases: list[Placed], results: list[Result]) -> Iterator[dict[str, o
         theirs = [(at, case) for at, case in cases if scenario in ("all", case.scenario)]
         ours = [result for result in results if scenario in ("all", result.case.scenario)]
         run = {result.case.name for result in ours}
-        novel = [case.name for (rank, *_), case in theirs if rank == 0]
+        novel = [case.name for (repeats, *_), case in theirs if not repeats]
         ends = Counter(r.status for r in ours if r.acted)
         yield {
             "scenario": scenario,

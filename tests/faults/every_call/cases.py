@@ -112,8 +112,8 @@ def sites(scenario: str, calls: Iterable[Called]) -> Iterator[Case]:
             yield Case(scenario, ANY, nth, name)
 
 
-Placed = tuple[tuple[int, int, float], Case]
-"""A case, and before it what it is sorted by: its rank, how special its mode is, and chance."""
+Placed = tuple[tuple[bool, int, int, float], Case]
+"""A case, and before it what it is sorted by: see `Novelty.placed`."""
 
 
 class Novelty:
@@ -127,8 +127,9 @@ class Novelty:
     ) -> Iterator[Placed]:
         """Give each case of a scenario with its place.
 
-        A call that is like no earlier one goes first, in every mode; then one that is like an
-        earlier one and follows another call than that did; then all that repeat these. What a
+        A call that is like no earlier one goes first, in every mode. Of the others each is
+        failed once, before any is failed in a second mode; and earlier that which is like an
+        earlier one and follows another call than that did, than what repeats these. What a
         durable scenario has in common with the other of its name is no news.
         """
         seen = self._likes[scenario.removesuffix("-durable")]
@@ -138,7 +139,7 @@ class Novelty:
         for case in sites(scenario, calls):
             rank = ranks[case.kind + (case.mode if case.kind == ANY else "")][case.nth - 1]
             late = _FIRST.index(case.mode) if case.mode in _FIRST else len(_FIRST)
-            yield (rank, late, mixed.random()), case
+            yield (rank > 0, late, rank, mixed.random()), case
 
 
 def _ranks(calls: Iterable[Called], seen: set[object]) -> Iterator[tuple[Kind, int]]:
