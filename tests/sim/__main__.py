@@ -30,7 +30,8 @@ def main(given: list[str] | None = None) -> int:
     seeds = iter(range(options.seed, options.seed + options.schedules))
     # A broken schedule may take a hundred times as long: whoever wants one only gets it soon.
     size = min(BATCH, 5 * options.most_broken)
-    batches = iter(lambda: list(islice(seeds, size)), [])
+    until = began + options.seconds
+    batches = iter(lambda: list(islice(seeds, size)) if time.monotonic() < until else [], [])
     for part in parts(batches, options.jobs):
         result.add(part)
         if sys.stderr.isatty():
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedules", type=int, default=100_000, help="nightly: 1000000")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=86_400, help="begin none after this")
     parser.add_argument("--most-broken", type=int, default=20, help="stop after so many")
     parser.add_argument("--replay", action="store_true", help="run one seed and print its story")
     parser.add_argument(
