@@ -41,22 +41,14 @@ class Validator:
         `before`: the version to compare with, if it is not the one just before. Raises
         StoreError when earlier rows could not be forced, OSError when a file cannot be read.
         """
+        before = version - 1 if before is None else before
         with self._mutex:
             try:
-                manifest = self._manifest(version)
-            except TornManifest as error:
-                raise NotWhole(str(error)) from error
-            known = self.parts(version - 1 if before is None else before)
-            for flaw in whole.flaws(self._folder, manifest, known):
-                raise NotWhole(f"what was written is not whole: {flaw}")
-            fresh = [each for each in manifest.fragments if not known.issuperset(each.parts)]
-            if any((each.deletions or "").endswith(".bin") for each in fresh):
-                self._read_deletions()
-            if self._lock.durable:
-                # The disk is busy with the one, and a core with the other.
-                force = partial(self._force, manifest, known)
-                bounded.beside(force, partial(self._read_back, fresh))
-            self._last = (version, whole.parts_of(manifest))
+                self._look_at(version, before)
+            except OSError:
+                # That one read failed says nothing of what was written, which would stay
+                # there, neither believed nor forced to the disk.
+                self._look_at(version, before)
 
     def parts(self, version: int) -> frozenset[str]:
         """Return the parts of a version; none where that is gone, or cannot be read."""
@@ -122,6 +114,23 @@ class Validator:
                 " batch was committed. `memworker table optimize` writes the earlier rows anew"
             ) from error
 
+    def _look_at(self, version: int, before: int) -> None:
+        try:
+            manifest = self._manifest(version)
+        except TornManifest as error:
+            raise NotWhole(str(error)) from error
+        known = self.parts(before)
+        for flaw in whole.flaws(self._folder, manifest, known):
+            raise NotWhole(f"what was written is not whole: {flaw}")
+        fresh = [each for each in manifest.fragments if not known.issuperset(each.parts)]
+        if any((each.deletions or "").endswith(".bin") for each in fresh):
+            self._read_deletions()
+        if self._lock.durable:
+            # The disk is busy with the one, and a core with the other.
+            force = partial(self._force, manifest, known)
+            bounded.beside(force, partial(self._read_back, fresh))
+        self._last = (version, whole.parts_of(manifest))
+
     def _manifest(self, version: int) -> Manifest:
         try:
             return read_manifest(self._folder, version)
@@ -143,20 +152,23 @@ class Validator:
 
     def _read_back(self, fragments: list[Fragment]) -> None:
         """Read new rows, every column."""
-        handle = self._table.handle
-        # Of the newest version: a commit may have given the table vectors of another size.
-        dim = handle.schema.field("vector").type.list_size if fragments else 0
         for fragment in fragments:
             name = fragment.files[0].path
-            rows = f"_rowid >= {fragment.id << 32} AND _rowid < {(fragment.id + 1) << 32}"
             try:
-                batches = list(handle.search().where(rows).to_batches())
-                bad = [len(bad_vectors(vectors_of(b["vector"], dim))) for b in batches]
+                bad = self._bad_vectors(fragment)
             except Exception as error:
                 why = explain("reading", error)
                 raise NotWhole(f"{name} cannot be read back: {why}") from error
-            if any(bad):
-                raise NotWhole(f"{sum(bad)} vectors of {name} read back as zero or not finite")
+            if bad:
+                raise NotWhole(f"{bad} vectors of {name} read back as zero or not finite")
+
+    def _bad_vectors(self, fragment: Fragment) -> int:
+        handle = self._table.handle
+        # Of the newest version: a commit may have given the table vectors of another size.
+        dim = handle.schema.field("vector").type.list_size
+        rows = f"_rowid >= {fragment.id << 32} AND _rowid < {(fragment.id + 1) << 32}"
+        batches = list(handle.search().where(rows).to_batches())
+        return sum(len(bad_vectors(vectors_of(batch["vector"], dim))) for batch in batches)
 
     def _read_deletions(self) -> None:
         """Read which rows are gone, by a handle that remembers nothing of having written it."""

@@ -60,9 +60,10 @@ CALLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    table = Table.create(tmp_path_factory.mktemp("errors") / "db", "t", SPACE)
+@pytest.fixture(scope="module", params=["durable", "kill-safe"])
+def table(tmp_path_factory, request):
+    durable = request.param == "durable"
+    table = Table.create(tmp_path_factory.mktemp("errors") / "db", "t", SPACE, durable=durable)
     table.append(numbered(0, 5))
     return table
 

@@ -9,7 +9,7 @@ import pytest
 
 from memworker import Memory
 from memworker.errors import StoreError
-from memworker.store import Table
+from memworker.store import Table, validate
 from memworker.store.durable import files_of
 from memworker.store.lance import connect, open_table
 from memworker.store.manifest import DATA, DELETIONS, INDICES, VERSIONS, read_manifest, versions
@@ -74,6 +74,10 @@ def torn(tmp_path):
         return Table(db, "t", connection, made.tearing)
 
     return made
+
+
+def _index_texts(table):
+    assert table.maintenance.ensure_index("text")
 
 
 def _append(table):
@@ -250,6 +254,25 @@ def test_every_commit_of_a_durable_table_is_forced_to_the_disk(tmp_path, disk, w
     table.append(numbered(0, 300))
     write(Table.open(table.db, "t"))
     assert not _unsynced(table, disk)
+
+
+@pytest.mark.parametrize("write", [_append, _index_texts])
+def test_a_read_that_fails_once_leaves_nothing_unforced(tmp_path, disk, write, monkeypatch):
+    table = Table.create(tmp_path / "db", "t", SPACE, durable=True)
+    table.append(numbered(0, 300))
+    real, reads = validate.read_manifest, []
+
+    def once(folder, version):
+        # Of the commit, not of what was there before it.
+        if version > seen and not reads:
+            reads.append(version)
+            raise OSError(5, "Input/output error", str(folder))
+        return real(folder, version)
+
+    seen = table.version
+    monkeypatch.setattr(validate, "read_manifest", once)
+    write(Table.open(table.db, "t"))
+    assert reads and not _unsynced(table, disk)
 
 
 def test_durability_is_the_tables_whoever_opens_it(durable, disk):
