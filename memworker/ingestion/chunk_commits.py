@@ -151,12 +151,7 @@ class ChunkCommitter(CommitThread[ChunkWindow, ChunkSieve]):
 def _slice(window: ChunkWindow, start: int, end: int) -> ChunkWindow:
     unknown = window.unknown
     begin, stop = int(unknown[:start].sum()), int(unknown[:end].sum())
-    return ChunkWindow(
-        window.path,
-        window.rows.slice(start, end - start),
-        unknown[start:end],
-        window.embedded.slice(begin, stop - begin),
-    )
+    return window.part(start, end, begin, stop)
 
 
 def _part(window: ChunkWindow, vectors: Floats, reasons: dict[int, str]) -> _Part:

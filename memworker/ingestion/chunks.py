@@ -34,7 +34,7 @@ from memworker.ingestion.records import (
 )
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.report import Counts
-from memworker.pool import Identity, Tokenization
+from memworker.pool import Identity, Tokenization, TokenRows
 from memworker.splitting import Splitter
 from memworker.store import (
     IdStatus,
@@ -141,6 +141,7 @@ _NOTHING = pa.RecordBatch.from_pydict(
         "char_end": pa.array([], pa.int64()),
         "last_chunk": pa.array([], pa.bool_()),
         "context": pa.array([], pa.string()),
+        "ids": pa.array([], pa.binary()),
     }
 )
 
@@ -180,26 +181,32 @@ def _is_markdown(path: str) -> bool:
 class ChunkWindow:
     """All chunks of some texts, or a part of them; only those that are `unknown` are embedded.
 
-    `embedded` are the latter's texts, behind their context.
+    `embedded` are the latter's texts, behind their context, and `tokens` the same as tokens,
+    which need not be made again.
     """
 
     path: str
     rows: pa.RecordBatch
     unknown: Mask
     embedded: pa.Array
+    tokens: TokenRows | None
 
     @classmethod
     def of(cls, path: str, rows: pa.RecordBatch, unknown: Mask) -> ChunkWindow:
         """Find the texts to embed."""
         asked = rows if unknown.all() else rows.filter(pa.array(unknown))
-        return cls(path, rows, unknown, embedded_texts(asked))
+        ids = asked["ids"]
+        tokens = None if ids.null_count else TokenRows(ids)
+        # What waits for its commit does without them.
+        rest = rows.drop_columns(["ids"])
+        return cls(path, rest, unknown, embedded_texts(asked), tokens)
 
     def __len__(self) -> int:
         return self.rows.num_rows  # type: ignore[no-any-return]
 
     @property
-    def texts(self) -> pa.Array:
-        return self.embedded
+    def texts(self) -> pa.Array | TokenRows:
+        return self.embedded if self.tokens is None else self.tokens
 
     @property
     def text_keys(self) -> pa.Array:
@@ -213,13 +220,18 @@ class ChunkWindow:
         for end in [*list(ends)[:-1], len(places)]:
             stop = int(places[end]) if end < len(places) else len(self)
             if stop > start:
-                yield ChunkWindow(
-                    self.path,
-                    self.rows.slice(start, stop - start),
-                    self.unknown[start:stop],
-                    self.embedded.slice(begin, end - begin),
-                )
+                yield self.part(start, stop, begin, end)
             start, begin = stop, end
+
+    def part(self, start: int, stop: int, begin: int, end: int) -> ChunkWindow:
+        """Give some rows, of which the texts from `begin` to `end` are embedded."""
+        return ChunkWindow(
+            self.path,
+            self.rows.slice(start, stop - start),
+            self.unknown[start:stop],
+            self.embedded.slice(begin, end - begin),
+            self.tokens and self.tokens.slice(begin, end - begin),
+        )
 
     def rejects(self, reasons: dict[int, str]) -> list[Reject]:
         """Describe chunks that could not be embedded; `reasons` by their place in `texts`."""

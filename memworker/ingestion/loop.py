@@ -23,6 +23,7 @@ from memworker.pool import (
     PoolUse,
     TextKind,
     Tokenization,
+    TokenRows,
     WorkTotals,
     machine,
     peak_flops,
@@ -36,7 +37,7 @@ class WindowPart(Protocol):
     """
 
     @property
-    def texts(self) -> pa.Array: ...
+    def texts(self) -> pa.Array | TokenRows: ...
     @property
     def text_keys(self) -> pa.Array | None: ...
     def cut(self, ends: Iterable[int]) -> Iterator[Self]: ...
@@ -170,7 +171,7 @@ class JobLoop:
                 yield part, reuse.plan(part.texts, part.text_keys)
 
 
-def _texts_to_embed(part: tuple[Any, ReusePlan]) -> pa.Array:
+def _texts_to_embed(part: tuple[Any, ReusePlan]) -> pa.Array | TokenRows:
     return part[1].texts
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker.pool import Embedded, Floats, unstorable
+from memworker.pool import Embedded, Floats, TokenRows, unstorable
 
 _KEPT_BYTES = 48 << 20
 
@@ -31,12 +31,12 @@ Int64s = npt.NDArray[np.int64]
 class ReusePlan:
     """Which rows of a window are embedded, and where each row finds its vector.
 
-    `texts` (Arrow string[m]) are those to embed; they are numbered from `first`
+    `texts` (Arrow string[m], or tokens) are those to embed; they are numbered from `first`
     on, or not at all where it is None. `sources` int64[n] names a number for each
     row, or is None when m = n.
     """
 
-    texts: pa.Array
+    texts: pa.Array | TokenRows
     first: int | None
     sources: Int64s | None
 
@@ -68,7 +68,7 @@ class Reuse:
         self._settled: deque[tuple[int, Embedded]] = deque()
         self._next = 0
 
-    def plan(self, texts: pa.Array, keys: pa.Array | None) -> ReusePlan:
+    def plan(self, texts: pa.Array | TokenRows, keys: pa.Array | None) -> ReusePlan:
         """Choose what is embedded of `texts`; equal `keys` (string[n]) mean equal texts.
 
         Without keys, each text is embedded, and none is remembered.

@@ -32,6 +32,7 @@ from .pool import (
     TextKind as TextKind,
 )
 from .requests import Embedded as Embedded, Floats as Floats, unstorable as unstorable
+from .rows import TokenRows as TokenRows
 from .tokenize import (
     TokenCounter as TokenCounter,
     Tokenization as Tokenization,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from memworker.models import Pooling, Precision, ReadyModel, apply_layers, read_layers
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus
-from memworker.pool.tokenize import Tokenizer
+from memworker.pool.tokenize import TokenIds, Tokenizer
 from memworker.pool.worker import SlotResults, SlotTexts
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -69,18 +69,18 @@ class TokenEncoder(ABC):
             rows.encode_s += time.perf_counter() - started
             yield
 
-    def _token_ids(self, texts: SlotTexts) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+    def _token_ids(self, texts: SlotTexts) -> tuple[Sequence[TokenIds], npt.NDArray[np.bool_]]:
         if texts.form is Form.TOKENS:
-            return self._tokenizer.frame(texts.token_ids())
+            return self._tokenizer.frame(*texts.token_ids())
         is_query = texts.form is Form.QUERY
         prefix = self._spec.query_prefix if is_query else self._spec.passage_prefix
         return self._tokenizer([prefix + text for text in texts.decode_all()])
 
     @abstractmethod
-    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def pooled(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
         """Run the graph on one micro-batch, padded to `shape`; a row a text, float32[n, width]."""
 
-    def run(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def run(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
         """Run one micro-batch of token ids; do what the graph leaves undone; float32[n, dim]."""
         vectors = apply_layers(self._layers, self.pooled(ids, shape))
         # Here and not in the graph: one graph, and one calibration, serve any number of them.
@@ -99,7 +99,7 @@ class OnnxEncoder(TokenEncoder):
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name
 
-    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def pooled(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
         input_ids = np.zeros(shape, np.int64)
         mask = np.zeros(shape, np.int64)
         for row, tokens in enumerate(ids):

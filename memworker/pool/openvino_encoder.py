@@ -7,6 +7,7 @@ before any text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from memworker import interpreters
 from memworker.models import ReadyModel
 from memworker.pool import plan
 from memworker.pool.encoder import Floats, TokenEncoder, pool_rows
+from memworker.pool.tokenize import TokenIds
 
 _SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -55,7 +57,7 @@ class OpenVinoEncoder(TokenEncoder):
         for length in costs.lengths[:_WARM_SHAPES]:
             self.run([[0]], (1, length))
 
-    def pooled(self, ids: list[list[int]], shape: tuple[int, int]) -> Floats:
+    def pooled(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
         input_ids = np.zeros(shape, np.int32)
         mask = np.zeros(shape, np.float32)
         for row, tokens in enumerate(ids):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +26,14 @@ from memworker.pool.choice import PrecisionGiven, settled
 from memworker.pool.engine import ModelGiven, resolve
 from memworker.pool.meter import WorkTotals
 from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
-from memworker.pool.rows import text_rows, token_rows
+from memworker.pool.rows import TokenRows, text_rows, token_rows
 from memworker.pool.scheduler import CLOSED, QueueEntry, Scheduler
 from memworker.pool.sizing import SizingOptions, pool_plan
 from memworker.pool.supervisor import WatchLimits
 from memworker.values import shown, whole
 
 TextKind = Literal["passage", "query"]
+TextsGiven: TypeAlias = Sequence[str] | pa.Array | TokenRows
 W = TypeVar("W")
 
 DEFAULT_MAX_TEXT_BYTES = 1 << 20
@@ -166,7 +167,7 @@ class EmbeddingPool:
 
     def submit_rows(
         self,
-        texts: Sequence[str] | pa.Array,
+        texts: TextsGiven,
         *,
         kind: TextKind = "passage",
         wait_s: float | None = None,
@@ -208,12 +209,12 @@ class EmbeddingPool:
         self,
         windows: Iterable[W],
         *,
-        texts: Callable[[W], Sequence[str] | pa.Array] = _itself,
+        texts: Callable[[W], TextsGiven] = _itself,
         kind: TextKind = "passage",
     ) -> Iterator[tuple[W, Embedded]]:
         """Embed windows with a few in flight; yields each with its outcome, in order.
 
-        `texts` gives a window's texts: a list of str or an Arrow string array.
+        `texts` gives a window's texts: a list of str, an Arrow string array, or `TokenRows`.
         """
         flying: deque[tuple[W, Future[Embedded]]] = deque()
         try:
@@ -228,13 +229,14 @@ class EmbeddingPool:
             for _, future in flying:
                 future.cancel()
 
-    def window_ends(self, texts: pa.Array) -> list[int]:
+    def window_ends(self, texts: pa.Array | TokenRows) -> list[int]:
         """Cut an Arrow string array[n] into windows, given by their ends; the last is n.
 
         A window is work enough to keep all workers busy for seconds, and little
         enough to be committed every few seconds.
         """
-        lengths = np.asarray(pc.binary_length(texts).fill_null(0), np.int64)
+        rows = texts.array if isinstance(texts, TokenRows) else texts
+        lengths = np.asarray(pc.binary_length(rows).fill_null(0), np.int64)
         return plan.cut_windows(lengths, self.plan.costs, workers=self.workers)
 
     @property
@@ -278,16 +280,19 @@ class EmbeddingPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _entry(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> QueueEntry:
+    def _entry(self, texts: TextsGiven, kind: TextKind) -> QueueEntry:
         """Plan a request of `AsyncEmbeddingPool`'s, which waits for its turn in its own way."""
         return self._running().prepare(self._request(texts, kind))
 
-    def _request(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> Request:
+    def _request(self, texts: TextsGiven, kind: TextKind) -> Request:
         self._refuse_forked()
         if kind not in ("passage", "query"):
             raise UsageError(f"kind must be 'passage' or 'query', not {kind!r}")
-        form = Form.QUERY if kind == "query" else Form.PASSAGE
-        request = Request(text_rows(texts), self.dim, form)
+        if isinstance(texts, TokenRows):
+            request = Request(texts.rows(), self.dim, Form.TOKENS)
+        else:
+            form = Form.QUERY if kind == "query" else Form.PASSAGE
+            request = Request(text_rows(texts), self.dim, form)
         self._refuse_large(request)
         return request
 

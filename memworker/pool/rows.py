@@ -81,6 +81,31 @@ class ArrowRows:
         return taken
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """Rows of token ids of the model's own tokenizer, special ones left out: Arrow binary[n].
+
+    They get what `submit_tokens` gives them; int32 each.
+    """
+
+    array: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def take(self, rows: pa.Array) -> TokenRows:
+        """Give some rows."""
+        return TokenRows(self.array.take(rows))
+
+    def slice(self, start: int, length: int) -> TokenRows:
+        """Give some rows, uncopied."""
+        return TokenRows(self.array.slice(start, length))
+
+    def rows(self) -> RowSource:
+        """Give what is written into slots."""
+        return _arrow_rows(self.array.cast(pa.large_binary()))
+
+
 def fill_slot(slot: Slot, rows: list[bytes]) -> None:
     """Write rows into a slot, in Arrow's layout."""
     ends = np.array([0, *accumulate(map(len, rows))], np.int32)

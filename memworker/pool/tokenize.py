@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+TokenIds: TypeAlias = "list[int] | npt.NDArray[np.int32]"
 
 
 class Tokenizer:
@@ -33,7 +37,7 @@ class Tokenizer:
         self._vocabulary: int = self._tokenizer.get_vocab_size()
         self._before, self._after = self._around() if add_special_tokens else ([], [])
 
-    def __call__(self, texts: list[str]) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+    def __call__(self, texts: list[str]) -> tuple[Sequence[TokenIds], npt.NDArray[np.bool_]]:
         """Give token ids a text, and bool[n]: which texts were truncated."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special)
         ids = [encoding.ids for encoding in encodings]
@@ -43,30 +47,34 @@ class Tokenizer:
                 truncated[row] = bool(encodings[row].overflowing)
         return ids, truncated
 
-    def frame(self, rows: list[list[int]]) -> tuple[list[list[int]], npt.NDArray[np.bool_]]:
+    def frame(
+        self, flat: npt.NDArray[np.int32], ends: list[int]
+    ) -> tuple[Sequence[TokenIds], npt.NDArray[np.bool_]]:
         """Give rows of bare token ids what a text's get: truncation and special tokens.
 
+        `flat` has the ids of all rows, each up to one of `ends`, which begin with 0.
         Raises ValueError for an id that the vocabulary does not have.
         """
         room = max(0, self._max_tokens - len(self._before) - len(self._after))
-        for ids in rows:
-            if ids and not (min(ids) >= 0 and max(ids) < self._vocabulary):
-                wrong = next(token for token in ids if not 0 <= token < self._vocabulary)
-                raise ValueError(
-                    f"token id {wrong} is not in the vocabulary, which goes from 0 to"
-                    f" {self._vocabulary - 1}"
-                )
-        truncated = np.fromiter((len(ids) > room for ids in rows), np.bool_, len(rows))
-        return [[*self._before, *ids[:room], *self._after] for ids in rows], truncated
+        wrong = flat[(flat < 0) | (flat >= self._vocabulary)]
+        if len(wrong):
+            raise ValueError(
+                f"token id {wrong[0]} is not in the vocabulary, which goes from 0 to"
+                f" {self._vocabulary - 1}"
+            )
+        truncated = np.diff(np.array(ends, np.int64)) > room
+        rows = [flat[a : min(b, a + room)] for a, b in zip(ends, ends[1:], strict=False)]
+        if not (self._before or self._after):
+            return rows, truncated
+        before, after = np.array(self._before, np.int32), np.array(self._after, np.int32)
+        return [np.concatenate((before, row, after)) for row in rows], truncated
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Find the special tokens that stand before and after a text."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         full = self._tokenizer.encode("a", add_special_tokens=True).ids
-        for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start], full[start + len(bare) :]
-        return [], []
+        found = _within(full, bare)
+        return (full[: found[0]], full[found[1] :]) if found else ([], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,7 @@ class TokenCounter:
     def __init__(self, made: Tokenization) -> None:
         self._tokenizer = _opened(made.path, lowercase=made.lowercase)
         self._tokenizer.no_truncation()
+        self._special, self._prefixed = made.add_special_tokens, bool(made.prefix)
         self.around = 0
         """The tokens that go with every passage: special ones, and those of the prefix."""
         if made.add_special_tokens:
@@ -98,14 +107,45 @@ class TokenCounter:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [len(encoding.ids) for encoding in encoded]
 
-    def starts(self, text: str) -> npt.NDArray[np.int64]:
-        """Return where each token of a text begins, in characters."""
-        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
+    def ids(self, texts: list[str]) -> list[bytes]:
+        """Return the token ids of each text, int32 each."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [array("i", encoding.ids).tobytes() for encoding in encoded]
+
+    def located(self, text: str) -> tuple[npt.NDArray[np.int64], bytes]:
+        """Return where each token of a text begins, in characters, and the ids of all."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets = encoded.offsets
+        starts = np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
+        return starts, array("i", encoded.ids).tobytes()
 
     def pieces(self) -> Collection[str]:
         """Return the tokens that there are, as the vocabulary writes them."""
         return self._tokenizer.get_vocab().keys()  # type: ignore[no-any-return]
+
+    def described(self) -> dict[str, Any]:
+        """Return the tokenizer as its file describes it, but for the vocabulary's size."""
+        return json.loads(self._tokenizer.to_str())  # type: ignore[no-any-return]
+
+    @property
+    def framed(self) -> bool:
+        """Whether a passage's ids are its text's own, behind and before always the same ones."""
+        if self._prefixed or not self._special:
+            return not self._prefixed
+        around = set()
+        for text in ("a", "b a"):
+            full = self._tokenizer.encode(text).ids
+            found = _within(full, self._tokenizer.encode(text, add_special_tokens=False).ids)
+            around.add(found and (tuple(full[: found[0]]), tuple(full[found[1] :])))
+        return len(around) == 1 and None not in around
+
+
+def _within(full: list[int], bare: list[int]) -> tuple[int, int] | None:
+    """Find where ids stand among others: from where to where."""
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return start, start + len(bare)
+    return None
 
 
 def _opened(path: Path, *, lowercase: bool) -> Any:

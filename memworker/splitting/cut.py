@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 from zlib import crc32
 
 from memworker.chunking import Chunking
 from memworker.splitting.headings import headings_of, path_at
-from memworker.splitting.tokens import WS, UnitTokens
+from memworker.splitting.tokens import SIZE, WS, UnitTokens, tokens_in
 
 # Scripts that part words by nothing: a few characters are a unit, and their stops end it.
 _RUN_ON = (
@@ -50,16 +50,22 @@ _LINE = re.compile(r"\n")
 _SENTENCE_OR_LINE = re.compile(rf"\n|{_SENTENCE.pattern}")
 _HASHED_CHARS = 32
 _TRIES = 6
+_TEXTS_AT_ONCE = 256
 # What context may take of a chunk's room at most.
 _CONTEXT_SHARE = 4
 
 
 class Piece(NamedTuple):
-    """A chunk of a text: its characters from `start` to `end`, and what stands before it."""
+    """A chunk of a text: its characters from `start` to `end`, and what stands before it.
+
+    `ids` are the token ids (int32 each) of both, as the tokenizer gives them for the words as
+    they are embedded; None where ids are not the tokenizer's alone.
+    """
 
     start: int
     end: int
     context: str = ""
+    ids: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +78,34 @@ class Cutter:
 
     def pieces(self, text: str, title: str = "", *, markdown: bool = False) -> list[Piece]:
         """Cut one text; no piece is empty, and all but white space is in one."""
+        (pieces,) = self.all_pieces([(text, title, markdown)])
+        return pieces
+
+    def all_pieces(self, given: Iterable[tuple[str, str, bool]]) -> Iterator[list[Piece]]:
+        """Cut texts, each with its title and whether it is Markdown."""
+        rest = iter(given)
+        while some := list(islice(rest, _TEXTS_AT_ONCE)):
+            # Their new words together: each call of a tokenizer has a price of its own.
+            words = [_Words.of(text) for text, _, _ in some]
+            self.tokens.learn([unit for each in words for unit in each.units])
+            for (text, title, markdown), each in zip(some, words, strict=True):
+                yield self._pieces(text, each, title, markdown)
+
+    def _pieces(self, text: str, words: _Words, title: str, markdown: bool) -> list[Piece]:
         room = self.chunking.tokens - self.around
         scale = 1.0
+        units = _Units.of(words, self.tokens, room)
+        if not units.ends:
+            return []
         for left in reversed(range(_TRIES)):
-            units = _Units.of(text, self.tokens, room)
-            if not units.ends:
-                return []
             cut = _Cut(text, units, self, room, scale, title, markdown)
             pieces = list(cut.pieces())
             if not cut.unsure:
                 return pieces
-            counted = self.tokens.count([_embedded(text, piece) for piece in pieces])
-            most = max(counted)
+            whole = self.tokens.whole([_embedded(text, piece) for piece in pieces])
+            most = max(map(tokens_in, whole))
             if most <= room:
-                return pieces
+                return [self._with(piece, ids) for piece, ids in zip(pieces, whole, strict=True)]
             scale *= 1.02 * most / room
             if not left:
                 break
@@ -94,15 +114,16 @@ class Cutter:
     def _by_force(self, text: str, pieces: list[Piece], room: int) -> Iterator[Piece]:
         """Halve the pieces that are still too long until they are not, or are one character."""
         for piece in pieces:
-            if (
-                piece.end - piece.start < 2
-                or self.tokens.count([_embedded(text, piece)])[0] <= room
-            ):
-                yield piece
+            (ids,) = self.tokens.whole([_embedded(text, piece)])
+            if piece.end - piece.start < 2 or tokens_in(ids) <= room:
+                yield self._with(piece, ids)
                 continue
             middle = (piece.start + piece.end) // 2
             halves = [piece._replace(end=middle), piece._replace(start=middle)]
             yield from self._by_force(text, halves, room)
+
+    def _with(self, piece: Piece, ids: bytes) -> Piece:
+        return piece._replace(ids=ids) if self.tokens.tell_ids else piece
 
 
 def _embedded(text: str, piece: Piece) -> str:
@@ -110,9 +131,28 @@ def _embedded(text: str, piece: Piece) -> str:
     return f"{piece.context}\n\n{chunk}" if piece.context else chunk
 
 
+class _Words(NamedTuple):
+    """The units of a text; `inside` words some of them begin."""
+
+    units: list[str]
+    inside: bool
+
+    @classmethod
+    def of(cls, text: str) -> _Words:
+        end = len(text.rstrip(WS))
+        units = _WORDS.findall(text, 0, end)
+        if (
+            not text.isascii()
+            and _HAS_RUN_ON.search(text)
+            or max(map(len, units), default=0) > _LONG_WORD
+        ):
+            return cls(_UNITS.findall(text, 0, end), True)
+        return cls(units, False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Units:
-    """Units of a text: where each ends, and its tokens added up; `starts` are where text begins.
+    """Units of a text: where each ends, and its tokens added up; `ids` are those of all, in order.
 
     `joined` are those before which there is no white space.
     """
@@ -120,25 +160,19 @@ class _Units:
     ends: list[int]
     tokens: list[int]
     joined: frozenset[int]
+    ids: bytes
 
     @classmethod
-    def of(cls, text: str, tokens: UnitTokens, room: int) -> _Units:
-        end = len(text.rstrip(WS))
-        units = _WORDS.findall(text, 0, end)
-        inside = False
-        if (
-            not text.isascii()
-            and _HAS_RUN_ON.search(text)
-            or max(map(len, units), default=0) > _LONG_WORD
-        ):
-            units, inside = _UNITS.findall(text, 0, end), True
-        counts = tokens.of(units)
-        if max(counts, default=0) > room:
-            units, inside = _with_letters(units, counts, room), True
-            counts = tokens.of(units)
+    def of(cls, words: _Words, tokens: UnitTokens, room: int) -> _Units:
+        units, inside = words
+        ids = tokens.ids(units)
+        if max(map(len, ids), default=0) > SIZE * room:
+            units, inside = _with_letters(units, list(map(tokens_in, ids)), room), True
+            ids = tokens.ids(units)
         joined = (i for i, unit in enumerate(units) if i and unit[0] not in WS) if inside else ()
         ends = list(accumulate(map(len, units)))
-        return cls(ends, list(accumulate(counts, initial=0)), frozenset(joined))
+        sums = [size // SIZE for size in accumulate(map(len, ids), initial=0)]
+        return cls(ends, sums, frozenset(joined), b"".join(ids))
 
 
 def _with_letters(units: list[str], counts: list[int], room: int) -> list[str]:
@@ -167,7 +201,7 @@ class _Cut:
         markdown: bool,
     ) -> None:
         self._text, self._ends, self._sums = text, units.ends, units.tokens
-        self._joined, self._markdown = units.joined, markdown
+        self._joined, self._markdown, self._ids = units.joined, markdown, units.ids
         self._cutter, self._room, self._scale = cutter, room, scale
         self._headings = headings_of(text) if markdown and cutter.chunking.contextual else []
         self._title = title if cutter.chunking.contextual else ""
@@ -178,10 +212,27 @@ class _Cut:
         while True:
             context, room = self._context(first)
             end = self._end(first, end + 1, room)
-            yield Piece(self._start_of(first), self._ends[end - 1], context)
+            yield Piece(
+                self._start_of(first), self._ends[end - 1], context, self._told(first, end, context)
+            )
             if end == last:
                 return
             first = self._next(first, end, room)
+
+    def _told(self, first: int, end: int, context: str) -> bytes | None:
+        """Put together the ids of a chunk, where its words' are those of the whole."""
+        tokens = self._cutter.tokens
+        if context and tokens.may_join(f"{context}\n\n"):
+            self.unsure = True
+        if self.unsure or not tokens.tell_ids:
+            return None
+        begin = self._text[self._start_of(first) : self._ends[first]]
+        rest = self._ids[SIZE * self._sums[first + 1] : SIZE * self._sums[end]]
+        if not context:
+            return tokens.ids([begin])[0] + rest
+        one, *more = context.split(" ")
+        before = tokens.ids([one, *(f" {word}" for word in more), f"\n\n{begin}"])
+        return b"".join(before) + rest
 
     def _context(self, first: int) -> tuple[str, float]:
         """Give what stands before a chunk, and the room that is left, in tokens as added up."""

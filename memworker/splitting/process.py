@@ -16,7 +16,7 @@ from xxhash import xxh3_128_hexdigest
 from memworker.chunking import Chunking
 from memworker.failpoints import reach
 from memworker.pool import TokenCounter, Tokenization
-from memworker.splitting.cut import Cutter
+from memworker.splitting.cut import Cutter, Piece
 from memworker.splitting.tokens import UnitTokens
 
 SCHEMA = pa.schema(
@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("char_end", pa.int64()),
         pa.field("last_chunk", pa.bool_()),
         pa.field("context", pa.string()),
+        pa.field("ids", pa.binary()),
     ]
 )
 
@@ -66,9 +67,10 @@ def cutter_of(chunking: Chunking, tokenization: Tokenization | None) -> Cutter:
 def cut_all(cutter: Cutter, given: pa.RecordBatch) -> pa.RecordBatch:
     """Cut texts; the answer has a row a chunk."""
     columns: list[list[Any]] = [[] for _ in SCHEMA]
-    rows = zip(*(given[name].to_pylist() for name in given.schema.names), strict=True)
-    for row, (parent, text, title, markdown) in enumerate(rows):
-        for chunk in _chunks(cutter, parent, text, title or "", markdown):
+    parents, texts, titles, markdown = (given[name].to_pylist() for name in given.schema.names)
+    cut = cutter.all_pieces(zip(texts, (title or "" for title in titles), markdown, strict=True))
+    for row, (parent, text, pieces) in enumerate(zip(parents, texts, cut, strict=True)):
+        for chunk in _chunks(pieces, parent, text, cutter.chunking.contextual):
             for column, value in zip(columns, (row, *chunk), strict=True):
                 column.append(value)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]
@@ -76,10 +78,9 @@ def cut_all(cutter: Cutter, given: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _chunks(
-    cutter: Cutter, parent: str, text: str, title: str, markdown: bool
+    pieces: list[Piece], parent: str, text: str, contextual: bool
 ) -> Iterator[tuple[Any, ...]]:
-    pieces = cutter.pieces(text, title, markdown=markdown)
-    contextual, seen = cutter.chunking.contextual, dict[str, int]()
+    seen = dict[str, int]()
     for number, piece in enumerate(pieces):
         chunk = text[piece.start : piece.end]
         made_of = f"{len(parent)}:{parent}{len(piece.context)}:{piece.context}{chunk}"
@@ -88,4 +89,4 @@ def _chunks(
         row_id = xxh3_128_hexdigest(f"{again}:{made_of}".encode())
         last = number == len(pieces) - 1
         context = piece.context if contextual else None
-        yield row_id, chunk, number, piece.start, piece.end, last, context
+        yield row_id, chunk, number, piece.start, piece.end, last, context, piece.ids

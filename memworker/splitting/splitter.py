@@ -52,8 +52,8 @@ class Splitter:
         """Cut texts: yield (the first text's row, chunks of it and some behind it), in order.
 
         The chunks have the columns text (the row in what was given), id, chunk, char_start,
-        char_end, last_chunk, words and context. A text gives at least one, unless it is white
-        space. Raises PoolError.
+        char_end, last_chunk, context and ids (its tokens', int32 each, or null). A text gives at
+        least one, unless it is white space. Raises PoolError.
         """
         given = pa.RecordBatch.from_arrays(
             [ids, texts, titles, markdown], names=["id", "text", "title", "markdown"]

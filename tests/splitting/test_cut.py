@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from memworker.chunking import Chunking
 from memworker.models import ready_model
-from memworker.pool import TokenCounter, Tokenization
+from memworker.pool import TokenCounter, Tokenization, Tokenizer as Framer
 from memworker.splitting.cut import Cutter
 from memworker.splitting.headings import headings_of, path_at
+from memworker.splitting.locality import adds_up
 from memworker.splitting.process import cutter_of
 from memworker.splitting.tokens import WS, UnitTokens
 
@@ -61,10 +74,68 @@ def joining(folder):
     return saved(made, folder)
 
 
-def saved(tokenizer, folder):
+def sentencepiece(folder):
+    """Llama's kind: no words apart, white space is a sign, unknown characters are bytes."""
+    letters = sorted(set(PROSE.replace(" ", "▁")))
+    merges = [("o", "w"), ("▁", "ow"), ("▁", "▁"), ("▁▁", "▁▁"), ("▁", "n"), ("e", "s")]
+    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocabulary = {piece: i for i, piece in enumerate([*named, *map("".join, merges)])}
+    made = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.add_special_tokens(["<s>", "</s>"])
+    return saved(made, folder)
+
+
+def unigram(folder):
+    """XLM-RoBERTa's kind; the likeliest pieces of each word."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", " ")])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, unk_token="<unk>", special_tokens=["<s>", "<unk>"], show_progress=False
+    )
+    made.train_from_iterator([PROSE] * 4, trainer)
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A <s>", special_tokens=[("<s>", made.token_to_id("<s>"))]
+    )
+    return saved(made, folder, add_special_tokens=True)
+
+
+def newlines(folder):
+    """Llama 3's and Qwen's kind: a stop and the line's end behind it may be one token."""
+    made = Tokenizer(models.BPE())
+    words = Regex(
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([PROSE.replace(". ", ".\n"), *HOSTILE.values()], trainer)
+    return saved(made, folder)
+
+
+def whole_words(folder):
+    """A word is a token, or unknown."""
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "owls": 1, "and": 2, ".": 3}, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return saved(made, folder)
+
+
+def saved(tokenizer, folder, *, add_special_tokens=False):
     path = folder / "tokenizer.json"
     tokenizer.save(str(path))
-    return Tokenization(path, add_special_tokens=False)
+    return Tokenization(path, add_special_tokens=add_special_tokens)
 
 
 @pytest.fixture(scope="module", params=["words", "minilm", "byte-level", "joining"])
@@ -113,6 +184,74 @@ def test_no_chunk_is_too_long_and_none_of_a_text_is_left_out(made, chunking):
         alone = [count for count, p in zip(counts, pieces, strict=True) if p.end - p.start > 1]
         assert max(alone, default=0) <= chunking.tokens, name
         assert pieces == cutter.pieces(text, markdown=name in ("code", "table")), name
+
+
+KINDS = {
+    "byte-level": byte_level,
+    "joining": joining,
+    "sentencepiece": sentencepiece,
+    "unigram": unigram,
+    "newlines": newlines,
+    "whole words": whole_words,
+}
+REAL = {
+    "minilm": lambda _: Tokenization(ready_model("all-MiniLM-L6-v2").tokenizer),
+    "wordllama": lambda _: Tokenization(
+        ready_model("wordllama").tokenizer, add_special_tokens=False
+    ),
+}
+
+
+@pytest.mark.parametrize("contextual", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, *REAL])
+def test_the_ids_of_a_chunk_are_those_of_its_text(kind, contextual, tmp_path):
+    made = (KINDS | REAL)[kind](tmp_path)
+    cutter = cutter_of(Chunking(40, 8, contextual=contextual), made)
+    mixed = "  ".join(text[:300] for text in HOSTILE.values())
+    rng = random.Random(5)
+    marks = [*"aé Ǆß\t\n.!'’-_9猫ก\u0301\u00a0\u2009\u200b\x00\x85", "  ", "\r\n", "it's", "Owls "]
+    drawn = ["".join(rng.choice(marks) for _ in range(400)) for _ in range(25)]
+    framed, once = Framer(made.path, 512, add_special_tokens=made.add_special_tokens), 0
+    for text in [*HOSTILE.values(), mixed, *drawn]:
+        for piece in cutter.pieces(text, "Of owls </s> and\nnests", markdown=True):
+            chunk = f"{piece.context}\n\n" * contextual + text[piece.start : piece.end]
+            (want,), _ = framed([chunk])
+            given = np.frombuffer(piece.ids, np.int32)
+            (got,), truncated = framed.frame(given, [0, len(given)])
+            assert list(got) == want, (kind, chunk)
+            assert not truncated.any()
+            once += cutter.tokens.may_join(chunk)
+    assert once or kind not in ("joining", "newlines")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "unigram", "minilm", "wordllama"])
+def test_words_are_tokenised_once(kind, tmp_path, monkeypatch):
+    cutter = cutter_of(Chunking(40), (KINDS | REAL)[kind](tmp_path))
+    cutter.pieces(PROSE)
+    monkeypatch.setattr(TokenCounter, "ids", None)
+    monkeypatch.setattr(TokenCounter, "located", None)
+    assert all(piece.ids for piece in cutter.pieces(PROSE))
+
+
+def test_where_ids_are_not_the_words_own_none_are_told(tmp_path):
+    prefixed = replace(REAL["minilm"](tmp_path), prefix="passage: ")
+    assert {piece.ids for piece in cutter_of(Chunking(40), prefixed).pieces(PROSE)} == {None}
+    assert {piece.ids for piece in cutter_of(Chunking(40), None).pieces(PROSE)} == {None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 5}},
+        {"pre_tokenizer": None},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_is_not_known_to_take_words_alone_is_given_whole_chunks(change, tmp_path):
+    described = json.loads(unigram(tmp_path).path.read_text())
+    assert adds_up(described)
+    assert not adds_up(described | change)
 
 
 def test_sums_of_words_are_exact_or_said_to_be_none(made):
