@@ -23,6 +23,7 @@ PROBES = frozenset({"/healthz", "/readyz"})
 # A browser cannot send a bearer token when a page is opened; these tell, and do nothing.
 PAGES = frozenset({"/", "/live"})
 ROUTES = PROBES | PAGES | {"/v1/embeddings", "/v1/models", "/embed", "/metrics", "/openapi.json"}
+ROUTES |= {"/api/embed", "/api/embeddings", "/api/tags", "/api/version"}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from memworker import __version__
-from memworker.serve import bodies
+from memworker.serve import bodies, ollama
 from memworker.serve.live import LiveReply
 from memworker.serve.options import ServeOptions
 
@@ -20,6 +20,7 @@ _TYPES = (
     bodies.ErrorReply,
     bodies.EmbedErrorReply,
     LiveReply,
+    *ollama.TYPES,
 )
 _PLACE = "#/components/schemas/{name}"
 _BODY_ERRORS = {
@@ -68,6 +69,33 @@ def _paths() -> dict[str, Any]:
                 error="EmbedErrorReply",
             )
         },
+        "/api/embed": {
+            "post": _operation(
+                "Embed texts, as Ollama does.",
+                "OllamaEmbedReply",
+                errors=_BODY_ERRORS | found,
+                body="OllamaEmbedRequest",
+                error="OllamaError",
+            )
+        },
+        "/api/embeddings": {
+            "post": _operation(
+                "Embed one text, as Ollama does.",
+                "OllamaEmbeddingsReply",
+                errors=_BODY_ERRORS | found,
+                body="OllamaEmbeddingsRequest",
+                error="OllamaError",
+            )
+        },
+        "/api/tags": {
+            "get": _operation(
+                "The model's names, as Ollama lists them.",
+                {"type": "object"},
+                errors={503: "There is no pool yet."},
+                error="OllamaError",
+            )
+        },
+        "/api/version": {"get": _operation("Which memworker this is.", {"type": "object"})},
         "/v1/models": {"get": _operation("The model's names.", "ModelList")},
         "/v1/models/{name}": {
             "get": _operation("One name.", "Model", errors=found),

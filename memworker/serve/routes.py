@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from memworker.serve import inputs, metrics, openapi, page, replies
+from memworker.serve import inputs, metrics, ollama, openapi, page, replies
 from memworker.serve.asgi import (
     JSON,
     AsgiScope,
@@ -139,6 +139,10 @@ def answers(service: Service) -> dict[str, tuple[str, Route]]:
     return {
         "/v1/embeddings": ("POST", Route(service, embeddings)),
         "/embed": ("POST", Route(service, embed, shape=Refusal.embed)),
+        "/api/embed": ("POST", Route(service, ollama.embed, shape=ollama.refused)),
+        "/api/embeddings": ("POST", Route(service, ollama.embeddings, shape=ollama.refused)),
+        "/api/tags": ("GET", Route(service, ollama.tags, shape=ollama.refused)),
+        "/api/version": ("GET", Route(service, ollama.version, shape=ollama.refused)),
         "/v1/models": ("GET", Route(service, models)),
         "/v1/models/": ("GET", Route(service, model)),
         "/healthz": ("GET", Route(service, healthz)),
