@@ -1,4 +1,4 @@
-"""An MCP server over stdio: agents' memories as tools, each call returning after its commit.
+"""An MCP server: agents' memories as tools, each call returning after its commit.
 
 The memory opens in the background, so that the handshake and the list of tools
 are answered at once, and a call waits for a model that is still being fetched.
@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, NoReturn, NotRequired
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NotRequired
 
 from memworker import AsyncMemory, __version__
 from memworker.errors import MemoryNotFound, MemworkerError, UsageError
 from memworker.integrations.pools import framework, meant
 
 with framework("mcp"):
-    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver import Context, MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.mcpserver.tools import Tool
     from mcp_types import ToolAnnotations
     from pydantic import Field, ValidationError
     from typing_extensions import TypedDict
 
-__all__ = ["MemoryServer", "run"]
+__all__ = ["MemoryServer"]
 
 # What was accepted is committed in milliseconds; only a disk that hangs takes longer.
 _CLOSE_S = 10.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# More at once would keep a client waiting without a word.
+_AT_ONCE = 256
+_PROGRESS_S = 2.0
 _INSTRUCTIONS = (
     "Long-term memory. Search it before answering what may depend on earlier conversations, and"
     " add what is worth remembering: one self-contained statement a memory."
@@ -59,12 +59,14 @@ class AddedMemory(TypedDict):
     id: NotRequired[str]
     memory: NotRequired[str]
     error: NotRequired[str]
+    truncated: NotRequired[bool]
 
 
 class AddedMemories(TypedDict):
-    """One result a text, in their order."""
+    """One result a text, in their order; `note` says what else there is to know."""
 
     results: list[AddedMemory]
+    note: NotRequired[str]
 
 
 class StoredMemory(TypedDict):
@@ -104,7 +106,7 @@ class MemoryServer(MCPServer[None]):
 
     `open_memory` is called in a thread when the server begins to serve, and again
     by the next call if it failed. `scope` holds the ids that hold where a call
-    names none. Serve it with `run`, or over HTTP as any server of the SDK.
+    names none. `mcp_serving` serves it, over stdin and stdout or HTTP.
     """
 
     def __init__(
@@ -143,17 +145,27 @@ class MemoryServer(MCPServer[None]):
         expires_at: Annotated[
             str | None, Field(description="When they are forgotten, as 2026-01-31T12:00:00Z")
         ] = None,
+        *,
+        context: Context[Any, Any],
     ) -> AddedMemories:
         """Remember texts; returns when they are stored. What is known is not added again."""
         scope = self._scoped(user_id, agent_id, run_id)
-        memory = await self._opening.memory()
-        done = await memory.add_batch(
-            memories, **_ids(scope), metadata=metadata, expires_at=expires_at
-        )
-        told = [_told(record) for record in done["results"]]
+        told: list[AddedMemory] = []
+        async with _progress(context, len(memories)) as reached:
+            memory = await self._opening.memory()
+            for start in range(0, len(memories), _AT_ONCE):
+                part = memories[start : start + _AT_ONCE]
+                done = await memory.add_batch(
+                    part, **_ids(scope), metadata=metadata, expires_at=expires_at
+                )
+                told += [_told(record) for record in done["results"]]
+                await reached(len(told))
         if all(each["event"] == "ERROR" for each in told):
             raise UsageError(f"nothing was stored: {told[0]['error']}")
-        return {"results": told}
+        answer: AddedMemories = {"results": told}
+        if note := _note(told, expires_at):
+            answer["note"] = note
+        return answer
 
     async def search_memories(
         self,
@@ -274,13 +286,14 @@ class _Opening:
         self._task: asyncio.Task[AsyncMemory] | None = None
 
     def begin(self) -> asyncio.Task[AsyncMemory]:
-        self._task = asyncio.ensure_future(self._enter())
-        return self._task
-
-    async def memory(self) -> AsyncMemory:
+        """Open it unless it is open or being opened; over HTTP each session asks for it."""
         task = self._task
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self.begin()
+            task = self._task = asyncio.ensure_future(self._enter())
+        return task
+
+    async def memory(self) -> AsyncMemory:
+        task = self.begin()
         # Shielded: a call that is cancelled must not cancel the opening, which others wait for.
         return await asyncio.shield(task)
 
@@ -298,47 +311,6 @@ class _Opening:
             # The client may not show it before a tool is called.
             _log.warning("the memory could not be opened: %s", error)
             raise
-
-
-def run(server: MemoryServer) -> NoReturn:
-    """Serve over stdin and stdout until stdin ends or a signal comes, and end the process.
-
-    It ends by itself because the thread that reads stdin cannot be stopped. Exit
-    codes: 0 at the end of stdin, 1 when the client's end broke, 128 + n after signal n.
-    """
-    asyncio.run(_serve(server))
-    raise AssertionError("serving ends with the process")
-
-
-async def _serve(server: MemoryServer) -> NoReturn:
-    loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[int] = loop.create_future()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, _stop, stopped, number)
-    serving = asyncio.ensure_future(server.run_stdio_async())
-    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    code = 128 + stopped.result() if stopped.done() else 0
-    if serving.done() and (error := serving.exception()):
-        _log.warning("the client's end broke: %r", error)
-        code = 1
-    try:
-        await server.close()
-    except (MemworkerError, TimeoutError) as error:
-        _log.warning("the memory was not closed: %s", error)
-        code = code or 1
-    # From in here: leaving the loop would wait for the thread that reads stdin.
-    _leave(code)
-
-
-def _stop(stopped: asyncio.Future[int], number: int) -> None:
-    if stopped.done():
-        _leave(128 + number)
-    stopped.set_result(number)
-
-
-def _leave(code: int) -> NoReturn:
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _given(*ids: str | None) -> dict[str, str]:
@@ -367,7 +339,55 @@ def _ids(scope: Mapping[str, str]) -> dict[str, Any]:
 def _told(record: Mapping[str, Any]) -> AddedMemory:
     if "error" in record:
         return {"event": "ERROR", "error": record["error"]}
-    return {name: record[name] for name in ("event", "id", "memory")}  # type: ignore[return-value]
+    kept = ("event", "id", "memory", "truncated")
+    return {name: record[name] for name in kept if name in record}  # type: ignore[return-value]
+
+
+def _note(told: Sequence[AddedMemory], expires_at: str | None) -> str:
+    """Say what a client would not think of: what cannot be found, in whole or at all."""
+    notes = []
+    if cut := sum(each.get("truncated", False) for each in told):
+        notes.append(
+            f"{cut} of {len(told)} are longer than the model sees; a search by meaning knows their"
+            " beginning only, so split them"
+        )
+    if expires_at and _moment(expires_at) <= datetime.now(UTC):
+        notes.append(f"expires_at={expires_at!r} is in the past: they are stored, and not found")
+    return ". ".join(notes)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@asynccontextmanager
+async def _progress(
+    context: Context[Any, Any], total: int
+) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Tell a client that asked for it how far an addition is, and every few seconds that it lives.
+
+    Progress has to grow: what is told between two parts nears the next one and never gets there.
+    """
+    done, told = 0, 0.0
+
+    async def reached(number: int) -> None:
+        nonlocal done, told
+        done = told = number
+        await context.report_progress(number, total, f"{number} of {total} are stored")
+
+    async def live() -> None:
+        nonlocal told
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            told += (min(done + _AT_ONCE, total) - told) / 4
+            await context.report_progress(told, total, f"{done} of {total} are stored, at work")
+
+    living = asyncio.ensure_future(live())
+    try:
+        yield reached
+    finally:
+        living.cancel()
 
 
 def _found(answer: Mapping[str, Any]) -> StoredMemories:

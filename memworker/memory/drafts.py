@@ -38,6 +38,8 @@ class Batch:
     drafts: list[Draft] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     flaws: dict[int, MemworkerError] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
+    """Where the model saw the beginning only."""
 
     @property
     def texts(self) -> list[str]:

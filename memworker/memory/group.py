@@ -268,7 +268,8 @@ def adding(batch: Batch, embedded: Embedded) -> tuple[Batch, Add]:
         batch.places[row]: _failed_error(why, batch.places[row]) for row, why in failed.items()
     }
     places = [batch.places[row] for row in good]
-    left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws)
+    cut = frozenset(batch.places[row] for row in good if embedded.truncated[row])
+    left = replace(batch, drafts=drafts, places=places, flaws=batch.flaws | flaws, cut=cut)
     keys = keys_of([draft.text for draft in drafts], batch.scope)
     return left, Add(batch.scope, drafts, vectors, keys, batch.on_duplicate)
 

@@ -70,6 +70,8 @@ def added(batch: Batch, outcomes: Sequence[tuple[Event, Row]]) -> dict[str, list
     }
     for place, (event, row) in zip(batch.places, outcomes, strict=True):
         told[place] = record(row) | {"event": event}
+        if place in batch.cut:
+            told[place]["truncated"] = True
     return results([told[place] for place in sorted(told)])
 
 

@@ -9,9 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -23,6 +24,7 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
 from memworker import Table
+from memworker.integrations.mcp_serving import Guard
 from tests.cli.test_memory import run_json
 
 COMMAND = str(Path(sys.executable).with_name("memworker"))
@@ -34,7 +36,8 @@ TOOLS = ["add_memories", "search_memories", "list_memories", "delete_memories"]
 WAITING = """
 import sys
 from memworker import AsyncMemory
-from memworker.integrations.mcp import MemoryServer, run
+from memworker.integrations.mcp import MemoryServer
+from memworker.integrations.mcp_serving import run
 
 def open_memory():
     with open(sys.argv[1]) as fifo:
@@ -189,6 +192,116 @@ def test_ids_are_deleted_only_of_whom_a_call_names(db, errors):
             assert gone["deleted"] == ids and gone["errors"] == []
 
     asyncio.run(talk())
+
+
+def test_progress_is_told_and_what_cannot_be_found(db, errors):
+    heard = []
+
+    async def hear(progress, total, message):
+        heard.append((progress, total, message))
+
+    async def talk():
+        async with connected(errors, "mcp", db, *ALICE, "--model", "all-MiniLM-L6-v2") as client:
+            memories = [f"memory {n}" for n in range(299)] + ["word " * 2000]
+            arguments = {"memories": memories, "expires_at": "2001-01-01T08:00:00Z"}
+            done = await client.call_tool("add_memories", arguments, progress_callback=hear)
+            told = done.structured_content
+            assert [each["event"] for each in told["results"]] == ["ADD"] * 300
+            cut = [place for place, each in enumerate(told["results"]) if "truncated" in each]
+            assert cut == [299] and "1 of 300 are longer" in told["note"]
+            assert "'2001-01-01T08:00:00Z' is in the past" in told["note"]
+            assert texts(await call(client, "list_memories")) == []
+            plain = await call(client, "add_memories", memories=["plain"])
+            assert "note" not in plain
+
+    asyncio.run(talk())
+    values = [progress for progress, _, _ in heard]
+    assert values == sorted(set(values)) and values[-1] == 300 and 256 in values
+    assert heard[-1] == (300, 300, "300 of 300 are stored")
+
+
+def test_what_is_no_message_is_answered(db):
+    server = Server(COMMAND, "mcp", db, *ALICE, *ECHO)
+    server.begin()
+    for line, code in ((b"{broken\n", -32700), (b'{"jsonrpc": "2.0"}\n', -32600)):
+        server.process.stdin.write(line)
+        server.process.stdin.flush()
+        answer = json.loads(server.process.stdout.readline())
+        assert answer["id"] is None and answer["error"]["code"] == code
+    server.add("still served")
+    server.process.stdin.close()
+    server.process.stdin = None
+    assert server.ended() == (0, b"", b"")
+
+
+KEY = "k" * 32
+
+
+@contextmanager
+def over_http(db, *options, key=None):
+    environment = {**os.environ, **({"MEMWORKER_API_KEY": key} if key else {})}
+    command = [COMMAND, "mcp", db, *ALICE, *ECHO, "--http", "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield process, process.stderr.readline().rpartition(" ")[2].strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_over_http_it_is_the_same_server(db):
+    async def talk(url):
+        async with Client(url) as client:
+            assert [tool.name for tool in (await client.list_tools()).tools] == TOOLS
+            await call(client, "add_memories", memories=["I like tea"])
+        async with Client(url, mode="legacy") as client:
+            assert texts(await call(client, "list_memories")) == ["I like tea"]
+            assert "userId" in await refusal(client, "delete_memories", all=True, userId="bob")
+
+    with over_http(db) as (process, url):
+        asyncio.run(talk(url))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "status", "said"),
+    [
+        (None, {"host": "evil.example"}, 421, "'evil.example'"),
+        (None, {"origin": "http://evil.example"}, 403, "'http://evil.example'"),
+        (None, {"origin": "null"}, 403, "'null'"),
+        (KEY, {}, 401, "Bearer KEY"),
+        (KEY, {"authorization": "Bearer wrong"}, 401, "Bearer KEY"),
+        (KEY, {"authorization": f"Bearer {KEY}", "origin": "http://evil.example"}, 403, "evil"),
+        (KEY, {"authorization": f"Bearer {KEY}", "host": "any.example"}, 200, ""),
+        (None, {}, 200, ""),
+    ],
+)
+def test_over_http_only_those_may_ask_who_may(key, headers, status, said):
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(answer, key, frozenset({"127.0.0.1", "localhost", "[::1]"}))
+    transport = httpx.ASGITransport(guard)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1") as client:
+            return await client.post("/mcp", headers=headers, json={})
+
+    told = asyncio.run(ask())
+    assert told.status_code == status and said in told.text
+
+
+def test_off_loopback_http_wants_a_key_and_options_want_http(db):
+    for options, said in (
+        (["--http", "--host", "0.0.0.0"], "MEMWORKER_API_KEY"),
+        (["--port", "9"], "--http"),
+    ):
+        command = [COMMAND, "mcp", db, *ECHO, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 2 and said in done.stderr
 
 
 def test_two_clients_share_one_database(db, errors):
