@@ -18,6 +18,7 @@ def embed(
     encoding: options.Encoding = None,
     delimiter: options.Delimiter = None,
     quotechar: options.QuoteChar = None,
+    escapechar: options.EscapeChar = None,
     no_header: options.NoHeader = False,
     sql: options.Sql = None,
     from_: options.From = None,
@@ -79,7 +80,7 @@ def embed(
             id_field=id_field,
             id_template=options.template(id_template),
             kind=kind,  # type: ignore[arg-type]
-            dialect=options.dialect(delimiter, quotechar, encoding, no_header),
+            dialect=options.dialect(delimiter, quotechar, escapechar, encoding, no_header),
             sql=sql,
             limit=limit,
             format=format,

@@ -69,7 +69,16 @@ QuoteChar = Annotated[
     str | None,
     typer.Option(
         "--quotechar",
-        help="What cells of csv are quoted by, or none; default: \" or ', as the header shows.",
+        help="What cells of csv are quoted by, or none; default: \" or ', as the first lines show.",
+        rich_help_panel=INPUT,
+    ),
+]
+EscapeChar = Annotated[
+    str | None,
+    typer.Option(
+        "--escapechar",
+        help="What stands before a quote within a cell of csv, or none; default: a second quote, or"
+        " a backslash if the first rows show it.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -320,12 +329,16 @@ def template(given: str | None) -> str | None:
 
 
 def dialect(
-    delimiter: str | None, quotechar: str | None, encoding: str | None, no_header: bool
+    delimiter: str | None,
+    quotechar: str | None,
+    escapechar: str | None,
+    encoding: str | None,
+    no_header: bool,
 ) -> Dialect:
     """Say how files of text are written. Raises UsageError."""
     from memworker.ingestion import Dialect
 
-    return Dialect(delimiter, quotechar, encoding, not no_header)
+    return Dialect(delimiter, quotechar, encoding, not no_header, escapechar)
 
 
 def inputs_or_query(inputs: list[str] | None, sql: str | None, database: str | None) -> list[str]:

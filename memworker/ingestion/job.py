@@ -141,9 +141,9 @@ def ingest(
     that holds it. Several text fields stand in the text line by line; a `text_template`
     such as ``"{title}\n{body}"``, or an `id_template`, has them in its braces; `a.b` is the
     field b of the object a. `metadata` names the fields that are kept ("all", "none", names).
-    `dialect` says how files of text are written (`delimiter`, `quotechar`, `encoding`,
-    `header`). With `sql` the input is a database (``"sqlite:///notes.db"``), and its rows are
-    read. Bad rows go to the file `rejects` (default: beside the table,
+    `dialect` says how files of text are written (`delimiter`, `quotechar`, `escapechar`,
+    `encoding`, `header`). With `sql` the input is a database (``"sqlite:///notes.db"``), and
+    its rows are read. Bad rows go to the file `rejects` (default: beside the table,
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
 

@@ -295,6 +295,8 @@ def dialect_of(found: Survey) -> str:
             given: Dialect = part.source.dialect
             mark = "a tab" if sample.cells.delimiter == "\t" else repr(sample.cells.delimiter)
             quoted = f"quoted by {sample.cells.quotechar}" if sample.cells.quotechar else "unquoted"
+            if sample.cells.escapechar:
+                quoted += f", escaped by {sample.cells.escapechar}"
             header = "with a header" if given.header else "without a header"
             return f"cells parted by {mark}, {quoted}, {header}"
     return ""

@@ -57,7 +57,7 @@ def test_a_lone_column_is_one_whatever_marks_its_texts_hold(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "rejected", "left"),
-    [("id,text\n1,'a, b'\n2,c\n3,'d, e'\n", 2, 0), ("id,text\n1,a,b;c\n2,c\n", 1, 1)],
+    [("id,text\n1,'a, b'\n2,c\n3,d, e\n", 2, 1), ("id,text\n1,a,b;c\n2,c\n", 1, 1)],
 )
 def test_rows_of_too_many_cells_are_rejected_with_the_options_that_help(
     tmp_path, text, rejected, left
@@ -69,6 +69,61 @@ def test_rows_of_too_many_cells_are_rejected_with_the_options_that_help(
     assert len(taken(path, Dialect(quotechar="'"))[1]) == left
     path.write_text("id,text\n1\n2,c\n")
     assert len(taken(path)[1]) == 1 and taken(path)[2] == []
+
+
+BACKSLASH = "\\"
+
+
+@pytest.mark.parametrize(
+    ("body", "texts", "said"),
+    [
+        ("1,'a, b'\n2,'c'\n3,d\n", ["a, b", "c", "d"], "quoted by '"),
+        ("1,'a'\n2,'b'\n", ["a", "b"], "quoted by '"),
+        ("1,'a'\n2,it's\n3,'tis\n", ["'a'", "it's", "'tis"], None),
+        ("1,'only one'\n", ["'only one'"], None),
+        (
+            '1,"a ' + BACKSLASH + '"b' + BACKSLASH + '", c"\n2,d\n',
+            ['a "b", c', "d"],
+            "before quotes",
+        ),
+        (
+            '1,"a ' + BACKSLASH * 2 + '"\n2,"b' + BACKSLASH + '" c"\n',
+            ["a \\", 'b" c'],
+            "before quotes",
+        ),
+        ('1,"C:' + BACKSLASH + '"\n2,"a ""b"""\n', ["C:" + BACKSLASH, 'a "b"'], None),
+        ("1,a" + BACKSLASH + "nb\n2,c\n", ["a" + BACKSLASH + "nb", "c"], None),
+        ("1,'it" + BACKSLASH + "'s, so'\n2,'b'\n", ["it's, so", "b"], "quoted by '"),
+        ('1,"it\'s\nso, \'well\'"\n2,"b"\n', ["it's\nso, 'well'", "b"], None),
+    ],
+)
+@pytest.mark.parametrize("head", ["id,text\n", ""])
+def test_the_first_rows_show_what_quotes_and_escapes(tmp_path, body, texts, said, head):
+    path = tmp_path / "in.csv"
+    path.write_text(head + body)
+    dialect = None if head else Dialect(header=False, delimiter=",")
+    rows, reasons, notes = taken(path, dialect, None if head else Fields("2", "1"))
+    assert [text for _, text in rows] == texts and reasons == []
+    assert (said in "".join(notes)) if said else not notes
+
+
+def test_a_backslash_behind_the_first_lines_names_its_option(tmp_path):
+    path = tmp_path / "in.csv"
+    many = "".join(f"{i},text {i}\n" for i in range(300))
+    path.write_text(f'id,text\n{many}a,"b {BACKSLASH}"c{BACKSLASH}""\n')
+    _, reasons, (note,) = taken(path)
+    assert len(reasons) == 1 and "--escapechar" in note
+    rows, reasons, notes = taken(path, Dialect(escapechar=BACKSLASH))
+    assert rows[-1] == ("a", 'b "c"') and not reasons and not notes
+    path.write_text(f'id,text\na,"b {BACKSLASH}"c{BACKSLASH}""\n')
+    assert "malformed" in taken(path, Dialect(escapechar="none"))[1][0]
+
+
+def test_the_excerpt_of_a_rejected_row_is_what_the_file_says(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('id;text\r\n1;"a ""b""";c\r\n2;d\r\n')
+    (batch,) = read_sources(found([path], None).sources, read_options(None))
+    assert [each.excerpt for each in batch.rejects] == ['1;"a ""b""";c']
 
 
 def test_a_file_that_is_read_twice_is_named_once(tmp_path):

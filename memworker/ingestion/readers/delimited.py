@@ -28,6 +28,10 @@ _TOO_MANY = (
     "rows of more cells than the header has are rejected; if cells are parted or quoted otherwise,"
     " say --delimiter or --quotechar (dialect)"
 )
+_ESCAPED = (
+    "rows are malformed in which a backslash stands before a quote; if it makes the quote a part"
+    " of the text, say --escapechar '\\' (dialect)"
+)
 
 
 def read_rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows]:
@@ -67,6 +71,7 @@ class _DelimitedRow(NamedTuple):
     number: int
     cells: list[str]
     fault: str = ""
+    raw: str = ""
 
 
 def _rows(
@@ -75,6 +80,8 @@ def _rows(
     faults = {i: row.fault for i, row in enumerate(batch) if row.fault}
     width = len(header)
     for i, row in enumerate(batch):
+        if row.fault and '\\"' in row.raw:
+            options.told.once(_ESCAPED, source.told)
         if len(row.cells) != width:
             faults.setdefault(i, f"{len(row.cells)} columns where the header has {width}")
             if len(row.cells) > width > 0:
@@ -82,7 +89,7 @@ def _rows(
     return ObjectRows(
         np.array([row.number for row in batch], dtype=np.int64),
         _objects(header, batch, options.fields.id),
-        lambda i: _shown(batch[i].cells),
+        lambda i: _shown(batch[i].raw),
         faults,
         "is not valid UTF-8",
         header=header or None,
@@ -101,8 +108,8 @@ def _objects(header: list[str], batch: list[_DelimitedRow], id_name: str) -> lis
     return objects
 
 
-def _shown(cells: list[str]) -> str:
-    text = ",".join(cell[:EXCERPT_CHARS] for cell in cells)[:EXCERPT_CHARS]
+def _shown(raw: str) -> str:
+    text = raw[:EXCERPT_CHARS].rstrip("\r\n")
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
@@ -147,7 +154,8 @@ class _Parser:
         start = 0
         for i in sorted(faults):
             self._open += texts[start:i]
-            rows += [*self.rest(), _DelimitedRow(block.first + i, [texts[i]], faults[i])]
+            bad = _DelimitedRow(block.first + i, [texts[i]], faults[i], texts[i])
+            rows += [*self.rest(), bad]
             start, self._first = i + 1, block.first + i + 1
         self._open += texts[start:]
         return rows + self._rows(at_end=False)
@@ -163,12 +171,14 @@ class _Parser:
             try:
                 for cells, after in self._cells(texts, at):
                     if cells and (len(cells) > 1 or not cells[0].isspace()):
-                        rows.append(_DelimitedRow(first + at, cells))
+                        raw = texts[at] if after == at + 1 else "".join(texts[at:after])
+                        rows.append(_DelimitedRow(first + at, cells, "", raw))
                     at = after
             except _BadRow as error:
                 if error.ran_out and not at_end and sum(map(len, texts[at:])) <= self._cap:
                     break
-                rows.append(_DelimitedRow(first + at, [texts[at]], f"malformed row: {error}"))
+                why = f"malformed row: {error}"
+                rows.append(_DelimitedRow(first + at, [texts[at]], why, texts[at]))
                 at += 1
         self._open, self._first = texts[at:], first + at
         return rows

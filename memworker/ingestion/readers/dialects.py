@@ -12,7 +12,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields as fields_of
+from dataclasses import dataclass, fields as fields_of, replace
 from typing import Any
 
 from memworker.errors import InputError, UsageError
@@ -21,6 +21,7 @@ from memworker.values import shown
 
 _MARKS = (",", ";", "\t", "|")
 _QUOTES = ('"', "'")
+_BACKSLASH = "\\"
 _NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 # Excel writes it before the header, and reads it.
 _SEP = re.compile(r"sep=(.)\s*$")
@@ -32,7 +33,8 @@ _ALIKE = 0.9
 class Dialect:
     """How files of text are written, as far as it is said; None is found out.
 
-    `quotechar` "" means that nothing is quoted. `encoding` goes for every format of text, the
+    `quotechar` "" means that nothing is quoted, `escapechar` "" that nothing stands before a
+    quote to make it a part of the text. `encoding` goes for every format of text, the
     others for csv and tsv. Raises UsageError for what cannot be.
     """
 
@@ -40,6 +42,7 @@ class Dialect:
     quotechar: str | None = None
     encoding: str | None = None
     header: bool = True
+    escapechar: str | None = None
 
     def __post_init__(self) -> None:
         if self.delimiter is not None:
@@ -51,6 +54,12 @@ class Dialect:
             object.__setattr__(self, "quotechar", quote)
             if quote and quote == self.delimiter:
                 raise UsageError(f"{quote!r} cannot both part cells and quote them")
+        if self.escapechar is not None:
+            none = self.escapechar in ("", "none")
+            escape = "" if none else _mark(self.escapechar, "--escapechar (escapechar)")
+            object.__setattr__(self, "escapechar", escape)
+            if escape and escape in (self.delimiter, self.quotechar):
+                raise UsageError(f"{escape!r} cannot both part or quote cells and escape in them")
         if self.encoding is not None:
             object.__setattr__(self, "encoding", _encoding(self.encoding))
 
@@ -67,8 +76,8 @@ class Dialect:
     @property
     def of_cells(self) -> str:
         """Name the option that only files of cells know, where one is given; else ""."""
-        given = {"--delimiter": self.delimiter, "--quotechar": self.quotechar}
-        named = [name for name, value in given.items() if value is not None]
+        given = {name: getattr(self, name) for name in ("delimiter", "quotechar", "escapechar")}
+        named = [f"--{name}" for name, value in given.items() if value is not None]
         return (named + ([] if self.header else ["--no-header"]) + [""])[0]
 
     @property
@@ -109,6 +118,7 @@ class Cells:
     quotechar: str = '"'
     spaced: bool = False
     skipped: int = 0
+    escapechar: str = ""
 
     def reader(self, lines: Any) -> Any:
         """Give csv's reader; strict: a stray quote costs its row, and not the lines after it."""
@@ -118,6 +128,7 @@ class Cells:
             quotechar=self.quotechar or None,
             quoting=csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE,
             skipinitialspace=self.spaced,
+            escapechar=self.escapechar or None,
             strict=True,
         )
 
@@ -128,12 +139,17 @@ class Cells:
             said.append(f"cells are parted by {_shown(self.delimiter)}")
         if given.quotechar is None and self.quotechar == "'":
             said.append("quoted by '")
+        if given.escapechar is None and self.escapechar:
+            said.append(f"{self.escapechar} stands before quotes within them")
         if self.spaced:
             said.append("spaces before cells are left out")
         if not said:
             return ""
-        whence = "its header shows" if given.header else "its first rows show"
-        return f"{', '.join(said)}, as {whence} (--delimiter and --quotechar decide it)"
+        shown = "lines" if given.header else "rows"
+        return (
+            f"{', '.join(said)}, as its first {shown} show (--delimiter, --quotechar and"
+            " --escapechar decide it)"
+        )
 
 
 def cells_of(
@@ -144,6 +160,12 @@ def cells_of(
     `usual` is the mark of its format.
     """
     lines = [line for line in lines[:_SAMPLE_LINES] if line.strip()]
+    parted = _parted(path, lines, usual, dialect, fields)
+    parted = replace(parted, escapechar=dialect.escapechar or "")
+    return _quoted(parted, lines[parted.skipped :], dialect)
+
+
+def _parted(path: str, lines: Sequence[str], usual: str, dialect: Dialect, fields: Fields) -> Cells:
     skipped = 0
     if lines and dialect.delimiter is None and (said := _SEP.match(lines[0])):
         lines, skipped, usual = lines[1:], 1, said[1]
@@ -165,6 +187,75 @@ def cells_of(
                 if set(fields.required) <= set(_first_row(found, lines)):
                     return found
     return _likely(lines, marks, first)
+
+
+def _quoted(parted: Cells, lines: Sequence[str], dialect: Dialect) -> Cells:
+    """Choose how cells are quoted: as it is said, else as cuts the most rows like the header.
+
+    What is usual stays unless another way cuts more of them so, or unless all cells of a column
+    stand between single quotes, and none between double ones.
+    """
+    quotes, escapes = [parted.quotechar], [parted.escapechar]
+    if dialect.quotechar is None:
+        quotes += [quote for quote in _QUOTES if _begun(parted, lines) == {quote} - set(quotes)]
+    if dialect.escapechar is None and any(_BACKSLASH + q in line for q in quotes for line in lines):
+        escapes.append(_BACKSLASH)
+    ways = [replace(parted, quotechar=q, escapechar=e) for q in quotes for e in escapes]
+    if len(ways) == 1:
+        return parted
+    rows = {way: _rows(way, lines) for way in ways}
+    fit = {way: _fit(rows[way], len(lines), dialect.header) for way in ways}
+    best = max(ways, key=lambda way: fit[way])
+    if fit[best] > fit[parted] and fit[best] >= _ALIKE:
+        return best
+    single = replace(parted, quotechar="'")
+    body = [row for row, _ in rows[parted][dialect.header :] if row]
+    if single in ways and fit[single] >= fit[parted] and _between_single_quotes(body):
+        return single
+    return parted
+
+
+def _begun(parted: Cells, lines: Sequence[str]) -> set[str]:
+    """Return the quotes that some cell begins with."""
+    begins = re.compile(rf"(?:^|{re.escape(parted.delimiter)} *)([{''.join(_QUOTES)}])")
+    return {quote for line in lines for quote in begins.findall(line)}
+
+
+def _fit(rows: Sequence[tuple[list[str], int]], lines: int, header: bool) -> float:
+    """Return the share of lines in rows as wide as the header, or without one, as most are.
+
+    Of lines, for a quote that never ends would swallow the bad rows.
+    """
+    widths: Counter[int] = Counter()
+    for row, taken in rows:
+        widths[len(row)] += taken
+    if not header:
+        return max((n / lines for width, n in widths.items() if width > 1), default=0.0)
+    return widths[len(rows[0][0])] / lines if rows and rows[0][0] else 0.0
+
+
+def _between_single_quotes(rows: Sequence[Sequence[str]]) -> bool:
+    """Tell whether all cells of some column are between single quotes, in two rows or more."""
+    return any(
+        sum(map(bool, column)) >= 2
+        and all(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in column if cell)
+        for column in zip(*rows, strict=False)
+    )
+
+
+def _rows(cells: Cells, lines: Sequence[str]) -> list[tuple[list[str], int]]:
+    """Cut lines into rows, each with its number of lines; one that cannot be cut is empty."""
+    reader = cells.reader(iter([f"{line}\n" for line in lines]))
+    found, taken = list[tuple[list[str], int]](), 0
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            row = []
+        if row is None:
+            return found
+        found.append((row, reader.line_num - taken))
+        taken = reader.line_num
 
 
 def _first_row(cells: Cells, lines: Sequence[str]) -> list[str]:
@@ -213,7 +304,7 @@ def _alike(path: str, lines: Sequence[str], marks: Sequence[str], first: Cells) 
 
 
 def _with(cells: Cells, mark: str) -> Cells:
-    return Cells(mark, cells.quotechar, cells.spaced, cells.skipped)
+    return replace(cells, delimiter=mark)
 
 
 def _shown(mark: str) -> str:
