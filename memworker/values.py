@@ -54,7 +54,11 @@ class Unsayable(ValueError):
         """Give the same, found one step further in."""
         dot = "." if self.field and not self.field.startswith("[") else ""
         field = f"{step}{dot}{self.field}"
-        return Unsayable(self.reason, field if len(field) <= _SHOWN else f"{field[:_SHOWN]}…")
+        return type(self)(self.reason, field if len(field) <= _SHOWN else f"{field[:_SHOWN]}…")
+
+
+class NotFinite(Unsayable):
+    """NaN or an infinity, for which JSON has no number."""
 
 
 def checked_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -87,6 +91,30 @@ def is_plain(value: Mapping[Any, Any]) -> bool:
 def json_text(value: Mapping[Any, Any]) -> str:
     """Write a mapping as JSON. Raises Unsayable."""
     return json.dumps(_object(value, 0), ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
+def has_finite(value: Any) -> bool:
+    """Tell whether a value is written as JSON without NaN and infinities."""
+    try:
+        _plain(value, 0)
+    except NotFinite:
+        return False
+    except Unsayable:
+        pass
+    return True
+
+
+def with_nulls(value: Any) -> Any:
+    """Return the value with None in place of each NaN and infinity in it."""
+    if isinstance(value, Mapping):
+        return {key: with_nulls(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_nulls(inner) for inner in value]
+    if getattr(getattr(value, "dtype", None), "kind", "") == "f":
+        return with_nulls(value.tolist())
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        return None
+    return value
 
 
 def exact_str(value: str) -> str:
@@ -210,7 +238,7 @@ def _int(value: int) -> int:
 def _float(value: float) -> float:
     if math.isfinite(value):
         return value
-    raise Unsayable(f"is {value}, which is no number in JSON; leave it out, or write it as text")
+    raise NotFinite(f"is {value}, which is no number in JSON; leave it out, or write it as text")
 
 
 def _object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
@@ -255,7 +283,7 @@ def _converted(value: Any, depth: int) -> Any:
 def _decimal(value: Decimal) -> str:
     if value.is_finite():
         return Decimal.__str__(value)
-    raise Unsayable(f"is {value}, which is no number in JSON; leave it out, or write it as text")
+    raise NotFinite(f"is {value}, which is no number in JSON; leave it out, or write it as text")
 
 
 def _set(value: Any, _: int) -> Any:

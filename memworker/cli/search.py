@@ -66,6 +66,8 @@ def search(
         raise UsageError(f"--json and --format {format} are given; name one of them")
     if exact and mode != "vector":
         raise UsageError(f"--exact scans the vectors, and --mode {mode} is given; leave it out")
+    if not query.strip():
+        raise UsageError("the question is empty; say what to look for, or list rows with export")
     opened = Table.open(db, table)
     conditions = parse_where(where or [])
     asked = {"limit": limit, "where": conditions, "group": group}

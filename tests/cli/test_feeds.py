@@ -85,6 +85,20 @@ def test_what_a_search_cannot_do_is_refused(db, given, told):
         run("search", "tea", "--db", db, "--table", "t", *given)
 
 
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_search_for_nothing_says_so(db, blank):
+    with pytest.raises(UsageError, match="the question is empty"):
+        run("search", blank, "--db", db, "--table", "t", "--mode", "text")
+
+
+def test_what_escapes_quotes_can_be_said(tmp_path):
+    given = tmp_path / "in.csv"
+    given.write_text('id,text\n1,"a ^"b^", c"\n')
+    target = ("--db", tmp_path / "db", "--table", "t", "--model", "echo", "--workers", 1)
+    run("ingest", given, *target, "--escapechar", "^")
+    assert [row["text"] for row in held(tmp_path / "db")] == ['a "b", c']
+
+
 def test_an_export_comes_back_as_the_same_rows(db, tmp_path):
     for suffix in ("jsonl", "parquet"):
         path = tmp_path / f"out.{suffix}"

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from memworker import Table, ingest
 from memworker.errors import MissingField, UsageError
 from memworker.ingestion import Fields
 from memworker.ingestion.readers import read, read_options, read_records, read_sources
@@ -199,3 +200,29 @@ def test_folders_called_key_and_value_are_columns(tmp_path, suffix):
     assert [row["user_id"] for row in rows] == ["2020", "2021"]
     # Only those right above the file.
     assert [json.loads(row["metadata"] or "{}") for row in rows] == [{"place": "a b"}, {}]
+
+
+@pytest.mark.parametrize("shape", ["lines", "array", "records", "parquet"])
+def test_nan_and_infinity_in_metadata_are_null_and_said_and_cost_no_row(tmp_path, shape):
+    nan, inf = float("nan"), float("inf")
+    rows = [
+        {"id": "1", "text": "a", "x": nan, "y": [1.0, inf], "z": 1},
+        {"id": "2", "text": "b", "x": 2.5, "y": [3.0], "z": 2},
+        {"id": "3", "text": "c", "x": -inf, "y": [], "z": 3},
+    ]
+    given = tmp_path / ("in.parquet" if shape == "parquet" else "in.json")
+    if shape == "lines":
+        given.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    elif shape == "array":
+        given.write_text(json.dumps(rows, indent=1))
+    elif shape == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), given)
+    report = ingest(
+        rows if shape == "records" else given, db=tmp_path / "db", table="t", model="echo"
+    )
+    assert (report.written, report.rejected) == (3, 0)
+    assert any("in 2 rows" in note and "x 2, y 1" in note for note in report.notes)
+    there = Table.open(tmp_path / "db", "t").rows(columns=["id", "metadata"]).to_pylist()
+    kept = {row["id"]: json.loads(row["metadata"]) for row in there}
+    assert [kept[i].get("x") for i in "123"] == [None, 2.5, None]
+    assert kept["1"]["y"] == [1.0, None] and kept["1"]["z"] == 1

@@ -25,7 +25,8 @@ def rows_and_rejects(path, fields=None, **options):
     [
         (b'{"text": "cut', "malformed JSON"),
         (b'{"text": "two"} and {"text": "more"}', "malformed JSON"),
-        (b'{"text": "x", "n": NaN}', "malformed JSON"),
+        (b'{"text": "x", "n": NaN, "m": }', "malformed JSON"),
+        (b'{"text": NaN}', "is nan, as a missing value is"),
         (b"{'text': 'quotes'}", "malformed JSON"),
         (b'{"text": "raw \x00 byte"}', "malformed JSON"),
         (b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep"),

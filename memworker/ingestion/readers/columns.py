@@ -78,7 +78,7 @@ class ColumnTaker:
                     row[name] = value
         if fields.metadata is True and any("." in name for name in fields.used):
             rest = [without(row, fields.used) for row in rest]
-        return metadata_column(rest, self._faults, "is not valid UTF-8")
+        return metadata_column(rest, self._faults, "is not valid UTF-8", options.told)
 
     def _at(self, name: str) -> pa.Array | None:
         """Find a column, or one within structs and maps; None where it is not there."""

@@ -173,6 +173,20 @@ def _decode_one(line: bytes, i: int, faults: dict[int, str]) -> dict[str, Any]:
     except UnicodeDecodeError:
         faults[i] = "invalid UTF-8"
     except _ERRORS as error:
+        if b"NaN" in line or b"Infinity" in line:
+            return _with_constants(line, i, faults)
+        faults[i] = _reason(line, error)
+    return {}
+
+
+def _with_constants(line: bytes, i: int, faults: dict[int, str]) -> dict[str, Any]:
+    """Decode an object with NaN or Infinity, which Python and others write, and JSON has not."""
+    try:
+        found = json.loads(line.decode(), object_pairs_hook=without_doubles)
+        if isinstance(found, dict):
+            return found
+        faults[i] = f"not a JSON object but {type_name(found)}"
+    except (ValueError, RecursionError) as error:
         faults[i] = _reason(line, error)
     return {}
 

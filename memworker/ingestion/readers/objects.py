@@ -25,6 +25,7 @@ from memworker.ingestion.fields import (
     words_of,
 )
 from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
+from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 
 RECORDS_PATH = "<records>"
@@ -33,7 +34,7 @@ _LOOKED_AT = 100
 # Sorted as LanceDB gives it back: so that equal metadata are equal bytes.
 _ENCODE = msgspec.json.Encoder(order="sorted").encode
 _TYPE_NAMES = {**values.TYPE_NAMES, str: "a string", int: "a number", float: "a number"}
-_LONE_SURROGATE = "holds a lone surrogate, which is no character"
+LONE_SURROGATE = "holds a lone surrogate, which is no character"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ObjectRows:
     objects: list[Mapping[str, Any]]
     raw: Callable[[int], str]
     faults: dict[int, str] = field(default_factory=dict)
-    not_utf8: str = _LONE_SURROGATE
+    not_utf8: str = LONE_SURROGATE
     header: list[str] | None = None
     hint: str = ""
     paths: list[str] | None = None
@@ -142,18 +143,29 @@ def checked_records(
 
 
 def metadata_column(
-    rest: list[dict[str, Any]], faults: dict[int, str], not_utf8: str = _LONE_SURROGATE
+    rest: list[dict[str, Any]], faults: dict[int, str], not_utf8: str, told: Findings
 ) -> pa.Array | None:
     """Write the fields that are left as JSON; None if no row has any. Adds to `faults`."""
     if not any(rest):
         return None
-    encoded = [_encoded(row, i, faults, not_utf8) if row else None for i, row in enumerate(rest)]
+    encoded = [
+        _encoded(row, i, faults, not_utf8, told) if row else None for i, row in enumerate(rest)
+    ]
     return pa.array(encoded, pa.string())
 
 
-def _encoded(row: dict[str, Any], i: int, faults: dict[int, str], not_utf8: str) -> bytes | None:
+def _encoded(
+    row: dict[str, Any], i: int, faults: dict[int, str], not_utf8: str, told: Findings
+) -> bytes | None:
     try:
         return _ENCODE(row if values.is_plain(row) else values.plain_mapping(row))
+    except values.NotFinite:
+        # Programs write them for what is missing; they are not worth a row.
+        nulled = {name: values.with_nulls(value) for name, value in row.items()}
+        found = _encoded(nulled, i, faults, not_utf8, told) if i not in faults else None
+        if found is not None:
+            told.nulled([name for name, value in row.items() if not values.has_finite(value)])
+        return found
     except UnicodeError:
         faults.setdefault(i, f"a field for the metadata {not_utf8}")
     except values.Unsayable as error:
@@ -320,13 +332,13 @@ class _ColumnMaker:
                         options.metadata_seen.add(name)
             for each in self._objects[:_LOOKED_AT]:
                 options.fields_there.update(dict.fromkeys(each))
-            return metadata_column(rest, self._faults, self._not_utf8)
+            return metadata_column(rest, self._faults, self._not_utf8, options.told)
         used = fields.used
         if any("." in name for name in used):
             rest = [without(o, used) for o in self._objects]
         else:
             rest = [{k: v for k, v in o.items() if k not in used} for o in self._objects]
-        return metadata_column(rest, self._faults, self._not_utf8)
+        return metadata_column(rest, self._faults, self._not_utf8, options.told)
 
     def _text(self, name: str, i: int, value: Any) -> str | None:
         if isinstance(value, str):

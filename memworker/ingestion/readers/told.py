@@ -15,6 +15,8 @@ class Findings:
     found: dict[str, list[str]] = field(default_factory=dict)
     without_value: Counter[str] = field(default_factory=Counter)
     rows_without: int = 0
+    not_finite: Counter[str] = field(default_factory=Counter)
+    rows_not_finite: int = 0
     never_seen: dict[str, str] = field(default_factory=dict)
 
     def say(self, what: str, path: str) -> None:
@@ -31,6 +33,11 @@ class Findings:
         self.rows_without += 1
         self.without_value.update(names)
 
+    def nulled(self, names: list[str]) -> None:
+        """Count a row whose metadata got null in place of NaN or infinity."""
+        self.rows_not_finite += 1
+        self.not_finite.update(names)
+
     def join(self, other: Findings) -> None:
         """Add what another reader of the same input has found."""
         for what, paths in other.found.items():
@@ -38,6 +45,8 @@ class Findings:
                 self.once(what, path)
         self.without_value.update(other.without_value)
         self.rows_without += other.rows_without
+        self.not_finite.update(other.not_finite)
+        self.rows_not_finite += other.rows_not_finite
         self.never_seen.update(other.never_seen)
 
     @property
@@ -45,12 +54,20 @@ class Findings:
         """What there is to say."""
         notes = [f"{_several(paths)}: {what}" for what, paths in self.found.items()]
         if self.rows_without:
-            each = ", ".join(f"{name} {n:,}" for name, n in self.without_value.most_common(10))
             notes.append(
                 f"in {self.rows_without:,} rows a field of the text had no value, and nothing"
-                f" stands in its place: {each}"
+                f" stands in its place: {_counted(self.without_value)}"
+            )
+        if self.rows_not_finite:
+            notes.append(
+                f"in {self.rows_not_finite:,} rows the metadata had NaN or infinity, which is no"
+                f" number in JSON, and null stands in its place: {_counted(self.not_finite)}"
             )
         return notes + list(self.never_seen.values())
+
+
+def _counted(names: Counter[str]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in names.most_common(10))
 
 
 def _several(found: list[str]) -> str:

@@ -149,6 +149,7 @@ class _Pass:
                 must_be_at(job.root, began_at)
                 self._remove(table, writer)
             notes = [*told.notes, *_notes(self.counts), *_note_on(writer.conflicts)]
+            notes += planner.underway.told.notes
             if table is not None:
                 if not self.loop.stop.cut_short:
                     notes += build_index(table, target.memory)

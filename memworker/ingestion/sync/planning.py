@@ -23,7 +23,8 @@ from memworker.ingestion.documents.kinds import (
     extraction_kinds,
 )
 from memworker.ingestion.documents.suffixes import kind_of
-from memworker.ingestion.readers.objects import metadata_column
+from memworker.ingestion.readers.objects import LONE_SURROGATE, metadata_column
+from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import EXCERPT_CHARS, Reject, row_batch
 from memworker.ingestion.rejects import Refusals
 from memworker.ingestion.sync.catalogue import Catalogue, stamp_of
@@ -76,10 +77,14 @@ class Reading:
 
 @dataclass(slots=True)
 class Underway:
-    """Documents between planning and commit, by id: what is done, and whose vector may serve."""
+    """Documents between planning and commit, by id: what is done, and whose vector may serve.
+
+    `told` is what was found out about their fields.
+    """
 
     doing: dict[str, str] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
+    told: Findings = field(default_factory=Findings)
 
 
 class Planner:
@@ -222,7 +227,8 @@ class Planner:
         if not rows:
             return
         faults: dict[int, str] = {}
-        metadata = metadata_column([fields for _, _, fields in rows], faults)
+        fields = [fields for _, _, fields in rows]
+        metadata = metadata_column(fields, faults, LONE_SURROGATE, self.underway.told)
         for at, reason in faults.items():
             self.underway.doing.pop(self._naming.id_of(rows[at][0].name), None)
             self._refuse(rows[at][0], reason)
@@ -238,7 +244,8 @@ class Planner:
             {name: value for name, value in fields.items() if name not in _PASSING}
             for _, _, fields in rows
         ]
-        batch = batch.append_column("lasting", metadata_column(lasting, {}))
+        kept = metadata_column(lasting, {}, LONE_SURROGATE, Findings())
+        batch = batch.append_column("lasting", kept)
         good = np.ones(count, np.bool_)
         good[list(faults)] = False
         window = Window(shown_name(rows[0][0].path), batch).keep(good)
