@@ -11,14 +11,15 @@ from memworker.cli.options import INPUT, MODEL, OUTPUT, TEXT, WRITING
 
 SCOPE, SERVER = "Whose", "Server"
 _GROUPS = {
-    INPUT: "group where limit threshold mode include exclude check watch jsonl offset",
+    INPUT: "group context recency_half_life where limit threshold mode include exclude check watch"
+    " jsonl offset",
     TEXT: "text_field metadata expires_at name",
     MODEL: "model precision served_model_name truncate workers",
     WRITING: "table db distance on_conflict on_duplicate rejects durable wait discard delete"
     " delete_excluded allow_empty max_delete",
     OUTPUT: "dry_run quiet as_json",
     SCOPE: "user_id agent_id run_id",
-    SERVER: "host port api_key_file allowed_host max_body drain",
+    SERVER: "http host port api_key_file allowed_host max_body drain",
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.split()}
 # With no more options than this one list is easier to read.
