@@ -17,6 +17,7 @@ def export(
     table: Annotated[str, typer.Argument(help="The table's name.", show_default=False)],
     *,
     db: options.TheDb,
+    storage_option: options.StorageOption = None,
     where: options.Where = None,
     to: Annotated[
         str | None,
@@ -60,7 +61,7 @@ def export(
     if output == "-" and (to or "jsonl") == "parquet":
         raise UsageError("parquet is written to a file; name it with --output")
     done = export_table(
-        db,
+        options.database(db, storage_option),
         table,
         sys.stdout.buffer if output == "-" else output,
         format=(to or "jsonl") if output == "-" else to,

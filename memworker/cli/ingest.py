@@ -42,6 +42,7 @@ def ingest(
     dim: options.Dim = None,
     db: options.Db,
     table: options.TableName,
+    storage_option: options.StorageOption = None,
     distance: options.Distance = "cosine",
     on_error: options.OnError = "reject",
     on_conflict: Annotated[
@@ -77,7 +78,7 @@ def ingest(
 
     given = options.inputs_or_query(inputs, sql, from_)
     asked: dict[str, Any] = {
-        "db": db,
+        "db": options.database(db, storage_option),
         "table": table,
         "text_field": text_field,
         "text_template": options.template(text_template),

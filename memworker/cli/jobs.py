@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memworker.cli.options import Db, Json
+from memworker.cli.options import Db, Json, StorageOption, database
 from memworker.cli.output import json_line
 
 if TYPE_CHECKING:
@@ -19,12 +19,13 @@ def jobs(
     table: Annotated[
         str | None, typer.Option("--table", help="Of this table only; default: of all.")
     ] = None,
+    storage_option: StorageOption = None,
     as_json: Json = False,
 ) -> None:
     """List the ingests into a database: input, beginning, outcome, counts, version."""
     from memworker.ingestion import list_runs
 
-    found = list_runs(db, table)
+    found = list_runs(database(db, storage_option), table)
     if as_json:
         typer.echo(json_line({"jobs": [_as_dict(run) for run in found]}))
         return

@@ -35,6 +35,7 @@ def mcp(
     agent_id: AgentId = None,
     run_id: RunId = None,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     model: Model = None,
     precision: Precision = None,
     min_cosine: options.MinCosine = None,
@@ -76,8 +77,9 @@ def mcp(
     def open_memory() -> AsyncMemory:
         from memworker import AsyncMemory
 
-        made = making(db, table, model, tier, max_tokens, dim, workers)
-        return AsyncMemory(db, table=table, **made)
+        place = options.database(db, storage_option)
+        made = making(place, table, model, tier, max_tokens, dim, workers)
+        return AsyncMemory(place, table=table, **made)
 
     given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
     server = MemoryServer(open_memory, {name: value for name, value in given.items() if value})

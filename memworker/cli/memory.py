@@ -56,6 +56,7 @@ def add(
         ),
     ] = False,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     model: Model = None,
     precision: Precision = None,
     min_cosine: options.MinCosine = None,
@@ -79,8 +80,9 @@ def add(
         raise UsageError("no text was given; write it behind the database, or - for stdin")
     told = Told(as_json)
     tier = options.precision_of(precision, min_cosine)
-    made = making(db, table, model, tier, max_tokens, dim, workers)
-    with Memory(db, table=table, durable=durable, **made) as to:
+    place = options.database(db, storage_option)
+    made = making(place, table, model, tier, max_tokens, dim, workers)
+    with Memory(place, table=table, durable=durable, **made) as to:
         for batch in batched(read_items(texts, shared, jsonl=jsonl)):
             good = [item for item in batch if item.flaw is None]
             own = [item.metadata for item in good]
@@ -105,6 +107,7 @@ def search(
     context: options.Context = 0,
     recency_half_life: options.RecencyHalfLife = None,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     model: Model = None,
     as_json: options.Json = False,
 ) -> None:
@@ -112,7 +115,9 @@ def search(
     from memworker import Memory
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    with Memory.open(db, table=table, model=model, workers=1) as memory:
+    with Memory.open(
+        options.database(db, storage_option), table=table, model=model, workers=1
+    ) as memory:
         found = memory.search(
             query,
             filters=filters,
@@ -138,13 +143,14 @@ def list_(
     where: Where = None,
     limit: Annotated[int, typer.Option(min=1, help="How many memories.")] = 100,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     as_json: options.Json = False,
 ) -> None:
     """List memories, newest first."""
     from memworker import Memory
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    with Memory.open(db, table=table) as memory:
+    with Memory.open(options.database(db, storage_option), table=table) as memory:
         found = memory.get_all(filters=filters, limit=limit)
     if as_json:
         print_json({"table": table, **found})
@@ -170,6 +176,7 @@ def delete(
         bool, typer.Option("--erase", help="Leave no history either; it cannot be undone.")
     ] = False,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     as_json: options.Json = False,
 ) -> None:
     """Delete memories; their history stays, unless --erase."""
@@ -181,7 +188,7 @@ def delete(
         )
     if all_:
         scope_of(user_id, agent_id, run_id)
-    with Memory.open(db, table=table) as memory:
+    with Memory.open(options.database(db, storage_option), table=table) as memory:
         if all_:
             whose = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
             deleted, flaws = memory.delete_all(**whose, erase=erase)["deleted"], []
@@ -208,12 +215,13 @@ def history(
         typer.Argument(metavar="ID", help="A memory's id, also a deleted one's."),
     ],
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what became of a memory, oldest first."""
     from memworker import Memory
 
-    with Memory.open(db, table=table) as memory:
+    with Memory.open(options.database(db, storage_option), table=table) as memory:
         events = memory.history(memory_id)
     if not events:
         raise MemoryNotFound(f"nothing is known of {memory_id!r}: it never was, or it was erased")

@@ -43,6 +43,7 @@ def export(
     agent_id: AgentId = None,
     run_id: RunId = None,
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -61,7 +62,7 @@ def export(
         if output == "-"
         else Output.checked(output, "--output", is_export, overwrite=overwrite)
     )
-    opened = Table.open(db, table)
+    opened = Table.open(options.database(db, storage_option), table)
     written = 0
     with _replaced(to) as file:
         for line in exported(opened, scope.named()):
@@ -79,6 +80,7 @@ def import_(
     db: Db,
     file: Annotated[str, typer.Argument(help="What export wrote, or - for standard input.")],
     table: TableName = DEFAULT_TABLE,
+    storage_option: options.StorageOption = None,
     model: Model = None,
     precision: Precision = None,
     min_cosine: options.MinCosine = None,
@@ -107,11 +109,12 @@ def import_(
     read = read_lines(file, MAX_LINE_BYTES, of_json=True)
     lines = (Flaw(number, fault) if fault else line for number, line, fault in read)
     tier = options.precision_of(precision, min_cosine)
-    made = making(db, table, model, tier, max_tokens, dim, workers)
+    place = options.database(db, storage_option)
+    made = making(place, table, model, tier, max_tokens, dim, workers)
     with closing(EmbeddingPool(**made)) as pool:
         # A table of another model is refused here, before any worker starts.
         space = VectorSpace.of(pool.identity)
-        opened = Table.open_or_create(db, table, space, durable=durable)
+        opened = Table.open_or_create(place, table, space, durable=durable)
         done = import_lines(opened, pool, lines, refused)
     if as_json:
         print_json({"table": table, **asdict(done), "errors": flaws})

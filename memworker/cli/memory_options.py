@@ -15,10 +15,14 @@ from memworker.errors import ScopeMissing, TableNotFound
 if TYPE_CHECKING:
     from memworker import Auto
     from memworker.memory import Scope
+    from memworker.paths import DatabaseGiven
 
 DEFAULT_TABLE = "memories"
 
-Db = Annotated[str, typer.Argument(help="The LanceDB directory.", show_default=False)]
+Db = Annotated[
+    str,
+    typer.Argument(help="The LanceDB directory, or s3://…, gs://…, az://….", show_default=False),
+]
 TableName = Annotated[str, typer.Option("--table", help="The table's name.")]
 UserId = Annotated[str | None, typer.Option("--user-id", help="The user whose memories are meant.")]
 AgentId = Annotated[str | None, typer.Option("--agent-id", help="The agent whose they are.")]
@@ -44,7 +48,7 @@ Precision = Annotated[
 
 
 def making(
-    db: str,
+    db: DatabaseGiven,
     table: str,
     model: str | None,
     precision: str | Auto | None,

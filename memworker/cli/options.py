@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memworker import Auto
     from memworker.chunking import Chunking
     from memworker.ingestion import Dialect
+    from memworker.paths import DatabaseGiven
 
 # The groups in which --help shows what a verb takes.
 INPUT, TEXT, MODEL, WRITING, OUTPUT = "Input", "Text", "Model", "Writing", "Output"
@@ -190,17 +191,35 @@ Dim = Annotated[
 Db = Annotated[
     str,
     typer.Option(
-        "--db", help="The LanceDB directory.", show_default=False, rich_help_panel=WRITING
+        "--db",
+        help="The LanceDB directory, or s3://…, gs://…, az://….",
+        show_default=False,
+        rich_help_panel=WRITING,
     ),
 ]
 TableName = Annotated[
     str,
     typer.Option("--table", help="The table's name.", show_default=False, rich_help_panel=WRITING),
 ]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        help="KEY=VALUE of LanceDB's storage options, where the database is s3://…, gs://… or"
+        " az://…; repeatable.",
+        show_default=False,
+        rich_help_panel=WRITING,
+    ),
+]
 # Of what is read alone.
 TheDb = Annotated[
     str,
-    typer.Option("--db", help="The LanceDB directory.", show_default=False, rich_help_panel=INPUT),
+    typer.Option(
+        "--db",
+        help="The LanceDB directory, or s3://…, gs://…, az://….",
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
 ]
 TheTable = Annotated[
     str,
@@ -339,6 +358,20 @@ def dialect(
     from memworker.ingestion import Dialect
 
     return Dialect(delimiter, quotechar, encoding, not no_header, escapechar)
+
+
+def database(db: str, storage_option: list[str] | None) -> DatabaseGiven:
+    """Return the database with its storage options. Raises UsageError."""
+    from memworker.paths import database_place
+
+    given = {}
+    for pair in storage_option or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            # What stands there may be a secret.
+            raise UsageError("--storage-option takes KEY=VALUE, such as aws_region=eu-central-1")
+        given[key] = value
+    return database_place(db, given) if given else db
 
 
 def inputs_or_query(inputs: list[str] | None, sql: str | None, database: str | None) -> list[str]:

@@ -25,6 +25,7 @@ def search(
     *,
     db: options.TheDb,
     table: options.TheTable,
+    storage_option: options.StorageOption = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -68,7 +69,7 @@ def search(
         raise UsageError(f"--exact scans the vectors, and --mode {mode} is given; leave it out")
     if not query.strip():
         raise UsageError("the question is empty; say what to look for, or list rows with export")
-    opened = Table.open(db, table)
+    opened = Table.open(options.database(db, storage_option), table)
     conditions = parse_where(where or [])
     asked = {"limit": limit, "where": conditions, "group": group}
     asked |= {"context": context, "recency_half_life": recency_half_life}

@@ -37,6 +37,7 @@ def sync(
     folder: Annotated[str, typer.Argument(help="The folder.", show_default=False)],
     db: options.Db,
     table: options.TableName,
+    storage_option: options.StorageOption = None,
     delete: Annotated[
         bool,
         typer.Option(
@@ -152,7 +153,7 @@ def sync(
     with progress.shown(None, quiet=quiet) as observer, signals.drained() as stop:
         report = sync_folder(
             folder,
-            db=db,
+            db=options.database(db, storage_option),
             table=table,
             name=name,
             delete=delete,

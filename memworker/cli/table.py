@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memworker.cli import options, table_care
-from memworker.cli.options import Db, Json, TableName
+from memworker.cli.options import Db, Json, StorageOption, TableName
 from memworker.cli.output import printable
 from memworker.cli.reports import print_result, size
 
@@ -31,20 +31,31 @@ Where = Annotated[
 
 
 @app.command()
-def info(db: Db, table: TableName, as_json: Json = False) -> None:
+def info(
+    db: Db, table: TableName, storage_option: StorageOption = None, as_json: Json = False
+) -> None:
     """Show a table's model, rows, version, indices and size."""
     from memworker.store import Table
 
-    facts = Table.open(db, table).info()
+    facts = Table.open(options.database(db, storage_option), table).info()
     print_result(_readable(facts), asdict(facts), as_json=as_json)
 
 
 @app.command()
-def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) -> None:
+def count(
+    db: Db,
+    table: TableName,
+    storage_option: StorageOption = None,
+    where: Where = None,
+    as_json: Json = False,
+) -> None:
     """Count a table's rows."""
     from memworker.store import Table, parse_where
 
-    opened, conditions = Table.open(db, table), parse_where(where or [])
+    opened, conditions = (
+        Table.open(options.database(db, storage_option), table),
+        parse_where(where or []),
+    )
     rows = opened.count(conditions)
     # Whatever the count is: `!=` of a field that no row has counts them all.
     note = opened.note_on(conditions)
@@ -58,6 +69,7 @@ def count(db: Db, table: TableName, where: Where = None, as_json: Json = False) 
 def durable(
     db: Db,
     table: TableName,
+    storage_option: StorageOption = None,
     off: Annotated[
         bool, typer.Option("--off", help="Leave it to the system again when files reach the disk.")
     ] = False,
@@ -69,7 +81,7 @@ def durable(
     """
     from memworker.store import Table
 
-    Table.open(db, table).set_durable(not off)
+    Table.open(options.database(db, storage_option), table).set_durable(not off)
     promise = "may be lost with the power for half a minute" if off else "is on the disk"
     line = f"what is committed to table {table!r} from now on {promise}"
     print_result(line, {"table": table, "durable": not off}, as_json=as_json)
@@ -80,6 +92,7 @@ def reembed(
     db: Db,
     table: TableName,
     model: options.Model,
+    storage_option: StorageOption = None,
     precision: options.Precision = "fp32",
     min_cosine: options.MinCosine = None,
     workers: options.Workers = None,
@@ -102,10 +115,10 @@ def reembed(
     from memworker.ingestion import reembed as run
     from memworker.store import Table
 
-    rows = Table.open(db, table).count()
+    rows = Table.open(options.database(db, storage_option), table).count()
     with progress.shown(rows, quiet=quiet) as observer, signals.drained() as stop:
         report = run(
-            db,
+            options.database(db, storage_option),
             table,
             model=model,
             precision=options.precision_of(precision, min_cosine),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memworker.cli.options import Db, Json, TableName
+from memworker.cli.options import Db, Json, StorageOption, TableName, database
 from memworker.cli.output import printable, stderr_is_terminal
 from memworker.cli.panics import panics_unseen
 from memworker.cli.reports import print_result, size
@@ -26,6 +26,7 @@ _SHOWN_IDS = 10
 def optimize(
     db: Db,
     table: TableName,
+    storage_option: StorageOption = None,
     keep_minutes: Annotated[
         float,
         typer.Option(
@@ -43,7 +44,7 @@ def optimize(
     from memworker.store import Table
 
     with panics_unseen():
-        opened = Table.open(db, table)
+        opened = Table.open(database(db, storage_option), table)
         before = opened.info()
         try:
             done = opened.optimize(keep_versions=timedelta(minutes=keep_minutes))
@@ -77,7 +78,9 @@ def optimize(
         raise typer.Exit(1)
 
 
-def verify(db: Db, table: TableName, as_json: Json = False) -> None:
+def verify(
+    db: Db, table: TableName, storage_option: StorageOption = None, as_json: Json = False
+) -> None:
     """Read every page, file and index of a table, and say what is damaged.
 
     Exit status 1 if anything is: `memworker table repair` puts it right.
@@ -85,13 +88,15 @@ def verify(db: Db, table: TableName, as_json: Json = False) -> None:
     from memworker.store import verify_table as run
 
     with panics_unseen(), _progress() as observer:
-        found = run(db, table, observer=observer)
+        found = run(database(db, storage_option), table, observer=observer)
     print_result(_findings(found), found.to_dict(), as_json=as_json)
     if not found.healthy:
         raise typer.Exit(1)
 
 
-def repair(db: Db, table: TableName, as_json: Json = False) -> None:
+def repair(
+    db: Db, table: TableName, storage_option: StorageOption = None, as_json: Json = False
+) -> None:
     """Verify a table and put right what is damaged: rows, files, indices, a torn version.
 
     Damaged rows leave the table; the next ingest of their input writes them again.
@@ -100,7 +105,7 @@ def repair(db: Db, table: TableName, as_json: Json = False) -> None:
     from memworker.store import repair_table as run
 
     with panics_unseen(), _progress() as observer:
-        done = run(db, table, observer=observer)
+        done = run(database(db, storage_option), table, observer=observer)
     print_result(_told(done), done.to_dict(), as_json=as_json)
     if not done.healthy:
         raise typer.Exit(1)

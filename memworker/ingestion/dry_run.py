@@ -24,7 +24,7 @@ from memworker.ingestion.readers import Dialect, Fields, Reject, found, read_opt
 from memworker.ingestion.rehearsal import Rehearsed, rehearsed
 from memworker.ingestion.source import Records
 from memworker.ingestion.survey import Survey, dialect_of, smaller, surveyed
-from memworker.paths import PathGiven, is_path, shown_name
+from memworker.paths import DatabaseGiven, is_path, shown_name
 from memworker.pool import (
     DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL,
@@ -118,8 +118,9 @@ class IngestPlan:
 def plan_ingest(
     records_or_paths: Records,
     *,
-    db: PathGiven,
+    db: DatabaseGiven,
     table: str,
+    storage_options: Mapping[str, str] | None = None,
     format: str | None = None,
     dialect: Dialect | Mapping[str, Any] | None = None,
     sql: str | None = None,
@@ -155,7 +156,13 @@ def plan_ingest(
     chunking = chunking_of(chunk, overlap, contextual)
     paths = _paths(records_or_paths)
     target = Target(
-        database_path(db), table_name(table), distance, OnConflict.UPDATE, False, 0.0, memory
+        database_path(db, storage_options),
+        table_name(table),
+        distance,
+        OnConflict.UPDATE,
+        False,
+        0.0,
+        memory,
     )
     there = found(paths, format, [target.reject_list.path], dialect=Dialect.of(dialect), sql=sql)
     for source in there.sources:

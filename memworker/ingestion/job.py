@@ -27,7 +27,7 @@ from memworker.ingestion.report import Counts, IngestReport, report
 from memworker.ingestion.source import Input, JobOptions, Records, open_input
 from memworker.ingestion.stop import Stop
 from memworker.ingestion.windows import Sieve, Window
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven, PathGiven, Place
 from memworker.pool import (
     DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL,
@@ -48,6 +48,7 @@ from memworker.store import (
     ensure_writable,
     hold_job,
     state_dir,
+    state_folder,
     table_name,
 )
 
@@ -59,7 +60,7 @@ W = TypeVar("W", bound=WindowPart)
 class Target:
     """The table that a job writes to, and how."""
 
-    db: Path
+    db: Place
     table: str
     distance: str
     on_conflict: OnConflict
@@ -77,7 +78,7 @@ class Target:
     @property
     def reject_list(self) -> Output:
         """Where rejected rows are listed by default: in a folder of our own."""
-        return Output(self.db / ".memworker" / self.table / "rejects.jsonl", "--rejects", True)
+        return Output(state_folder(self.db, self.table) / "rejects.jsonl", "--rejects", True)
 
     def space(self) -> VectorSpace | None:
         """Say what the table's vectors are of; None where it is not there."""
@@ -100,8 +101,9 @@ class Target:
 def ingest(
     records_or_paths: Records,
     *,
-    db: PathGiven,
+    db: DatabaseGiven,
     table: str,
+    storage_options: Mapping[str, str] | None = None,
     pool: EmbeddingPool | None = None,
     model: Any = DEFAULT_MODEL,
     precision: PrecisionGiven = "fp32",
@@ -146,6 +148,9 @@ def ingest(
     its rows are read. Bad rows go to the file `rejects` (default: beside the table,
     in ``DB/.memworker/TABLE/rejects.jsonl``). Running the same call again
     writes only what is not there yet, after whatever end of the first.
+
+    `db` is a directory or, with LanceDB's `storage_options` for it, an address in object
+    storage: ``s3://…``, ``gs://…``, ``az://…``.
 
     With ``precision="auto"`` a new table gets the fastest precision that is near enough to
     fp32 (see `Auto`), and one that is there keeps its own.
@@ -197,7 +202,7 @@ def ingest(
     policy = OnConflict(values.checked_choice("on_conflict", chosen, OnConflict))
     name = table_name(table)
     target = Target(
-        database_path(db),
+        database_path(db, storage_options),
         name,
         distance,
         policy,

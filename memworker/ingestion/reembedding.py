@@ -19,7 +19,7 @@ from memworker.ingestion.records import ReadProgress
 from memworker.ingestion.report import Counts
 from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.stop import Stop
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven
 from memworker.pool import EmbeddingPool, PoolOptions, PrecisionGiven, borrowed_or_own
 from memworker.store import (
     Digests,
@@ -31,6 +31,7 @@ from memworker.store import (
     database_path,
     ensure_writable,
     hold_job,
+    only_in_a_directory,
     staged,
     state_dir,
     table_name,
@@ -38,6 +39,11 @@ from memworker.store import (
 
 # Another program may write without our lock, or optimise: then the last step is done again.
 _ATTEMPTS = 5
+_INSTEAD = (
+    "its one commit replaces all rows, and none of a bucket's locks could keep a late one off;"
+    " `memworker export` it and ingest that file into another table with --model, or copy the table"
+    " to a directory, re-embed it there and copy it back"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class ReembedReport:
 
 
 def reembed(
-    db: PathGiven,
+    db: DatabaseGiven,
     table: str,
     *,
     model: Any = None,
@@ -107,7 +113,8 @@ def reembed(
     StoreUnwritable, ModelError; StoreError, naming the row, when a text has no
     vector: the table is then as it was.
     """
-    path, name = database_path(db), table_name(table)
+    path = only_in_a_directory(database_path(db), "re-embedding", _INSTEAD)
+    name = table_name(table)
     Table.open(path, name)
     ensure_writable(path, name)
     began = time.perf_counter()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from memworker.errors import TableNotFound
-from memworker.paths import PathGiven
-from memworker.store import Committed, Ended, Started, database_path, holder, journal, table_name
+from memworker.paths import DatabaseGiven
+from memworker.store import (
+    Committed,
+    Ended,
+    Started,
+    database_path,
+    holder,
+    is_there,
+    journal,
+    state_home,
+    table_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +48,19 @@ class Run:
         return self.outcome != "finished"
 
 
-def list_runs(db: PathGiven, table: str | None = None) -> list[Run]:
-    """List the runs of one table or of all. Raises TableNotFound without the database."""
-    path = database_path(db)
-    folder = path / ".memworker"
-    if not path.is_dir():
+def list_runs(
+    db: DatabaseGiven,
+    table: str | None = None,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+) -> list[Run]:
+    """List the runs of one table or of all. Raises TableNotFound without the database.
+
+    Of a database in object storage those that this machine has run.
+    """
+    path = database_path(db, storage_options)
+    folder = state_home(path)
+    if not is_there(path):
         raise TableNotFound(f"there is no database directory {path}; name the one given to --db")
     names = [table_name(table)] if table is not None else sorted(p.name for p in folder.glob("*/"))
     found = [dated for name in names for dated in _in_order(_of_table(folder / name))]

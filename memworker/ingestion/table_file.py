@@ -20,7 +20,7 @@ from memworker import values
 from memworker.errors import StoreError, UsageError
 from memworker.ingestion.fields import SCOPE_COLUMNS
 from memworker.ingestion.vectors_file import MARK, is_vectors_file
-from memworker.paths import PathGiven, used_path
+from memworker.paths import DatabaseGiven, PathGiven, used_path
 from memworker.store import CHUNK_FIELDS, Output, Table, disk_errors
 
 FORMATS = ("parquet", "jsonl", "csv")
@@ -47,10 +47,11 @@ class Exported:
 
 
 def export_table(
-    db: PathGiven,
+    db: DatabaseGiven,
     table: str,
     output: PathGiven | IO[bytes],
     *,
+    storage_options: Mapping[str, str] | None = None,
     format: str | None = None,
     where: Mapping[str, Any] | None = None,
     vectors: bool = False,
@@ -67,7 +68,7 @@ def export_table(
     text alone. The file appears when it is whole.
     Raises UsageError, TableNotFound, StoreError, StoreUnwritable.
     """
-    opened, target = Table.open(db, table), None
+    opened, target = Table.open(db, table, storage_options=storage_options), None
     if not hasattr(output, "write"):
         chosen = _format(format, used_path(output, "--output"))
         target = Output.checked(output, "--output", _is_ours, overwrite=overwrite)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
 from memworker.integrations.pools import PoolArguments, PoolSource, TextKind, framework
-from memworker.paths import PathGiven, database_place
+from memworker.paths import DatabaseGiven, database_place
 
 with framework("mem0"):
     from mem0.configs.embeddings.base import BaseEmbedderConfig
@@ -104,7 +104,7 @@ class MemworkerVectorStore(VectorStoreBase):
 
     def __init__(
         self,
-        db: PathGiven,
+        db: DatabaseGiven,
         collection_name: str = "mem0",
         *,
         pool: EmbeddingPool | None = None,

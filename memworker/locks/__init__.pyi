@@ -12,5 +12,6 @@ from .kinds import (
     kind_in as kind_in,
     probe_kind as probe_kind,
 )
+from .lease import LeasePage as LeasePage
 from .process import Process as Process
 from .scratch import Scratch as Scratch, sweep as sweep

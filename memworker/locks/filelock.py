@@ -88,6 +88,11 @@ class FileLock:
         if self._lease is not None or self._fd >= 0:
             self._kept = True
 
+    @property
+    def kept(self) -> bool:
+        """Whether only the end of this process frees it."""
+        return self._kept
+
     def __enter__(self) -> Self:
         return self
 

@@ -25,6 +25,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
+from typing import Self
 
 from memworker.locks.process import Process
 
@@ -42,7 +43,7 @@ class Attempt(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class LeasePage:
     """What a lease's file says."""
 
     token: str
@@ -54,7 +55,7 @@ class _Page:
         return (json.dumps(asdict(self)) + "\n").encode()
 
     @classmethod
-    def read(cls, raw: bytes) -> _Page | None:
+    def read(cls, raw: bytes) -> Self | None:
         """Return None for a page that is being written, or was left half written."""
         try:
             facts = json.loads(raw)
@@ -68,7 +69,7 @@ class Lease:
 
     def __init__(self, path: Path, *, shared: bool, lease_s: float) -> None:
         self._path, self._shared, self._lease_s = path, shared, lease_s
-        self._page = _Page(secrets.token_hex(8), Process.current())
+        self._page = LeasePage(secrets.token_hex(8), Process.current())
         self._number = 0
         self._file: Path | None = None
         # What was seen of others, and since when; by the name of the file.
@@ -140,7 +141,7 @@ class Lease:
             raw = file.read_bytes()
         except FileNotFoundError:
             return None
-        page = _Page.read(raw)
+        page = LeasePage.read(raw)
         if page is not None and (page.free or page.process.is_gone):
             return None
         self.holder = page.process if page is not None else None
@@ -204,12 +205,12 @@ class Lease:
         return self._path.with_name(f"{self._path.name}.lease-{number}")
 
 
-def _turn(file: Path, page: _Page) -> bool:
+def _turn(file: Path, page: LeasePage) -> bool:
     """Write the next page of a lease's file, unless another's is there by now."""
     # Opened each time: that is when a network file system looks at what is there.
     fd = os.open(file, os.O_RDWR)
     try:
-        there = _Page.read(os.pread(fd, _PAGE_BYTES, 0))
+        there = LeasePage.read(os.pread(fd, _PAGE_BYTES, 0))
         if there is None or there.token != page.token:
             return False
         os.pwrite(fd, page.write(), 0)

@@ -26,7 +26,7 @@ from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
 from memworker.memory.reads import Asked, Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
-from memworker.paths import PathGiven, database_place
+from memworker.paths import DatabaseGiven, database_place
 from memworker.pool import (
     DEFAULT_MODEL,
     AsyncEmbeddingPool,
@@ -55,9 +55,10 @@ class AsyncMemory:
 
     def __init__(
         self,
-        db: PathGiven,
+        db: DatabaseGiven,
         *,
         table: str = DEFAULT_TABLE,
+        storage_options: Mapping[str, str] | None = None,
         pool: EmbeddingPool | AsyncEmbeddingPool | None = None,
         model: Any = DEFAULT_MODEL,
         precision: PrecisionGiven = "fp32",
@@ -68,21 +69,23 @@ class AsyncMemory:
     ) -> None:
         made = (model, precision, max_tokens, workers, durable, dim)
         # It is opened later, when the working folder may be another one.
-        where = database_place(db)
+        where = database_place(db, storage_options)
         self._stand_on(lambda: Core.made(MemoryOptions(where, table, _sync(pool), *made)))
 
     @classmethod
     def open(
         cls,
-        db: PathGiven,
+        db: DatabaseGiven,
         *,
         table: str = DEFAULT_TABLE,
+        storage_options: Mapping[str, str] | None = None,
         model: Any = None,
         workers: int | None = None,
     ) -> Self:
         """Open memories that are there, as `Memory.open`, in the background."""
         memory = cls.__new__(cls)
-        options = MemoryOptions(database_place(db), table, model=model, workers=workers)
+        where = database_place(db, storage_options)
+        options = MemoryOptions(where, table, model=model, workers=workers)
         memory._stand_on(lambda: Core.opened(options))
         return memory
 

@@ -38,7 +38,7 @@ from memworker.memory.reads import checked_id
 from memworker.memory.scope import Scope
 from memworker.memory.upkeep import BackgroundUpkeep
 from memworker.memory.writer import CLOSED, GroupWriter
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven
 from memworker.pool import (
     DEFAULT_MODEL,
     Admission,
@@ -67,7 +67,7 @@ _LAST_COMMIT_S = 10.0
 class MemoryOptions:
     """How a Memory is opened; see `Memory`."""
 
-    db: PathGiven
+    db: DatabaseGiven
     table: str = DEFAULT_TABLE
     pool: EmbeddingPool | None = None
     model: Any = DEFAULT_MODEL

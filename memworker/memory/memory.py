@@ -20,7 +20,7 @@ from memworker.memory.group import Sweep, adding, one_vector
 from memworker.memory.reads import Asked, Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven, database_place
 from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, PrecisionGiven, TextKind
 
 Results = dict[str, list[Record]]
@@ -33,7 +33,8 @@ ALL_DELETED = {"message": "Memories deleted successfully!"}
 class Memory:
     """Memories in one LanceDB table: what Mem0 does with `infer=False`, in batches.
 
-    `db` is a directory; `table` is made if it is not there. `pool` is an open
+    `db` is a directory or, with LanceDB's `storage_options`, an address in object storage
+    (``s3://…``); `table` is made if it is not there. `pool` is an open
     EmbeddingPool, which is left open at the end; without one, Memory makes its own
     with `model`, `precision`, `max_tokens` and `workers`, whose workers start with the
     first text to be embedded: list, get, delete and the like need none. With the precision
@@ -53,9 +54,10 @@ class Memory:
 
     def __init__(
         self,
-        db: PathGiven,
+        db: DatabaseGiven,
         *,
         table: str = DEFAULT_TABLE,
+        storage_options: Mapping[str, str] | None = None,
         pool: EmbeddingPool | None = None,
         model: Any = DEFAULT_MODEL,
         precision: PrecisionGiven = "fp32",
@@ -65,14 +67,16 @@ class Memory:
         dim: int | None = None,
     ) -> None:
         made = (model, precision, max_tokens, workers, durable, dim)
-        self._stand_on(Core.made(MemoryOptions(db, table, pool, *made)))
+        where = database_place(db, storage_options)
+        self._stand_on(Core.made(MemoryOptions(where, table, pool, *made)))
 
     @classmethod
     def open(
         cls,
-        db: PathGiven,
+        db: DatabaseGiven,
         *,
         table: str = DEFAULT_TABLE,
+        storage_options: Mapping[str, str] | None = None,
         model: Any = None,
         workers: int | None = None,
     ) -> Self:
@@ -83,7 +87,9 @@ class Memory:
         when it embeds ModelError, TableMismatch for another model's directory.
         """
         memory = cls.__new__(cls)
-        memory._stand_on(Core.opened(MemoryOptions(db, table, model=model, workers=workers)))
+        where = database_place(db, storage_options)
+        options = MemoryOptions(where, table, model=model, workers=workers)
+        memory._stand_on(Core.opened(options))
         return memory
 
     def add(

@@ -28,6 +28,12 @@ from .lock import (
     state_dir as state_dir,
 )
 from .outputs import Output as Output
+from .places import (
+    is_there as is_there,
+    only_in_a_directory as only_in_a_directory,
+    state_folder as state_folder,
+    state_home as state_home,
+)
 from .policy import INDEX_MIN_ROWS as INDEX_MIN_ROWS, Step as Step
 from .queries import check_search as check_search
 from .reembed import Reembedding as Reembedding, build_indices as build_indices

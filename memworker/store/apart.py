@@ -34,7 +34,8 @@ from typing import TYPE_CHECKING, Any
 from memworker import interpreters
 from memworker.errors import MemworkerError, StoreError
 from memworker.failpoints import reach
-from memworker.store import bounded, lock
+from memworker.paths import Place
+from memworker.store import bounded, lock, places
 from memworker.store.lance import connect, open_table
 from memworker.store.spill import folder_beside
 
@@ -143,12 +144,12 @@ def index_bytes(rows: int, dim: int) -> int:
     return _CHILD_BYTES + vectors // 32
 
 
-def run(work: ApartWork, db: Path, name: str, state: Path) -> None:
+def run(work: ApartWork, db: Place, name: str, state: Path) -> None:
     """Do `work` in a child, which ends with this call. `state`: see `lock.state_dir`.
 
     Raises what was raised there, by name and text; ChildEnded.
     """
-    asked = [os.getpid(), str(db.absolute()), name, type(work).__name__, asdict(work)]
+    asked = [os.getpid(), places.as_json(db), name, type(work).__name__, asdict(work)]
     request = json.dumps(asked)
     with folder_beside(state) as temporary, _started(temporary) as child:
         assert child.stdin is not None and child.stdout is not None
@@ -250,12 +251,19 @@ def main() -> None:
     os._exit(0)
 
 
-def _done(db: str, name: str, kind: str, options: dict[str, Any]) -> list[list[str]] | str | None:
+def _done(
+    place: str | tuple[str, dict[str, str]], name: str, kind: str, options: dict[str, Any]
+) -> list[list[str]] | str | None:
     try:
-        caches = {"index_cache_bytes": _CACHE_BYTES, "metadata_cache_bytes": _CACHE_BYTES}
-        connection = connect(Path(db), writable=False, **caches)
-        handle = open_table(connection, Path(db), name)
-        with lock.hold(lock.state_dir(Path(db), name), "apart", shared=True):
+        db = places.from_json(place)
+        connection = connect(
+            db,
+            writable=False,
+            index_cache_bytes=_CACHE_BYTES,
+            metadata_cache_bytes=_CACHE_BYTES,
+        )
+        handle = open_table(connection, db, name)
+        with lock.hold(lock.state_dir(db, name), "apart", shared=True):
             reach("apart_before")
             {work.__name__: work for work in (IndexBuild, Compaction)}[kind](**options).do(handle)
             reach("apart_after")

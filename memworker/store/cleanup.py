@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING
 from memworker.errors import TableLocked
 from memworker.failpoints import reach
 from memworker.locks import LockKind, kind_in
-from memworker.store import clock, journal, lock
+from memworker.store import clock, journal, lock, places
 from memworker.store.checksums import Checksums
-from memworker.store.durable import index_files
 from memworker.store.lance import lance_errors
 from memworker.store.leftovers import Leftover, leftovers
 from memworker.store.manifest import (
@@ -45,6 +44,7 @@ from memworker.store.manifest import (
     read_manifest,
     versions,
 )
+from memworker.store.places import Folder
 
 if TYPE_CHECKING:
     from memworker.store.writes import Writes
@@ -85,6 +85,7 @@ def clean(writes: Writes, keep: timedelta) -> Cleaned:
     not free for a minute. Nothing is deleted while the lock ``read`` is shared by a long read.
     """
     name, folder, table = writes.table.name, writes.table.made_state(), writes.table.folder
+    keep = places.kept_for(writes.table.db, keep)
     # Most of the reading while others may write still: what a version is made of never changes.
     cleaning = _Cleaning(writes, folder, table, keep.total_seconds(), _read(table, {}))
     if not cleaning.is_due():
@@ -128,7 +129,7 @@ class _Cleaning:
 
     writes: Writes
     folder: Path
-    table: Path
+    table: Folder
     keep_s: float
     read: dict[int, _Version | None]
     none_apart: bool = False
@@ -136,7 +137,7 @@ class _Cleaning:
 
     def is_due(self) -> bool:
         """Tell whether there is anything to delete, as it looks while others may write."""
-        if _old(self.table, clock.now(self.folder) - self.keep_s):
+        if _old(self.table, clock.now(self.writes.table.clock) - self.keep_s):
             return True
         return bool(self._old_leftovers([each for each in self.read.values() if each is not None]))
 
@@ -149,7 +150,7 @@ class _Cleaning:
         if note:
             return Cleaned(kept=len(found) - 1, note=f"no old version was deleted: {note}")
         tagged = {int(tag["version"]) for tag in self.writes.handle.tags.list().values()}
-        old = set(_old(self.table, clock.now(self.folder) - self.keep_s))
+        old = set(_old(self.table, clock.now(self.writes.table.clock) - self.keep_s))
         old &= set(found) - {newest.version}
         going = [each for each in there if each.number in old - tagged]
         retained = [each for each in there if each.number not in old - tagged]
@@ -209,13 +210,15 @@ class _Cleaning:
         return None
 
     def _old_leftovers(self, there: list[_Version]) -> list[Leftover]:
-        before = clock.now(self.folder) - max(self.keep_s, LEFTOVERS_MIN.total_seconds())
+        before = clock.now(self.writes.table.clock) - max(
+            self.keep_s, LEFTOVERS_MIN.total_seconds()
+        )
         return [each for each in leftovers(self.table, _parts(there)) if each.written <= before]
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: Folder) -> None:
         if path.is_dir():
-            for name in index_files(path):
-                self._remove(path / name)
+            for file in places.entries(path):
+                self._remove(file)
             path.rmdir()
             return
         with suppress(FileNotFoundError):
@@ -228,7 +231,7 @@ def _parts(there: list[_Version]) -> set[str]:
     return {path for version in there for path in version.parts}
 
 
-def _read(table: Path, known: dict[int, _Version | None]) -> dict[int, _Version | None]:
+def _read(table: Folder, known: dict[int, _Version | None]) -> dict[int, _Version | None]:
     """Return what the versions are made of that there are now; None for one that is torn."""
     found: dict[int, _Version | None] = {}
     for number in versions(table):
@@ -244,7 +247,7 @@ def _read(table: Path, known: dict[int, _Version | None]) -> dict[int, _Version 
     return found
 
 
-def _old(table: Path, before: float) -> list[int]:
+def _old(table: Folder, before: float) -> list[int]:
     """Return the versions that were followed by another before a moment of the file system's."""
     found = versions(table)
     numbers = sorted(found)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memworker.errors import StoreError, StoreUnwritable
+from memworker.store.objects import ObjectPath
+from memworker.store.places import Folder
 
 _DAY_S = 86_400.0
 # LanceDB takes a file that no version names for a leftover when it is older than 7 days by the
@@ -21,14 +23,18 @@ _DAY_S = 86_400.0
 MAX_AHEAD_S = _DAY_S
 
 
-def now(folder: Path) -> float:
-    """Return the time by the clock of the file system that holds a folder, as files are stamped."""
+def now(folder: Folder) -> float:
+    """Return the time by the clock of what holds a folder, as files are stamped there."""
+    if isinstance(folder, ObjectPath):
+        return _stamped(folder)
     with _new_file(folder) as fd:
         return os.fstat(fd).st_mtime
 
 
-def ahead_s(folder: Path) -> float:
+def ahead_s(folder: Folder) -> float:
     """Return by how many seconds this process's clock is ahead of the file system's."""
+    if isinstance(folder, ObjectPath):
+        return time.time() - _stamped(folder)
     with _new_file(folder) as fd:
         theirs, ours = os.fstat(fd).st_mtime_ns, time.time_ns()
         # Both read back from the file, so that whatever changes times in between changes both.
@@ -36,7 +42,7 @@ def ahead_s(folder: Path) -> float:
         return (os.fstat(fd).st_mtime_ns - theirs) / 1e9
 
 
-def must_agree(folder: Path, doing: str) -> None:
+def must_agree(folder: Folder, doing: str) -> None:
     """Raise StoreError where what others are writing would look days old to this process."""
     ahead = ahead_s(folder)
     if ahead > MAX_AHEAD_S:
@@ -46,6 +52,17 @@ def must_agree(folder: Path, doing: str) -> None:
             " this moment would be taken for old leftovers and removed. Set the clock, and try"
             " again, or do it from another machine"
         )
+
+
+def _stamped(folder: ObjectPath) -> float:
+    try:
+        (folder / "clock").write_bytes(b"")
+        return (folder / "clock").lstat().st_mtime
+    except OSError as error:
+        raise StoreUnwritable(
+            f"cannot write to {folder}: {error.strerror or error}; look at the storage options and"
+            " the rights they give"
+        ) from error
 
 
 @contextmanager

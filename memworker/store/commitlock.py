@@ -8,9 +8,10 @@ from contextlib import contextmanager, nullcontext
 
 from memworker.errors import StoreError, UsageError
 from memworker.store.lance import lance_errors
-from memworker.store.lock import COMMIT_TIMEOUT_S, HeldLock, hold
+from memworker.store.lock import COMMIT_TIMEOUT_S, HeldLock
 from memworker.store.opened import OpenTable
 from memworker.store.schema import is_durable, read_field_metadata
+from memworker.store.writelock import hold_writing
 
 
 class CommitLock:
@@ -35,7 +36,8 @@ class CommitLock:
         with self.mutex:
             if self.held is not None:
                 raise UsageError("a change of this table is open; write through it, or after it")
-            with hold(self._table.made_state(), "commit", timeout_s=timeout_s) as self.held:
+            db, name = self._table.db, self._table.name
+            with hold_writing(db, name, "commit", timeout_s=timeout_s) as self.held:
                 try:
                     with lance_errors(f"reading table {self._table.name!r}"):
                         self._look()

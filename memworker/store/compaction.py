@@ -58,7 +58,7 @@ def _unindexed(writes: Writes) -> dict[str, int]:
 def _compact(writes: Writes) -> None:
     doing = f"compacting table {writes.table.name!r}"
     # LanceDB also removes what it takes for leftovers of writers, by its age.
-    clock.must_agree(writes.table.made_state(), doing)
+    clock.must_agree(writes.table.clock, doing)
     with writes.lock.take():
         pass  # A commit that was under way, even one stopped for days, has ended now.
     try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memworker.store import index
+from memworker.paths import Place
+from memworker.store import index, places
 from memworker.store.index import IndexInfo
 from memworker.store.schema import is_durable, read_field_metadata
 
@@ -36,7 +34,7 @@ class TableInfo:
     indices: tuple[IndexInfo, ...]
 
 
-def describe(handle: LanceTable, db: Path, name: str) -> TableInfo:
+def describe(handle: LanceTable, db: Place, name: str) -> TableInfo:
     """Return what the table is and holds now."""
     space, identity = read_field_metadata(handle.schema, name)
     stats = handle.stats()
@@ -53,16 +51,6 @@ def describe(handle: LanceTable, db: Path, name: str) -> TableInfo:
         fingerprint=space.fingerprint,
         identity=identity,
         fragments=stats["fragment_stats"]["num_fragments"],
-        bytes_on_disk=_bytes_under(db / f"{name}.lance"),
+        bytes_on_disk=places.bytes_under(places.table_folder(db, name)),
         indices=index.describe(handle),
     )
-
-
-def _bytes_under(folder: Path) -> int:
-    total = 0
-    # A compaction elsewhere may remove files and folders while we look: os.walk passes over those.
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total

@@ -7,17 +7,17 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from memworker.diagnosis import told
 from memworker.errors import MemworkerError, StoreError, TableNotFound, UsageError
-from memworker.paths import PathGiven, database_place
+from memworker.paths import DatabaseGiven, Place, database_place
+from memworker.store import places
 from memworker.store.light_import import without_rest_client
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
@@ -45,6 +45,7 @@ _OPENINGS = 5
 # The second is said where a version is opened by its number, without its cause.
 _GONE = ("no such file", "no longer exists")
 _DAMAGE = ("corrupt file", "not appear to be a Lance file", "fill whole buffer", "Not found: ")
+_CONFLICTS = ("commit conflict", "too many concurrent writers", "incompatible with concurrent")
 _MORE_THREADS = 16
 _LOG, _TOLD_BY_US = "LANCEDB_LOG", "warn,lance::dataset::optimize=error"
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
@@ -60,25 +61,29 @@ def table_name(name: str) -> str:
     return name
 
 
-def database_path(db: PathGiven) -> Path:
-    """Return the database's directory, whole and without links.
+def database_path(db: DatabaseGiven, storage_options: Mapping[str, str] | None = None) -> Place:
+    """Return the database's directory, whole and without links, or its place in a bucket.
 
     Raises UsageError for what cannot be one.
     """
-    return database_place(db)
+    return database_place(db, storage_options)
 
 
 def connect(
-    db: Path,
+    db: Place,
     *,
     writable: bool,
+    follow: bool = True,
     index_cache_bytes: int = INDEX_CACHE_BYTES,
     metadata_cache_bytes: int | None = None,
 ) -> LanceDBConnection:
-    """Connect to a directory. Tables opened through it see every commit of any process."""
+    """Connect to a database. Tables opened through it see every commit of any process.
+
+    Without `follow` they stay at the version that they have opened or made.
+    """
     if writable:
         ensure_writable(db)
-    elif not db.is_dir():
+    elif not places.is_there(db):
         raise TableNotFound(
             f"there is no database directory {db}; check the path, or add something to it first"
         )
@@ -89,7 +94,12 @@ def connect(
 
     with lance_errors(f"opening the database {db}"):
         caches = lancedb.Session(index_cache_bytes, metadata_cache_bytes or METADATA_CACHE_BYTES)
-        return lancedb.connect(db, read_consistency_interval=timedelta(0), session=caches)
+        return lancedb.connect(
+            str(db),
+            read_consistency_interval=timedelta(0) if follow else None,
+            session=caches,
+            storage_options=places.options_of(db) or None,
+        )
 
 
 @contextmanager
@@ -132,9 +142,9 @@ def _ensure_threads() -> None:
                 thread.join()
 
 
-def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable:
+def open_table(connection: LanceDBConnection, db: Place, name: str) -> LanceTable:
     """Open a table, or raise TableNotFound with the names of those there are."""
-    if not (db / f"{name}.lance").is_dir():
+    if not places.may_be_there(db, name):
         raise TableNotFound(_no_table(db, name))
     with lance_errors(f"opening table {name!r} of {db}"):
         for left in reversed(range(_OPENINGS)):
@@ -142,7 +152,7 @@ def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable
                 return connection.open_table(name)
             except (ValueError, RuntimeError) as error:
                 # A create that was killed leaves a folder without a version.
-                if not versions(db / f"{name}.lance"):
+                if not versions(places.table_folder(db, name)):
                     raise TableNotFound(_no_table(db, name)) from error
                 # A clean-up may have removed the version just when it was found.
                 if not left or not is_gone(error):
@@ -150,9 +160,10 @@ def open_table(connection: LanceDBConnection, db: Path, name: str) -> LanceTable
     raise AssertionError("the last attempt returns or raises")
 
 
-def table_names(db: PathGiven) -> list[str]:
-    """Return the names of the tables in a database directory, sorted."""
-    return sorted(path.name.removesuffix(".lance") for path in database_path(db).glob("*.lance"))
+def table_names(db: DatabaseGiven) -> list[str]:
+    """Return the names of the tables in a database, sorted."""
+    there = places.folder_of(database_path(db)).glob("*.lance")
+    return sorted(path.name.removesuffix(".lance") for path in there)
 
 
 def is_gone(error: BaseException) -> bool:
@@ -197,7 +208,7 @@ def forget_frames(error: BaseException) -> None:
 def is_commit_conflict(error: BaseException) -> bool:
     """Tell whether another writer's commit came first, so that trying again can help."""
     text = str(error).lower()
-    return "commit conflict" in text or "too many concurrent writers" in text
+    return any(sign in text for sign in _CONFLICTS)
 
 
 def explain(doing: str, error: BaseException) -> str:
@@ -236,7 +247,7 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"
 
 
-def _no_table(db: Path, name: str) -> str:
+def _no_table(db: Place, name: str) -> str:
     names = table_names(db)
     there = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
     return f"there is no table {name!r} in {db}; tables there: {there}"

@@ -20,6 +20,9 @@ from pathlib import Path
 
 from memworker.errors import LockLost, StoreUnwritable, TableLocked
 from memworker.locks import Busy, FileLock, Lost, Process, held, holder_of
+from memworker.paths import Place
+from memworker.store import places
+from memworker.store.bucketlock import BucketLock
 
 COMMIT_TIMEOUT_S = 60.0
 """A commit takes well under a second; a minute of waiting means that something hangs."""
@@ -36,12 +39,15 @@ _DOING = {
 
 @dataclass(frozen=True, slots=True)
 class HeldLock:
-    """A lock of a table that is held."""
+    """A lock of a table that is held; `between` is the one between machines, in a bucket."""
 
     lock: FileLock
+    between: BucketLock | None = None
 
     def confirm(self) -> None:
         """Raise LockLost if another process may hold the lock by now. Call this before a commit."""
+        if self.between is not None:
+            self.between.confirm()
         try:
             self.lock.confirm()
         except Lost as lost:
@@ -94,41 +100,42 @@ def holder(folder: Path, purpose: str) -> int | None:
     return None if found is None else found.pid
 
 
-def state_dir(db: Path, table: str) -> Path:
-    """Make and return the folder of what memworker keeps beside a table (mode 0700)."""
-    folder = db / ".memworker" / table
+def state_dir(db: Place, table: str) -> Path:
+    """Make and return the folder of what memworker keeps for a table (mode 0700)."""
+    folder = places.state_folder(db, table)
     try:
         # mkdir's mode holds for the last folder only, hence one by one.
-        (db / ".memworker").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise StoreUnwritable(_unwritable(db, error)) from error
+        raise StoreUnwritable(_unwritable(folder.parent, error)) from error
     return folder
 
 
-def ensure_writable(db: str | Path, table: str | None = None) -> None:
-    """Raise StoreUnwritable unless files can really be made in the database directory.
+def ensure_writable(db: Place, table: str | None = None) -> None:
+    """Raise StoreUnwritable unless files can really be made in the database, and for it.
 
     Leaves no directory that was not there. Permission bits are not asked: they do
     not bind root, and a read-only mount has none. With `table`, the
     folders of that table are asked too, if it is there: with access(2), so as
     to make no file among LanceDB's own.
     """
-    folder = Path(db) / ".memworker"
+    folder = places.state_home(db)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Without a name where the system can, so that a kill leaves no file behind.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise StoreUnwritable(_unwritable(Path(db), error)) from error
+        raise StoreUnwritable(_unwritable(folder, error)) from error
     finally:
         for path in made:
             # Another process may use it already: then it is not empty, and stays.
             with suppress(OSError):
                 path.rmdir()
-    if table is not None:
-        _ensure_table_writable(Path(db) / f"{table}.lance")
+    places.must_hold_to_conditions(db)
+    if table is not None and isinstance(lance := places.table_folder(db, table), Path):
+        _ensure_table_writable(lance)
 
 
 def _ensure_table_writable(folder: Path) -> None:

@@ -24,6 +24,7 @@ from memworker.store.lance import is_damage, lance_errors
 from memworker.store.optimize import Optimized, Optimizing
 from memworker.store.policy import KEEP_VERSIONS, Failures, Step, UpkeepNeeds, worth_an_index
 from memworker.store.readers import Readers
+from memworker.store.writelock import hold_writing
 from memworker.store.writes import Writes
 
 # Upkeep rests so many times as long as it worked, so that it never takes over the machine.
@@ -60,7 +61,7 @@ class Maintenance:
     @contextmanager
     def hold(self, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> Iterator[None]:
         """Hold the lock ``tend`` of compaction, indices and clean-ups. Raises TableLocked."""
-        with lock.hold(self._table.made_state(), "tend", timeout_s=timeout_s):
+        with hold_writing(self._table.db, self._table.name, "tend", timeout_s=timeout_s):
             yield
 
     # ── all at once ──

@@ -12,11 +12,13 @@ import json
 import struct
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from memworker.errors import StoreError
+from memworker.store.places import Folder
+
+F = TypeVar("F", bound=Folder)
 
 VERSIONS, DATA, DELETIONS, INDICES = "_versions", "data", "_deletions", "_indices"
 TRANSACTIONS, HINT, SUFFIX = "_transactions", "latest_version_hint.json", ".manifest"
@@ -98,23 +100,23 @@ class Manifest:
         return [*self.files, *(index.folder for index in self.indices), *transaction]
 
 
-def manifest_path(table: Path, version: int) -> Path:
+def manifest_path(table: F, version: int) -> F:
     """Return where the manifest of a version is, by either of Lance's two names."""
     newer = table / VERSIONS / f"{_LAST - version:0{_NAME_DIGITS}}{SUFFIX}"
-    return newer if newer.exists() else table / VERSIONS / f"{version}{SUFFIX}"
+    return cast("F", newer if newer.exists() else table / VERSIONS / f"{version}{SUFFIX}")
 
 
-def versions(table: Path) -> dict[int, Path]:
+def versions(table: F) -> dict[int, F]:
     """Return the manifests there are, by version; in no given order."""
     found = {}
     for path in (table / VERSIONS).glob(f"*{SUFFIX}"):
         if path.stem.isdecimal():
             number = int(path.stem)
-            found[_LAST - number if len(path.stem) == _NAME_DIGITS else number] = path
+            found[_LAST - number if len(path.stem) == _NAME_DIGITS else number] = cast("F", path)
     return found
 
 
-def hinted(table: Path) -> int:
+def hinted(table: Folder) -> int:
     """Return the version that LanceDB noted last, 0 if it has noted none."""
     try:
         return int(json.loads((table / VERSIONS / HINT).read_bytes())["version"])
@@ -122,7 +124,7 @@ def hinted(table: Path) -> int:
         return 0
 
 
-def read_manifest(table: Path, version: int) -> Manifest:
+def read_manifest(table: Folder, version: int) -> Manifest:
     """Read what a version is made of. Raises TornManifest, and FileNotFoundError."""
     path = manifest_path(table, version)
     found = parsed(path.read_bytes(), path)
@@ -131,7 +133,7 @@ def read_manifest(table: Path, version: int) -> Manifest:
     return found
 
 
-def parsed(raw: bytes, path: Path) -> Manifest:
+def parsed(raw: bytes, path: Folder) -> Manifest:
     """Read a manifest's bytes; `path` is where it belongs. Raises TornManifest."""
     from google.protobuf import message
 
@@ -141,7 +143,7 @@ def parsed(raw: bytes, path: Path) -> Manifest:
         raise TornManifest(f"{path} holds bytes that are no manifest: {error}") from error
 
 
-def _parsed(raw: bytes, path: Path) -> Manifest:
+def _parsed(raw: bytes, path: Folder) -> Manifest:
     message = _messages()["Manifest"].FromString(_message(raw, path))
     indices: tuple[IndexEntry, ...] = ()
     if message.HasField("index_section"):
@@ -172,7 +174,7 @@ def _fragment(message: Any) -> Fragment:
     return Fragment(message.id, files, deletions, message.physical_rows, deleted)
 
 
-def _message(raw: bytes, path: Path) -> bytes:
+def _message(raw: bytes, path: Folder) -> bytes:
     if len(raw) < _FOOTER.size:
         raise TornManifest(f"{path} has {len(raw)} bytes, which is no manifest")
     position, _, _, magic = _FOOTER.unpack(raw[-_FOOTER.size :])
@@ -181,7 +183,7 @@ def _message(raw: bytes, path: Path) -> bytes:
     return _at(raw, position, path)
 
 
-def _at(raw: bytes, position: int, path: Path) -> bytes:
+def _at(raw: bytes, position: int, path: Folder) -> bytes:
     start = position + _LENGTH.size
     if start <= len(raw):
         (length,) = _LENGTH.unpack_from(raw, position)

@@ -136,7 +136,7 @@ class Optimizing:
         Raises TableLocked, and StoreError where our clock is days ahead (see clock.py).
         """
         table = self.writes.table
-        clock.must_agree(table.made_state(), f"optimising table {table.name!r}")
+        clock.must_agree(table.clock, f"optimising table {table.name!r}")
         dropped = self._step(COMPACT, None, self._compact) or []
         for column in self._wanted(dropped):
             self._step(INDEX, column, partial(self._index, column))

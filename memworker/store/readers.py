@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 from memworker.errors import StoreError, StoreUnwritable
+from memworker.paths import Place
 from memworker.store import bounded, lock
 from memworker.store.lance import is_gone
 
@@ -21,7 +21,7 @@ _ATTEMPTS = 3
 class Readers:
     """The reading of one table."""
 
-    def __init__(self, db: Path, name: str) -> None:
+    def __init__(self, db: Place, name: str) -> None:
         self._db, self._name = db, name
 
     def ask(self, read: Callable[[], T]) -> T:

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +27,8 @@ import pyarrow as pa
 
 from memworker.errors import StoreError
 from memworker.failpoints import reach
-from memworker.store import bounded, lock
+from memworker.paths import Place
+from memworker.store import bounded, lock, places
 from memworker.store.indices import build_index, indexed_columns
 from memworker.store.lance import connect, lance_errors, open_table
 from memworker.store.opened import OpenTable
@@ -71,7 +71,7 @@ class Missing:
 class Reembedding:
     """A table, and the vectors of another space that are put into it. Needs the job lock."""
 
-    def __init__(self, db: Path, name: str, staged: Staged) -> None:
+    def __init__(self, db: Place, name: str, staged: Staged) -> None:
         self._db, self._name = db, name
         self._connection = connect(db, writable=True)
         self._handle = open_table(self._connection, db, name)
@@ -159,7 +159,7 @@ class Reembedding:
         return pa.schema([*ours, *others])
 
 
-def build_indices(db: Path, name: str, staged: Staged) -> list[str]:
+def build_indices(db: Place, name: str, staged: Staged) -> list[str]:
     """Build the indices that the table had and has not; return what to tell of the others.
 
     Each by itself: one that fails is told, and stops no other. Before that, what the
@@ -190,7 +190,7 @@ class _TableCopy:
         self._why: BaseException | None = None
         self._version: int | None = None
 
-    def run(self, connection: LanceDBConnection, name: str, db: Path) -> int | None:
+    def run(self, connection: LanceDBConnection, name: str, db: Place) -> int | None:
         """Copy and commit; return the new version, or None if that was given up. Raises Stalled."""
         reader = pa.RecordBatchReader.from_batches(self._schema, self._batches())
         thread = threading.Thread(target=self._write, args=(connection, name, reader), daemon=True)
@@ -201,7 +201,7 @@ class _TableCopy:
             return not thread.is_alive()
 
         try:
-            bounded.await_end(joined, bounded.files_below(db / f"{name}.lance"))
+            bounded.await_end(joined, places.moving(places.table_folder(db, name)))
         except bounded.Stalled:
             lock.keep(lock.state_dir(db, name))
             raise

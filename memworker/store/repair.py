@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from memworker.errors import StoreError, TableNotFound
 from memworker.failpoints import reach
-from memworker.paths import PathGiven
-from memworker.store import aside, deletions, journal, lock, mend, read, rollback, salvage
+from memworker.paths import DatabaseGiven
+from memworker.store import aside, deletions, journal, lock, mend, places, read, rollback, salvage
 from memworker.store.commitlock import CommitLock
 from memworker.store.damage import Damage, DamageKind, runs_of
 from memworker.store.indices import build_index
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 
 # Setting one thing right lets the next be seen: version, deletions, rows, files.
 _ROUNDS = 5
+_OLDER = (
+    "object storage takes a file whole or not at all; LanceDB's Table.restore goes back to an older"
+    " version"
+)
 _AT_ONCE = 8192
 
 
@@ -105,13 +109,14 @@ _TOLD = (
 )
 
 
-def repair_table(db: PathGiven, name: str, *, observer: Observer | None = None) -> Repair:
+def repair_table(db: DatabaseGiven, name: str, *, observer: Observer | None = None) -> Repair:
     """Put right what a verification finds damaged; a healthy table is left alone.
 
     Raises TableNotFound, TableLocked while an ingest works on the table, and
     StoreError when no version can be read.
     """
-    path, name = database_path(db), table_name(name)
+    path = places.only_in_a_directory(database_path(db), "repairing", _OLDER)
+    name = table_name(name)
     if not (path / f"{name}.lance" / VERSIONS).is_dir():
         raise TableNotFound(
             f"there is no table {name!r} in {path}; tables there: {', '.join(table_names(path))}"

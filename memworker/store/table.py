@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from memworker.chunking import Chunking
 from memworker.errors import TableMismatch, TableNotFound, UsageError
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven, Place
 from memworker.store import lock, read, spill
 from memworker.store.append import Appender
 from memworker.store.change import Change, Edit
@@ -53,6 +52,7 @@ from memworker.store.schema import (
 from memworker.store.search import Hit, SearchOptions
 from memworker.store.snapshot import Snapshot
 from memworker.store.space import VectorSpace
+from memworker.store.writelock import hold_writing
 from memworker.store.writes import Writes, created
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Table:
     """
 
     def __init__(
-        self, db: Path, name: str, connection: LanceDBConnection, opened: LanceTable
+        self, db: Place, name: str, connection: LanceDBConnection, opened: LanceTable
     ) -> None:
         self.db, self.name = db, name
         self._versions = Handle(connection, opened, partial(_opened, db, name))
@@ -91,19 +91,20 @@ class Table:
     @classmethod
     def create(
         cls,
-        db: PathGiven,
+        db: DatabaseGiven,
         name: str,
         space: VectorSpace,
         *,
         durable: bool = False,
         chunking: Chunking | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> Table:
         """Make a new, empty table; of a `durable` one each commit is forced to the disk.
 
         With `chunking` its rows are chunks of texts, cut in that way. Raises StoreError when
         there is one of that name.
         """
-        path, name = database_path(db), table_name(name)
+        path, name = database_path(db, storage_options), table_name(name)
         connection = connect(path, writable=True)
         facts = new_field_metadata(space, durable=durable, chunking=chunking)
         schema = table_schema(space.dim, facts, chunks=chunking is not None)
@@ -114,29 +115,35 @@ class Table:
         return table
 
     @classmethod
-    def open(cls, db: PathGiven, name: str) -> Table:
-        """Open a table. Raises TableNotFound, naming the tables there are."""
-        path, name = database_path(db), table_name(name)
+    def open(
+        cls, db: DatabaseGiven, name: str, *, storage_options: Mapping[str, str] | None = None
+    ) -> Table:
+        """Open a table. Raises TableNotFound, naming the tables there are.
+
+        `storage_options` are LanceDB's, for a database in object storage (``s3://…``).
+        """
+        path, name = database_path(db, storage_options), table_name(name)
         return cls(path, name, *_opened(path, name))
 
     @classmethod
     def open_or_create(
         cls,
-        db: PathGiven,
+        db: DatabaseGiven,
         name: str,
         space: VectorSpace,
         *,
         durable: bool = False,
         chunking: Chunking | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> Table:
         """Open the table, or make it. Raises TableMismatch when it is of another space.
 
         With `durable` it is durable from now on, also if it was there and was not.
         """
-        path, name = database_path(db), table_name(name)
+        path, name = database_path(db, storage_options), table_name(name)
         connection = connect(path, writable=True)
         # Under the lock, so that of two processes one creates and the other opens.
-        with lock.hold(lock.state_dir(path, name), "commit"):
+        with hold_writing(path, name, "commit"):
             try:
                 table = cls(path, name, connection, open_table(connection, path, name))
             except TableNotFound:
@@ -484,7 +491,7 @@ def _policy(on_conflict: str) -> OnConflict:
 
 
 def _opened(
-    db: Path, name: str, metadata_cache_bytes: int | None = None
+    db: Place, name: str, metadata_cache_bytes: int | None = None
 ) -> tuple[LanceDBConnection, LanceTable]:
     connection = connect(db, writable=False, metadata_cache_bytes=metadata_cache_bytes)
     return connection, open_table(connection, db, name)

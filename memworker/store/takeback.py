@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from memworker.errors import StoreError
-from memworker.store import rollback, whole
+from memworker.store import places, rollback, whole
 from memworker.store.aside import FOLDER
 from memworker.store.commitlock import CommitLock
 from memworker.store.durable import NotForced
@@ -18,7 +18,7 @@ from memworker.store.manifest import (
     versions,
 )
 from memworker.store.opened import OpenTable
-from memworker.store.validate import NotWhole, Validator
+from memworker.store.validate import AnyValidator, NotWhole
 
 # What was written and not found whole is written again so often.
 WRITES = 3
@@ -28,7 +28,7 @@ _NO_MANIFEST = "of the manifests that were written none is whole and forced to t
 class TakeBack:
     """Undoes commits of one table, by commits; the caller holds the commit lock."""
 
-    def __init__(self, table: OpenTable, lock: CommitLock, validator: Validator) -> None:
+    def __init__(self, table: OpenTable, lock: CommitLock, validator: AnyValidator) -> None:
         self._table, self._lock, self._validator = table, lock, validator
         self._folder = table.folder
 
@@ -127,5 +127,5 @@ class TakeBack:
     def _put_aside(self, version: int) -> None:
         """Move an unreadable manifest out of the way; the version before counts again."""
         path = manifest_path(self._folder, version)
-        rollback.put_aside(path, self._table.made_state() / FOLDER)
-        self._validator.disk.forget(path)
+        rollback.put_aside(places.on_disk(path), self._table.made_state() / FOLDER)
+        self._validator.disk.forget(places.on_disk(path))

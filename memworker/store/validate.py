@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
+from pathlib import Path
+from typing import TypeAlias
 
 from memworker.errors import StoreError
-from memworker.store import bounded, whole
+from memworker.store import bounded, places, whole
 from memworker.store.commitlock import CommitLock
 from memworker.store.durable import Disk, NotForced, files_of, is_known
 from memworker.store.lance import explain
@@ -30,10 +32,10 @@ class Validator:
 
     def __init__(self, table: OpenTable, lock: CommitLock) -> None:
         self._table, self._lock = table, lock
-        self._folder = table.folder
+        self._folder = places.on_disk(table.folder)
         self._mutex = threading.Lock()
         self._last: tuple[int, frozenset[str]] = (-1, frozenset())
-        self.disk = Disk(table.folder)
+        self.disk = Disk(self._folder)
 
     def look_at(self, version: int, before: int | None = None) -> None:
         """Raise NotWhole unless what `version` added is there, and forced where promised.
@@ -177,3 +179,52 @@ class Validator:
         except Exception as error:
             why = explain("reading", error)
             raise NotWhole(f"which rows are deleted cannot be read: {why}") from error
+
+
+class BucketValidator:
+    """Believes an object store, which keeps what it took whole; proves that the lock was held."""
+
+    def __init__(self, table: OpenTable, lock: CommitLock) -> None:
+        self._table, self._lock = table, lock
+        self.disk = _NoDisk(Path())
+
+    def look_at(self, version: int, before: int | None = None) -> None:
+        """Raise LockLost where another machine may have written since the lock was taken."""
+        if self._lock.held is not None and self._lock.held.between is not None:
+            self._lock.held.between.prove(version)
+
+    def parts(self, version: int) -> frozenset[str]:
+        """Return the parts of a version."""
+        return whole.parts_of(read_manifest(self._table.folder, version))
+
+    def torn(self, version: int, known: frozenset[str]) -> bool:
+        """Tell that no version is torn."""
+        return False
+
+    def vouch(self) -> Manifest:
+        """Return what the newest version is made of."""
+        newest = self._table.newest(f"looking at table {self._table.name!r}")
+        return read_manifest(self._table.folder, newest)
+
+    def force(self) -> int:
+        """Return how many files were forced to a disk: none, for the store has them."""
+        return 0
+
+    def force_before(self, doing: str, seen: int) -> None:
+        """Do nothing: what others have committed is as safe as it gets."""
+
+
+class _NoDisk(Disk):
+    def force(self, manifest: Manifest, known: frozenset[str] = frozenset()) -> int:
+        return 0
+
+    def lost(self, manifest: Manifest, known: frozenset[str]) -> bool:
+        return False
+
+
+AnyValidator: TypeAlias = Validator | BucketValidator
+
+
+def validator_of(table: OpenTable, lock: CommitLock) -> AnyValidator:
+    """Return what looks at the commits of a table, wherever that is."""
+    return BucketValidator(table, lock) if places.is_bucket(table.db) else Validator(table, lock)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from memworker.errors import MemworkerError, StoreError, TableNotFound
-from memworker.paths import PathGiven
+from memworker.paths import DatabaseGiven
+from memworker.store import places
 from memworker.store.damage import Damage, DamageKind
 from memworker.store.lance import (
     connect,
@@ -45,6 +46,8 @@ from memworker.store.readers import Readers
 from memworker.store.schema import is_ours, read_field_metadata
 
 _TRIES = 3
+# Of a bucket there is nothing to verify that its server does not.
+_KEPT_WHOLE = "object storage takes a file whole or not at all, and checks its sums itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,15 @@ class Verified:
         }
 
 
-def verify_table(db: PathGiven, name: str, *, observer: Observer | None = None) -> Verified:
+def verify_table(db: DatabaseGiven, name: str, *, observer: Observer | None = None) -> Verified:
     """Read every page and column of a table's newest version, and say what is damaged.
 
     Changes nothing, and goes on beside readers and writers. Raises TableNotFound,
     TableMismatch for a table that memworker did not make, and StoreError when clean-ups
     remove the version again and again while it is read.
     """
-    path, name = database_path(db), table_name(name)
+    path = places.only_in_a_directory(database_path(db), "verifying", _KEPT_WHOLE)
+    name = table_name(name)
     folder = path / f"{name}.lance"
     if not versions(folder):
         there = ", ".join(table_names(path)) or "none"

@@ -23,11 +23,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memworker.errors import MemworkerError, StoreError
-from memworker.store import apart, bounded
+from memworker.paths import Place
+from memworker.store import apart, bounded, places
 from memworker.store.apart import ApartWork
 from memworker.store.bounded import Stalled
 from memworker.store.commitlock import CommitLock
@@ -38,7 +38,7 @@ from memworker.store.manifest import INDICES, TornManifest, manifest_path, read_
 from memworker.store.opened import OpenTable
 from memworker.store.schema import durability, is_durable
 from memworker.store.takeback import WRITES, TakeBack
-from memworker.store.validate import NotWhole, Validator
+from memworker.store.validate import NotWhole, validator_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ class Writes:
     def __init__(self, table: OpenTable, lock: CommitLock | None = None) -> None:
         self.table, self.handle = table, table.handle
         self.lock = lock or CommitLock(table)
-        self.validator = Validator(table, self.lock)
+        self.validator = validator_of(table, self.lock)
         self._take_back = TakeBack(table, self.lock, self.validator)
 
     def commit(
@@ -275,14 +275,14 @@ def _unknown_error(doing: str, stalled: Stalled) -> StoreError:
     )
 
 
-def created(connection: LanceDBConnection, db: Path, name: str, schema: pa.Schema) -> LanceTable:
+def created(connection: LanceDBConnection, db: Place, name: str, schema: pa.Schema) -> LanceTable:
     """Make an empty table; return it once its first version is known to be whole."""
-    folder = db / f"{name}.lance"
+    folder = places.table_folder(db, name)
     for _ in range(WRITES):
         state = state_dir(db, name)
         create = partial(connection.create_table, name, schema=schema)
         try:
-            handle = bounded.run(create, bounded.files_below(folder), partial(keep, state))
+            handle = bounded.run(create, places.moving(folder), partial(keep, state))
         except Stalled as stalled:
             raise StillWriting(
                 f"making table {name!r}: LanceDB does not come back, {stalled}. End this process,"

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from memworker.ingestion.reuse import WindowVectors
 from memworker.ingestion.source import Input, JobOptions, open_input
 from memworker.ingestion.stop import Stop
 from memworker.ingestion.windows import Sieve, Window
+from memworker.paths import Place
 from memworker.pool import EmbeddingPool, PoolOptions, WorkTotals
 from memworker.store import OnConflict, Output
 
@@ -127,7 +127,7 @@ class RayJob:
 
     @contextmanager
     def windows(
-        self, sieve: Sieve, db: Path, here: EmbeddingPool
+        self, sieve: Sieve, db: Place, here: EmbeddingPool
     ) -> Iterator[Iterator[tuple[Window, WindowVectors]]]:
         """Read and embed on the nodes; `here` embeds the few rows that turn out to be needed."""
         began = time.perf_counter()

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from memworker.ingestion.conflicts import note_on_ids, told_conflicts
 from memworker.ingestion.records import ReadBatch, scopes_of
 from memworker.ingestion.reuse import Reuse, WindowVectors
 from memworker.ingestion.windows import Window, window_of
+from memworker.paths import Place
 from memworker.pool import PoolOptions, WorkTotals
 from memworker.store import IdStatus, OnConflict, Table
 
@@ -31,7 +31,7 @@ class HowToEmbed:
     """What an actor is made with. `table` is None while there is none: then no row is known."""
 
     pool: PoolOptions
-    db: Path
+    db: Place
     table: str | None
     on_conflict: OnConflict
     folder: str

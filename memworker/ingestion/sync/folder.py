@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from memworker.ingestion.sync.passes import look_only, one_pass
 from memworker.ingestion.sync.planning import Reading
 from memworker.ingestion.sync.removal import Removal
 from memworker.ingestion.sync.watching import FolderWatch, Tell
-from memworker.paths import PathGiven, used_path
+from memworker.paths import DatabaseGiven, PathGiven, used_path
 from memworker.pool import (
     DEFAULT_MAX_TEXT_BYTES,
     DEFAULT_MODEL,
@@ -52,8 +52,9 @@ _CHECKS = ("stamp", "content")
 def sync_folder(
     folder: PathGiven,
     *,
-    db: PathGiven,
+    db: DatabaseGiven,
     table: str,
+    storage_options: Mapping[str, str] | None = None,
     name: str | None = None,
     delete: bool = False,
     delete_excluded: bool = False,
@@ -117,7 +118,8 @@ def sync_folder(
         Fields(), rejects=rejects, stop=stop, observer=observer, max_text_bytes=cap
     )
     policy = OnConflict(values.checked_choice("on_conflict", on_conflict, OnConflict))
-    target = Target(database_path(db), table_name(table), distance, policy, durable, wait_s, memory)
+    place, name_there = database_path(db, storage_options), table_name(table)
+    target = Target(place, name_there, distance, policy, durable, wait_s, memory)
     written_in = Dialect(encoding=encoding).encoding or ""
     by_stamp = values.checked_choice("check", check, _CHECKS) == "stamp"
     job = FolderJob(

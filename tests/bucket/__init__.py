@@ -1,0 +1,1 @@
+"""Tables in object storage, against a real S3 server."""
