@@ -21,7 +21,7 @@ from memworker.serve.service import Service, State
 
 PROBES = frozenset({"/healthz", "/readyz"})
 # A browser cannot send a bearer token when a page is opened; these tell, and do nothing.
-PAGES = frozenset({"/", "/live"})
+PAGES = frozenset({"/", "/live", "/metrics", "/openapi.json"})
 ROUTES = PROBES | PAGES | {"/v1/embeddings", "/v1/models", "/embed", "/metrics", "/openapi.json"}
 ROUTES |= {"/api/embed", "/api/embeddings", "/api/tags", "/api/version"}
 _HEADERS = [

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from memworker.pool import EmbeddingPool
+from memworker.serve.meanings import meaning
 from memworker.serve.metrics import Metrics
 
 _STEP_S = 1.0
@@ -43,19 +44,22 @@ class WorkerView(msgspec.Struct, frozen=True):
 
 
 class ErrorView(msgspec.Struct, frozen=True):
-    """A refusal or failure; `at` is seconds since 1970."""
+    """Refusals or failures of one kind: the last `at` seconds since 1970; what it means."""
 
     at: float
     route: str
     status: int
     code: str | None
+    count: int
+    says: str
 
 
 class LiveReply(msgspec.Struct, frozen=True):
     """What `GET /live` answers. Rates are a second; `tokens` and `texts` one a second, old first.
 
     `limit_ratio` is the arithmetic done over what this machine's cores can do at
-    most in its precision; null where either is not known.
+    most by the engine and in the precision that run; null where either is not known. The
+    totals are those since the start, and `wants_key` says whether requests must bear a key.
     """
 
     state: str
@@ -74,6 +78,8 @@ class LiveReply(msgspec.Struct, frozen=True):
     workers: list[WorkerView]
     restarts: int
     total_texts: int
+    total_tokens: int
+    wants_key: bool
     total_requests: int
     errors: list[ErrorView]
     texts: list[float]
@@ -86,6 +92,7 @@ class _Sample:
     texts: int
     tokens: int
     requests: int
+    encode_s: float
 
 
 class LiveWindow:
@@ -95,7 +102,7 @@ class LiveWindow:
         self._metrics = metrics
         self._started = time.monotonic()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_LATENCIES)
-        self._errors: deque[ErrorView] = deque(maxlen=_ERRORS)
+        self._errors: dict[tuple[str, int, str | None], ErrorView] = {}
         self._samples: deque[_Sample] = deque(maxlen=_STEPS + 1)
         self._cpu: dict[int, tuple[float, float]] = {}
         self._views: list[WorkerView] = []
@@ -107,14 +114,16 @@ class LiveWindow:
         if route in _EMBEDDING_ROUTES and status == 200:
             self._latencies.append((time.monotonic(), seconds))
         if status >= 400:
-            self._errors.append(ErrorView(time.time(), route, status, code))
+            self._note(route, status, code)
 
     async def watch(self, pool: EmbeddingPool) -> None:
         """Sample the pool's totals once a second, until cancelled."""
         while True:
             work = pool.work
             self._samples.append(
-                _Sample(time.monotonic(), work.texts, work.real_tokens, self.requests)
+                _Sample(
+                    time.monotonic(), work.texts, work.real_tokens, self.requests, work.encode_s
+                )
             )
             await asyncio.sleep(_STEP_S)
 
@@ -129,6 +138,17 @@ class LiveWindow:
             (new.tokens - old.tokens) / seconds,
             (new.requests - old.requests) / seconds,
         )
+
+    def computed_tokens_per_s(self, workers: int) -> float:
+        """Give tokens a second of the time that they took to compute.
+
+        Work counts when it is done: of what ends now some was computed before these seconds.
+        """
+        if len(self._samples) < 2:
+            return 0.0
+        new, old = self._samples[-1], self._samples[max(0, len(self._samples) - 1 - _RATE_STEPS)]
+        seconds = max(new.at - old.at, (new.encode_s - old.encode_s) / max(1, workers))
+        return (new.tokens - old.tokens) / seconds
 
     def series(self) -> tuple[list[float], list[float]]:
         """Give texts a second and tokens a second, a value a step, oldest first."""
@@ -148,8 +168,16 @@ class LiveWindow:
         return Latency(len(seconds), p50, p95, p99)
 
     def errors(self) -> list[ErrorView]:
-        """Give the last refusals, newest first."""
-        return list(reversed(self._errors))
+        """Give the last kinds of refusals, newest first."""
+        return list(reversed(self._errors.values()))
+
+    def _note(self, route: str, status: int, code: str | None) -> None:
+        kind = (route, status, code)
+        before = self._errors.pop(kind, None)
+        count = 1 if before is None else before.count + 1
+        self._errors[kind] = ErrorView(time.time(), route, status, code, count, meaning(*kind[1:]))
+        if len(self._errors) > _ERRORS:
+            del self._errors[next(iter(self._errors))]
 
     @property
     def uptime_s(self) -> float:

@@ -158,8 +158,6 @@ class Service:
         pool, live, work = self._pool, self.live, self._pool.work
         texts_per_s, tokens_per_s, requests_per_s = live.rates()
         texts, tokens = live.series()
-        most = peak_flops.recall(machine.usable_cores(), pool.identity.precision)
-        flops = pool.identity.flops_per_token
         return LiveReply(
             state=self.condition,
             uptime_s=live.uptime_s,
@@ -171,17 +169,31 @@ class Service:
             texts_per_s=texts_per_s,
             tokens_per_s=tokens_per_s,
             requests_per_s=requests_per_s,
-            limit_ratio=tokens_per_s * flops / most if most and flops else None,
+            limit_ratio=self._limit_ratio(pool),
             latency=live.latency(),
             busy_workers=pool.busy_workers,
             workers=live.workers(pool),
             restarts=work.restarts,
             total_texts=work.texts,
+            total_tokens=work.real_tokens,
+            wants_key=self.options.key is not None,
             total_requests=live.requests,
             errors=live.errors(),
             texts=texts,
             tokens=tokens,
         )
+
+    def _limit_ratio(self, pool: EmbeddingPool) -> float | None:
+        """Hold what is computed against the most that engine and precision give here."""
+        cores, made = machine.usable_cores(), pool.identity
+        most = peak_flops.recall(cores, made.precision)
+        if not most or not made.flops_per_token:
+            return None
+        done = self.live.computed_tokens_per_s(pool.workers) * made.flops_per_token
+        if done > most:
+            # Measured on a busy machine, or a slower clock: what was done can be done.
+            peak_flops.beaten(cores, made.precision, done)
+        return min(1.0, done / most)
 
     async def idle(self) -> None:
         """Wait until nothing is being embedded."""
