@@ -44,7 +44,6 @@ class Outcome:
     kills: int = 0
     stops: int = 0
     refused: int = 0
-    restores: int = 0
     rows: int = 0
     twice: int = 0
     lost: int = 0
@@ -129,7 +128,11 @@ def run(
             ended.callback(machine.kill)
             machines.append(machine)
         _disturb(machines, outcome, chance, kills, stops, commits)
-        notes = [json.loads(line) for m in machines for line in (m.folder / "log").open()]
+        notes = [
+            json.loads(line)
+            for m in machines
+            for line in (m.folder / "log").read_text().splitlines()
+        ]
         os.environ["MEMWORKER_STATE"] = str(Path(home, "look"))
         _check(database_place(uri, server.options), notes, rows, outcome)
     outcome.seconds = round(time.monotonic() - began, 1)
