@@ -21,6 +21,7 @@ from memworker.store import places
 from memworker.store.light_import import without_rest_client
 from memworker.store.lock import ensure_writable
 from memworker.store.manifest import versions
+from memworker.store.objects import refusal
 from memworker.values import shown
 
 if TYPE_CHECKING:
@@ -243,6 +244,8 @@ def brief(error: BaseException) -> str:
     if type(error).__name__ == _PANIC:
         return "LanceDB broke off, as it does at a damaged file and where the disk fails"
     text = " ".join(str(error).split())
+    if answered := refusal(text):
+        return answered
     # Nested causes can run to kilobytes.
     return f"{type(error).__name__}: {_RUST_SOURCE.sub('', text)[:400]}"
 

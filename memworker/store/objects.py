@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,9 @@ _LANCE = ("new_table_", "client_", "download_", "lance_", "object_store_")
 _SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # A server that is not there: LanceDB tries for three minutes, which is its own affair.
 _RETRIES = {"max_retries": 8, "retry_timeout": timedelta(seconds=30)}
+# How an error of an object store is shown, in short or with all that is within.
+_STORE = re.compile(r'store: \\?"\w+|Generic (S3|GCS|MicrosoftAzure) error')
+_ANSWER = re.compile(r"<Code>(\w+)</Code>|status(?: code)?: (\d{3})")
 _PROBE = ".memworker/conditional-put"
 
 
@@ -215,6 +219,18 @@ def _no_condition(bucket: Bucket, header: str) -> str:
         " overwrite each other's commits; use one that does, as AWS, Google, Azure, MinIO,"
         " Ceph and SeaweedFS do in their present versions"
     )
+
+
+def refusal(text: str) -> str | None:
+    """Say what a store has answered, out of the words of an error that LanceDB hands on."""
+    if not _STORE.search(text):
+        return None
+    look = "look at the address, the storage options and the rights they give"
+    if found := _ANSWER.search(text):
+        return f"the store answered {found[1] or found[2]}; {look}"
+    if "kind: Connect" in text or "error sending request" in text:
+        return f"the store cannot be reached; {look}"
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -79,8 +79,12 @@ def must_hold_to_conditions(db: Place) -> None:
 
 
 def options_of(db: Place) -> dict[str, str]:
-    """Return LanceDB's storage options."""
-    return dict(db.options) if isinstance(db, Bucket) else {}
+    """Return LanceDB's storage options. Raises UsageError for one that nothing reads."""
+    if not isinstance(db, Bucket):
+        return {}
+    # LanceDB passes over what it does not know.
+    objects.store_of(db)
+    return dict(db.options)
 
 
 def only_in_a_directory(db: Place, doing: str, instead: str) -> Path:

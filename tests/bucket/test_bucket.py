@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memworker import Memory, export_table, ingest, list_runs, reembed, sync_folder, verify_table
-from memworker.errors import StoreUnwritable, TableMismatch, TableNotFound, UsageError
+from memworker.errors import StoreError, StoreUnwritable, TableMismatch, TableNotFound, UsageError
 from memworker.paths import database_place
 from memworker.store import Table, repair_table, table_names
 from tests.bucket.server import SECRET
@@ -155,5 +155,12 @@ def test_options_and_rights_that_do_not_fit_are_told(uri, server, state):
     with pytest.raises(StoreUnwritable, match="look at the address, the storage options") as told:
         Table.create(uri, "t", SPACE, storage_options=wrong)
     assert "wrong-secret" not in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(StoreError, match="the store answered 403; look at the address"):
+        Table.open(uri, "t", storage_options=wrong)
+    with pytest.raises(UsageError, match="aws_reegion"):
+        Table.open(uri, "t", storage_options=server.options | {"aws_reegion": "x"})
+    nowhere = server.options | {"aws_endpoint": "http://127.0.0.1:1"}
+    with pytest.raises(StoreError, match="the store cannot be reached; look at the address"):
+        Table.open(uri, "t", storage_options=nowhere)
     with pytest.raises(TableNotFound, match="tables there: none"):
         Table.open(uri, "t", storage_options=server.options)
