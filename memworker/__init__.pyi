@@ -25,6 +25,8 @@ from .pool import (
     AsyncEmbeddingPool as AsyncEmbeddingPool,
     Auto as Auto,
     EmbeddingPool as EmbeddingPool,
+    Ranked as Ranked,
+    Reranker as Reranker,
     compare_precision as compare_precision,
     tune as tune,
 )

@@ -253,6 +253,7 @@ def test_public_names_are_pinned():
         *("SyncReport", "export_table", "plan_ingest", "sync_folder"),
         *("Stop", "embed_to_file", "list_runs", "reembed", "tune", "compare_precision"),
         "examine_machine",
+        *("Ranked", "Reranker"),
         *("list_models", "pull_model", "verify_model"),
     }
     for name in memworker.__all__:

@@ -11,8 +11,8 @@ from memworker.cli.options import INPUT, MODEL, OUTPUT, TEXT, WRITING
 
 SCOPE, SERVER = "Whose", "Server"
 _GROUPS = {
-    INPUT: "group context recency_half_life where limit threshold mode include exclude check watch"
-    " jsonl offset",
+    INPUT: "group context recency_half_life rerank where limit threshold mode include exclude check"
+    " watch jsonl offset",
     TEXT: "text_field metadata expires_at name",
     MODEL: "model precision served_model_name truncate workers",
     WRITING: "table db distance on_conflict on_duplicate rejects durable wait discard delete"

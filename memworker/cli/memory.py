@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -106,18 +107,27 @@ def search(
     mode: Annotated[str, typer.Option(help="vector (by meaning), text or hybrid.")] = "vector",
     context: options.Context = 0,
     recency_half_life: options.RecencyHalfLife = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Have a cross-encoder order the best 50: its folder, or its name on the hub.",
+            show_default=False,
+        ),
+    ] = None,
     table: TableName = DEFAULT_TABLE,
     storage_option: options.StorageOption = None,
     model: Model = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the memories that answer a question best."""
-    from memworker import Memory
+    from memworker import Memory, Reranker
 
     filters = filters_of(user_id, agent_id, run_id, where)
-    with Memory.open(
-        options.database(db, storage_option), table=table, model=model, workers=1
-    ) as memory:
+    with ExitStack() as opened:
+        reranker = opened.enter_context(Reranker(rerank, workers=1)) if rerank else None
+        at = options.database(db, storage_option)
+        memory = opened.enter_context(Memory.open(at, table=table, model=model, workers=1))
         found = memory.search(
             query,
             filters=filters,
@@ -126,6 +136,7 @@ def search(
             mode=mode,  # type: ignore[arg-type]
             context=context,
             recency_half_life=recency_half_life,
+            rerank=reranker,
         )
     if as_json:
         print_json({"query": query, "table": table, **found})

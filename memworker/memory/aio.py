@@ -33,6 +33,7 @@ from memworker.pool import (
     Background,
     EmbeddingPool,
     PrecisionGiven,
+    Reranker,
 )
 
 T = TypeVar("T")
@@ -137,11 +138,12 @@ class AsyncMemory:
         group: bool = False,
         context: int = 0,
         recency_half_life: timedelta | float | None = None,
+        rerank: Reranker | None = None,
     ) -> Results:
         """Find memories, best first, as `Memory.search`."""
         core = await self._core()
         asked = Asked(
-            query, filters, limit, threshold, mode, group, context, recency_half_life
+            query, filters, limit, threshold, mode, group, context, recency_half_life, rerank
         ).checked()
         vector = None
         if mode != "text":
@@ -149,7 +151,13 @@ class AsyncMemory:
             vector = reads.query_vector(await self._pool(core).embed_rows([query], kind="query"))
             # It may have been closed meanwhile, and the readers with it.
             core.guard()
-        return await self._read(lambda: reads.search(core.table, vector, asked))
+        found = await self._read(lambda: reads.search(core.table, vector, asked.found_first))
+        if rerank is None or not found["results"]:
+            return found
+        scored = await AsyncEmbeddingPool(pool=rerank.pool).embed_rows(
+            reads.to_rerank(asked, found)
+        )
+        return reads.reranked(found, scored, asked)
 
     async def get(self, memory_id: str) -> Record | None:
         """Return one memory, or None when there is none of this id."""

@@ -21,7 +21,14 @@ from memworker.memory.reads import Asked, Mode
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import DatabaseGiven, database_place
-from memworker.pool import DEFAULT_MODEL, Embedded, EmbeddingPool, PrecisionGiven, TextKind
+from memworker.pool import (
+    DEFAULT_MODEL,
+    Embedded,
+    EmbeddingPool,
+    PrecisionGiven,
+    Reranker,
+    TextKind,
+)
 
 Results = dict[str, list[Record]]
 
@@ -152,6 +159,7 @@ class Memory:
         group: bool = False,
         context: int = 0,
         recency_half_life: timedelta | float | None = None,
+        rerank: Reranker | None = None,
     ) -> Results:
         """Find memories; returns ``{"results": [{id, memory, score, …}]}``, best first.
 
@@ -161,15 +169,20 @@ class Memory:
         chunks (see `ingest`) `group` gives each text once, by its best chunk. `context` gives
         each the memories `before` and `after` it, that many of the same scope by time, which
         in mode ``hybrid`` count for its score too. `recency_half_life`, a timedelta or days,
-        prefers what is recent a little. Raises
+        prefers what is recent a little. `rerank` has a Reranker score the best 50, or `limit`
+        if that is more; its scores, 0 to 1, order them, and are what `threshold` is for. Raises
         ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
         asked = Asked(
-            query, filters, limit, threshold, mode, group, context, recency_half_life
+            query, filters, limit, threshold, mode, group, context, recency_half_life, rerank
         ).checked()
         vector = None if mode == "text" else reads.query_vector(self._embed([query], "query"))
-        return reads.search(self._core.table, vector, asked)
+        found = reads.search(self._core.table, vector, asked.found_first)
+        if rerank is None or not found["results"]:
+            return found
+        scored = rerank.pool.embed_rows(reads.to_rerank(asked, found))
+        return reads.reranked(found, scored, asked)
 
     def get(self, memory_id: str) -> Record | None:
         """Return one memory, or None when there is none of this id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,12 +16,14 @@ from memworker.memory import history, rows
 from memworker.memory.rows import NARROW, Vector
 from memworker.memory.scope import scoped
 from memworker.memory.shapes import Record, hit_record, record, results
-from memworker.pool import Embedded
+from memworker.pool import Embedded, Reranker, paired, sigmoid
 from memworker.store import MAX_LIMIT, Snapshot, Table, check_search
 
 Mode = Literal["vector", "text", "hybrid"]
 # Up to here the newest are found by their times first and then read by id.
 _BY_ID = 1000
+# What a reranker is given at least: the best that the search itself has.
+_RERANKED = 50
 _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
@@ -37,6 +39,7 @@ class Asked:
     group: bool
     context: int
     recency_half_life: timedelta | float | None
+    rerank: Reranker | None = None
 
     def checked(self) -> Asked:
         """Return itself. Raises UsageError or ScopeMissing for a search that cannot be."""
@@ -48,9 +51,18 @@ class Asked:
                 f"threshold must be a finite number or None, not {values.shown(self.threshold)}"
             )
         _checked_limit(self.limit)
+        if self.rerank is not None and not isinstance(self.rerank, Reranker):
+            raise UsageError(f"rerank is an open Reranker, not {values.shown(self.rerank)}")
         check_search(self.context, self.recency_half_life, self.group)
         scoped(self.filters)
         return self
+
+    @property
+    def found_first(self) -> Asked:
+        """What is searched for before a reranker has its say: more, whatever their scores."""
+        if self.rerank is None:
+            return self
+        return replace(self, limit=max(self.limit, _RERANKED), threshold=None)
 
 
 def get(table: Table, memory_id: str) -> Record | None:
@@ -116,6 +128,24 @@ def search(table: Table, vector: Vector | None, asked: Asked) -> dict[str, Any]:
         if least is None or hit.score >= least
     ]
     return results(kept, "" if hits else table.note_on(asked.filters))
+
+
+def reranked(found: dict[str, Any], embedded: Embedded, asked: Asked) -> dict[str, Any]:
+    """Return what was found in the order of a reranker's scores, which become theirs."""
+    embedded.raise_first()
+    scores = sigmoid(embedded.vectors[:, 0]).tolist()
+    told = [
+        record | {"score": score} for record, score in zip(found["results"], scores, strict=True)
+    ]
+    least = asked.threshold
+    told = [record for record in told if least is None or record["score"] >= least]
+    told.sort(key=lambda record: -record["score"])
+    return found | {"results": told[: asked.limit]}
+
+
+def to_rerank(asked: Asked, found: Mapping[str, Any]) -> list[str]:
+    """Return the pairs that a reranker is to score."""
+    return paired(asked.query, [record["memory"] for record in found["results"]])
 
 
 def query_vector(embedded: Embedded) -> Vector:

@@ -13,6 +13,7 @@ from .ready import (
     obstacles as obstacles,
     pull_model as pull_model,
     ready_model as ready_model,
+    ready_reranker as ready_reranker,
     verify_model as verify_model,
 )
 from .spec import (

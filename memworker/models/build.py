@@ -18,6 +18,7 @@ from memworker import interpreters
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, ModelCache
 from memworker.models.calibration import calibration_facts
+from memworker.models.cross_encoder import as_pairs
 from memworker.models.family import Family, family_of, read_config
 from memworker.models.head import Head, head_facts, read_head, weight_files
 from memworker.models.onnx_file import WEIGHTS_FILE
@@ -68,7 +69,7 @@ def _family(entry: ModelEntry, folder: Path) -> Family:
     config, spec = read_config(folder), entry.spec
     family = family_of(config)
     family.check(config)
-    there, wanted = family.dim(config), spec.dense[0].inputs if spec.dense else spec.dim
+    there, wanted = family.dim(config), spec.width
     positions = family.position_limit(config)
     if there != wanted or 0 < positions < spec.max_tokens:
         raise ModelCorrupt(
@@ -214,6 +215,8 @@ def _write_graph(entry: ModelEntry, folder: Path, precision: Precision, path: Pa
     spec, config = entry.spec, read_config(folder)
     family, head = family_of(config), read_head(spec, folder)
     read = family.read(folder / entry.weights, config)
+    if spec.pair_width:
+        read, head = as_pairs(read, folder / entry.weights, config)
     if precision is Precision.FP32:
         family.write_fp32(read, head, path)
         return

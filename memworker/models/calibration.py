@@ -30,6 +30,7 @@ def calibration_ids(spec: ModelSpec, tokenizer: Path) -> list[list[int]]:
         "limit": min(spec.max_tokens, _MOST_TOKENS),
         "special": spec.add_special_tokens,
         "lowercase": spec.lowercase,
+        "pairs": bool(spec.pair_width),
     }
     # In a process of its own: this one neither tokenises nor starts tokenizers' threads.
     command = interpreters.command(_TOKENISE, str(tokenizer))
@@ -110,6 +111,7 @@ tokenizer = Tokenizer.from_file(sys.argv[1])
 tokenizer.no_padding()
 tokenizer.enable_truncation(job["limit"])
 texts = [text.lower() for text in job["texts"]] if job["lowercase"] else job["texts"]
+texts = list(zip(texts, texts[1:])) if job["pairs"] else texts
 encoded = tokenizer.encode_batch(texts, add_special_tokens=job["special"])
 print(json.dumps([e.ids for e in encoded]))
 """

@@ -82,7 +82,17 @@ def embed(bert: BertWeights, ids: list[list[int]]) -> Floats:
 
     words = word_rows(bert.words, ids)
     places = bert.positions[np.concatenate([np.arange(len(tokens)) for tokens in ids])]
-    return normalise(bert.norm, bert.shape.norm_eps, words + places + bert.token_types[0])
+    types = _types(ids) if bert.typed else 0
+    return normalise(bert.norm, bert.shape.norm_eps, words + places + bert.token_types[types])
+
+
+def _types(ids: list[list[int]]) -> NDArray[np.int64]:
+    """Say which tokens are of a pair's second text: those behind the first one's end."""
+    import numpy as np
+
+    ends = [tokens.index(tokens[-1]) for tokens in ids]
+    pairs = zip(ids, ends, strict=True)
+    return np.concatenate([np.arange(len(tokens)) > end for tokens, end in pairs]).astype(np.int64)
 
 
 def run_layer(

@@ -52,7 +52,7 @@ def build_bert(bert: BertWeights, head: Head, path: Path) -> None:
         hidden = _layer(graph, f"layer{number}", layer, bert.shape, norm, hidden, first_only)
     parts.finish(graph, parts.pool(graph, head.pooling, hidden), head)
     width = head.width(bert.shape.hidden)
-    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
+    graph.save(path, parts.encoder_inputs(typed=bert.typed), parts.encoder_outputs(width))
 
 
 def _entry(added: Linear) -> Entry:

@@ -53,7 +53,7 @@ def build_bert_int8(bert: BertWeights, layers: Iterable[Int8Layer], head: Head, 
         hidden = _layer(graph, f"layer{number}", small[number], shape, norms, hidden, first_only)
     parts.finish(graph, parts.pool(graph, head.pooling, hidden), head)
     width = head.width(shape.hidden)
-    graph.save(path, parts.encoder_inputs(), parts.encoder_outputs(width))
+    graph.save(path, parts.encoder_inputs(typed=bert.typed), parts.encoder_outputs(width))
 
 
 def _layer(

@@ -58,7 +58,8 @@ def read_layers(dense: Iterable[Dense], folder: Path) -> tuple[Layer, ...]:
 def head_facts(spec: ModelSpec) -> list[str]:
     """Say what of the head is decided, for a fingerprint; weights have their hashes."""
     layers = [f"{d.folder} {d.inputs} {d.outputs} {d.bias} {d.activation}" for d in spec.dense]
-    return [spec.pooling, str(spec.normalize), *layers]
+    pairs = ["pairs"] if spec.pair_width else []
+    return [spec.pooling, str(spec.normalize), *layers, *pairs]
 
 
 def weight_files(dense: Iterable[Dense]) -> list[str]:

@@ -25,11 +25,18 @@ def embeddings(graph: GraphWriter, bert: BertWeights, norm: Norm) -> str:
     """Add the normalised sums of word, position and type rows, float32[tokens * n, hidden]."""
     ids = graph.op("Transpose", "input_ids", name="ids", perm=[1, 0])
     words = graph.op("Gather", graph.weight("words", bert.words), ids, name="word_rows")
-    # Every token is of type 0: its row rides on the position table.
-    table = graph.weight("positions", (bert.positions + bert.token_types[0])[:, None, :])
+    # Where every token is of type 0, its row rides on the position table.
+    rides = 0 if bert.typed else bert.token_types[0]
+    table = graph.weight("positions", (bert.positions + rides)[:, None, :])
     many = graph.op("Shape", ids, name="tokens", start=0, end=1)
     rows = graph.op("Slice", table, ints(graph, 0), many, ints(graph, 0), name="position_rows")
     total = graph.op("Add", words, rows, name="embedded")
+    if bert.typed:
+        kinds = graph.op("Transpose", "token_type_ids", name="types", perm=[1, 0])
+        typed = graph.op(
+            "Gather", graph.weight("token_types", bert.token_types), kinds, name="typed"
+        )
+        total = graph.op("Add", total, typed, name="embedded_typed")
     flat = graph.op("Reshape", total, ints(graph, -1, bert.shape.hidden), name="embedded_flat")
     return layer_norm(graph, "embedding_norm", norm, bert.shape, flat)
 
@@ -240,10 +247,11 @@ def activate(graph: GraphWriter, at: str, kind: Activation, rows: str) -> str:
     return graph.op(kinds[kind], rows, name=f"{at}.active")
 
 
-def encoder_inputs() -> list[Any]:
-    """Describe ``input_ids`` and ``attention_mask``, int64[n, tokens]."""
+def encoder_inputs(*, typed: bool = False) -> list[Any]:
+    """Describe ``input_ids``, ``attention_mask`` and if `typed` the types, int64[n, tokens]."""
     ids: list[str | int] = ["n", "tokens"]
-    return [tensor_info(name, "int64", ids) for name in ("input_ids", "attention_mask")]
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if typed else []))
+    return [tensor_info(name, "int64", ids) for name in names]
 
 
 def encoder_outputs(dim: int) -> list[Any]:

@@ -22,6 +22,7 @@ from memworker.models.build import (
     digest_of,
 )
 from memworker.models.cache import ModelCache
+from memworker.models.cross_encoder import as_cross_encoder
 from memworker.models.directory import token_limits
 from memworker.models.family import family_of, read_config
 from memworker.models.head import head_facts, weight_files
@@ -70,13 +71,44 @@ def ready_model(
     cache.clear()
     entry = _entry(name, cache, offline)
     _refuse_unsupported(entry)
+    return _made_ready(entry, cache, precision, max_tokens, offline).cut_to(dim)
+
+
+def ready_reranker(
+    name: PathGiven,
+    *,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+    cache_dir: PathGiven | None = None,
+    offline: bool = False,
+) -> ReadyModel:
+    """Do what `ready_model` does for a cross-encoder: a folder, or a repository of the hub.
+
+    Of safetensors there are "fp32" and "int8"; an ONNX file runs as it is. Raises
+    UnknownModel, ModelUnavailable, ModelCorrupt, ModelUnsupported and UsageError.
+    """
+    cache = ModelCache.locate(cache_dir)
+    cache.clear()
+    entry = as_cross_encoder(_entry(name, cache, offline))
+    has = ("fp32",) if entry.weights.endswith(".onnx") else ("fp32", "int8")
+    if precision not in has:
+        raise UsageError(
+            f"the reranker {entry.spec.name} has no precision {precision!r}; it has"
+            f" {' and '.join(has)}"
+        )
+    return _made_ready(entry, cache, precision, max_tokens, offline)
+
+
+def _made_ready(
+    entry: ModelEntry, cache: ModelCache, precision: str, max_tokens: int | None, offline: bool
+) -> ReadyModel:
     chosen = _precision(entry, precision)
     if chosen is Precision.BF16:
         bf16.refuse_without()
     folder = sources.fetch(entry, cache, offline=offline)
     hashes = sources.verified_hashes(entry, folder, cache)
     if entry.weights.endswith(".onnx"):
-        return _foreign(entry, folder, hashes, cache, max_tokens, chosen).cut_to(dim)
+        return _foreign(entry, folder, hashes, cache, max_tokens, chosen)
     graph, recipe = built_graph(entry, folder, hashes, cache, chosen)
     limit = token_limit(entry.spec, max_tokens)
     # The tokenizer beside a static graph gives the same ids in less time.
@@ -94,7 +126,7 @@ def ready_model(
         needs_l2=outside and entry.spec.normalize,
         flops_per_token=0.0 if entry.spec.static else _flops_per_token(folder),
         home=folder if outside else None,
-    ).cut_to(dim)
+    )
 
 
 def _flops_per_token(folder: Path) -> float:

@@ -64,6 +64,7 @@ class ModelSpec:
     again. `dense` are the layers behind pooling. A `lowercase` model
     is given texts in lower case, whatever its tokenizer does. Where only the first `dim`
     numbers of a vector are wanted, `cut_from` is how many the model gives.
+    A cross-encoder reads pairs of texts: of rows of `pair_width` it makes one number (0: no such).
     What its folder says besides: by what vectors are to be compared, and the names of its prompts.
     """
 
@@ -85,10 +86,13 @@ class ModelSpec:
     cut_from: int = 0
     similarity: str = ""
     prompts: tuple[str, ...] = ()
+    pair_width: int = 0
 
     @property
     def width(self) -> int:
-        """How many numbers a token's row has, whatever dense layers and a cut make of it."""
+        """How many numbers a token's row has, whatever is made of it behind the encoder."""
+        if self.pair_width:
+            return self.pair_width
         return self.dense[0].inputs if self.dense else self.cut_from or self.dim
 
 

@@ -58,7 +58,8 @@ class BertWeights:
     `positions` begins at a text's first token, and `token_types` is one row of zeros where
     the model has none. `relative`, ``[heads, 2 * positions - 1]``, is what a relative model adds
     in every layer to the score of a key that stands so far behind its query: the middle
-    column is for the query's own place, those before it for keys before it.
+    column is for the query's own place, those before it for keys before it. A `typed` encoder
+    is told each token's type; to others all are of type 0.
     """
 
     shape: BertShape
@@ -68,3 +69,4 @@ class BertWeights:
     norm: Norm
     layers: tuple[BertLayer, ...]
     relative: Matrix | None = None
+    typed: bool = False

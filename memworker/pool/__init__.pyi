@@ -32,6 +32,12 @@ from .pool import (
     TextKind as TextKind,
 )
 from .requests import Embedded as Embedded, Floats as Floats, unstorable as unstorable
+from .reranker import (
+    Ranked as Ranked,
+    Reranker as Reranker,
+    paired as paired,
+    sigmoid as sigmoid,
+)
 from .rows import TokenRows as TokenRows
 from .tokenize import (
     TokenCounter as TokenCounter,

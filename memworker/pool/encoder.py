@@ -99,7 +99,10 @@ class OnnxEncoder(TokenEncoder):
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name
 
-    def pooled(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
+    def feeds(
+        self, ids: Sequence[TokenIds], shape: tuple[int, int]
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Give a micro-batch as the session may want it, int64[n, tokens] each."""
         input_ids = np.zeros(shape, np.int64)
         mask = np.zeros(shape, np.int64)
         for row, tokens in enumerate(ids):
@@ -108,8 +111,13 @@ class OnnxEncoder(TokenEncoder):
         feeds = {"input_ids": input_ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(input_ids)
-        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        (output,) = self._session.run([self._output], feeds)
+        return feeds
+
+    def pooled(self, ids: Sequence[TokenIds], shape: tuple[int, int]) -> Floats:
+        feeds = self.feeds(ids, shape)
+        wanted = {name: value for name, value in feeds.items() if name in self._inputs}
+        (output,) = self._session.run([self._output], wanted)
+        mask = feeds["attention_mask"]
         pooled = output if self._model.pooled else pool_rows(output, mask, self._spec.pooling)
         return np.asarray(pooled, np.float32)
 

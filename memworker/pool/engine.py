@@ -20,6 +20,7 @@ from memworker.pool.budget import Footprint, worker_bytes
 from memworker.pool.echo import EchoLoader
 from memworker.pool.encoder import OnnxLoader
 from memworker.pool.openvino_encoder import OpenVinoLoader
+from memworker.pool.pairs import PairLoader
 from memworker.pool.tokenize import Tokenization
 from memworker.pool.worker import Loader
 from memworker.values import shown, whole
@@ -154,6 +155,8 @@ def _whole(engine: Engine, dim: int | None) -> Engine:
 def _of_model(model: ReadyModel) -> Engine:
     if model.precision is Precision.BF16:
         return OpenVinoEngine(model)
+    if model.spec.pair_width:
+        return PairEngine(model)
     return StaticEngine(model) if model.spec.static else OnnxEngine(model)
 
 
@@ -245,6 +248,15 @@ def _lengths() -> Iterator[int]:
     yield from range(32, 128, 8)
     for octave in count(7):
         yield from range(1 << octave, 2 << octave, (1 << octave) // 8)
+
+
+class PairEngine(OnnxEngine):
+    """A cross-encoder in ONNX Runtime: one number a pair of texts."""
+
+    __slots__ = ()
+
+    def loader(self, costs: plan.Costs) -> Loader:
+        return PairLoader(self.model, costs)
 
 
 class StaticEngine(OnnxEngine):

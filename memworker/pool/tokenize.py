@@ -77,6 +77,29 @@ class Tokenizer:
         return (full[: found[0]], full[found[1] :]) if found else ([], [])
 
 
+class PairTokenizer:
+    """The same of pairs of texts: each token's id is packed with its type, as ``2 * id + type``.
+
+    Of a pair that is too long, tokens are taken from the longer text.
+    """
+
+    def __init__(self, path: Path, max_tokens: int, *, lowercase: bool = False) -> None:
+        self._tokenizer = _opened(path, lowercase=lowercase)
+        self._tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+
+    def __call__(
+        self, pairs: list[tuple[str, str]]
+    ) -> tuple[Sequence[TokenIds], npt.NDArray[np.bool_]]:
+        """Give packed tokens a pair, and bool[n]: which pairs were truncated."""
+        encodings = self._tokenizer.encode_batch(pairs)
+        packed = [
+            2 * np.array(each.ids, np.int32) + np.array(each.type_ids, np.int32)
+            for each in encodings
+        ]
+        truncated = np.fromiter((bool(each.overflowing) for each in encodings), np.bool_)
+        return packed, truncated
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenization:
     """How a model makes tokens of a passage; `prefix` stands before each."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from memworker import Memory, Table
+from memworker import Memory, Reranker, Table
 from memworker.cli.memory import app
 from memworker.errors import (
     FilterError,
@@ -26,6 +26,7 @@ from memworker.errors import (
 )
 from tests import PATIENCE_S
 from tests.memory.helpers import Picky
+from tests.models.tiny import make_cross_encoder
 
 COMMAND = [str(Path(sys.executable).with_name("memworker")), "memory"]
 ALICE = ("--user-id", "alice")
@@ -344,3 +345,26 @@ def test_an_add_whose_output_nobody_reads_says_how_far_it_came(db):
     assert done.returncode == 1
     assert "all up to line 512 is stored" in done.stderr
     assert Table.open(db, "memories").count() == 512
+
+
+def test_search_shows_what_stands_beside_a_hit(db):
+    run("add", db, "one", "two", "three", *ALICE, *ECHO)
+    asked = ("search", db, "two", *ALICE, "--mode", "text", "--context", 1)
+    (found,) = run_json(*asked)["results"]
+    sides = [[one["memory"] for one in found[side]] for side in ("before", "after")]
+    assert sides == [["one"], ["three"]]
+    shown, _ = run(*asked, "--recency-half-life", 30)
+    assert [shown.index(word) for word in ("one", "two", "three")] == sorted(
+        shown.index(word) for word in ("one", "two", "three")
+    )
+    with pytest.raises(UsageError, match="recency_half_life"):
+        run(*asked, "--recency-half-life", 0)
+
+
+def test_search_has_a_cross_encoder_order_what_it_finds(db, tmp_path):
+    folder = make_cross_encoder(tmp_path / "cross")
+    run("add", db, "w1 w2", "w1 w9 w9", "w1", *ALICE, *ECHO)
+    found = run_json("search", db, "w1", *ALICE, "--mode", "text", "--rerank", folder)["results"]
+    with Reranker(folder, workers=1) as reranker:
+        ranked = reranker.rerank("w1", ["w1 w2", "w1 w9 w9", "w1"])
+    assert [one["score"] for one in found] == pytest.approx([one.score for one in ranked])

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(59))]
 
@@ -99,14 +100,48 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def numpy_bert(folder: Path, ids: list[int]) -> np.ndarray:
+def make_cross_encoder(folder: Path, *, sizes: Sizes = Sizes(), seed: int = 7) -> Path:
+    """Write a random BertForSequenceClassification of one label into `folder`."""
+    make_bert(folder, sizes=sizes, prefix="bert.", seed=seed)
+    write_config(
+        folder, sizes, architectures=["BertForSequenceClassification"], id2label={"0": "LABEL_0"}
+    )
+    random, hidden = np.random.default_rng(seed), sizes.hidden
+    shapes = {"bert.pooler.dense": (hidden, hidden), "classifier": (1, hidden)}
+    tensors = load_file(folder / "model.safetensors")
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = random.standard_normal(shape).astype(np.float32) * 0.3
+        tensors[f"{name}.bias"] = random.standard_normal(shape[:1]).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def numpy_logit(folder: Path, first: list[int], second: list[int]) -> float:
+    """Return what a cross-encoder gives a pair of bare token ids, in double precision."""
+    ids = [2, *first, 3, *second, 3]
+    types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    raw = load_file(folder / "model.safetensors")
+    w = {k: v.astype(np.float64) for k, v in raw.items()}
+    row = numpy_bert(folder, ids, types)[0]
+    pooled = np.tanh(_linear(w, "bert.pooler.dense", row))
+    return float(_linear(w, "classifier", pooled)[0])
+
+
+def numpy_bert(folder: Path, ids: list[int], types: list[int] | int = 0) -> np.ndarray:
     """Return the last hidden state of one unpadded text, float64[tokens, hidden]."""
     config = json.loads((folder / "config.json").read_text())
     raw = load_file(folder / "model.safetensors")
     w = {k.removeprefix("bert."): v.astype(np.float64) for k, v in raw.items()}
     x = w["embeddings.word_embeddings.weight"][ids]
     x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
-    x = x + w["embeddings.token_type_embeddings.weight"][0]
+    x = x + w["embeddings.token_type_embeddings.weight"][types]
     x = _norm(w, "embeddings.LayerNorm", x, config)
     for i in range(config["num_hidden_layers"]):
         x = _numpy_layer(w, f"encoder.layer.{i}", x, config)
