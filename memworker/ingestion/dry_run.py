@@ -303,8 +303,11 @@ def _steady_s(first: Rehearsed, last: Rehearsed, workers: int) -> float:
         for stage in ("read", "tokenize", "encode", "write")
     }
     embedding = (spent["tokenize"] + spent["encode"]) / max(1, workers)
-    shared = sum(spent.values()) / machine.usable_cores()
-    return max(spent["read"], spent["write"], embedding, shared)
+    cutting = max(0.0, last.cut_s - first.cut_s) / more
+    # Of processor time: by the clock, each would count what it waited while the others had the
+    # cores, too.
+    shared = max(0.0, last.cpu_s - first.cpu_s) / more / machine.usable_cores()
+    return max(spent["read"], spent["write"], embedding, cutting, shared)
 
 
 def _tokens(
