@@ -19,7 +19,8 @@ _GROUPS = {
     " delete_excluded allow_empty max_delete",
     OUTPUT: "dry_run quiet as_json",
     SCOPE: "user_id agent_id run_id",
-    SERVER: "http host port api_key_file allowed_host max_body drain",
+    SERVER: "http host port uds api_key_file allowed_host cors_origin accept_token_ids max_body"
+    " max_wait max_pending_tokens compress drain log_level access_log",
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.split()}
 # With no more options than this one list is easier to read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ from memworker.paths import used_path
 
 if TYPE_CHECKING:
     from memworker.serve import Service
+
+# Every option can be given by a variable too: MEMWORKER_PORT for --port.
+CONTEXT = {"auto_envvar_prefix": "MEMWORKER"}
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 def serve(
@@ -43,6 +48,38 @@ def serve(
         list[str] | None,
         typer.Option(help="A name that clients reach the server by; repeatable."),
     ] = None,
+    accept_token_ids: Annotated[
+        bool,
+        typer.Option(
+            "--accept-token-ids", help="Take token ids, which must be of the model's own tokenizer."
+        ),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="An origin whose pages may ask, as http://localhost:3000; repeatable."),
+    ] = None,
+    uds: Annotated[
+        Path | None, typer.Option(help="Listen on a socket of this path, and on no address.")
+    ] = None,
+    max_wait: Annotated[
+        float,
+        typer.Option(help="Seconds that a request may wait for its turn; 0: refuse at once."),
+    ] = 300.0,
+    max_pending_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens taken at once; beyond them requests wait. Default: some windows."
+        ),
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(help="What is logged to stderr: critical, error, warning, info, debug.")
+    ] = "warning",
+    access_log: Annotated[
+        Path | None, typer.Option(help="A file for a line a request; - for stderr.")
+    ] = None,
+    compress: Annotated[
+        bool, typer.Option(help="Pack replies by gzip for clients that take them so.")
+    ] = True,
     max_body: Annotated[str, typer.Option(help="The largest body that is taken.")] = "8MB",
     drain: Annotated[
         float, typer.Option(help="Seconds that a stop waits for what is in flight.")
@@ -50,7 +87,9 @@ def serve(
 ) -> None:
     """Serve embeddings over HTTP, as OpenAI's and text-embeddings-inference's interfaces do.
 
-    The first Ctrl-C or SIGTERM answers what is in flight; a second one stops at once.
+    The first Ctrl-C or SIGTERM answers what is in flight; a second one stops at once. SIGHUP
+    reads the key's file and opens the access log again. Each option can be given by an
+    environment variable too, as MEMWORKER_PORT for --port.
     """
     _need_extra()
     from memworker.pool import EmbeddingPool
@@ -66,7 +105,15 @@ def serve(
         truncate=truncate,
         max_body_bytes=_max_body(max_body),
         drain_s=drain,
+        max_wait_s=max_wait,
+        accept_token_ids=accept_token_ids,
+        uds=uds,
+        cors_origins=tuple(cors_origin or ()),
+        access_log=access_log,
+        compress=compress,
+        key_file=api_key_file,
     )
+    _set_level(log_level)
 
     tier = options.precision_of(precision, min_cosine)
 
@@ -78,14 +125,28 @@ def serve(
             memory=memory,
             max_tokens=max_tokens,
             dim=dim,
+            max_pending_tokens=max_pending_tokens,
         )
 
     # A directory's path is shown to no client.
     names = () if used_path(model, "a model").is_dir() else (model,)
-    number = server.run(told, make_pool, on_ready=_say_ready, names=names)
+    code = server.run(told, make_pool, on_ready=_say_ready, names=names)
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()
-    os._exit(128 + number)
+    os._exit(code)
+
+
+def _set_level(name: str) -> None:
+    if name.lower() not in LOG_LEVELS:
+        raise UsageError(f"--log-level must be one of {', '.join(LOG_LEVELS)}, not {name!r}")
+    level = name.upper()
+    logging.basicConfig(level=level, format="memworker: %(message)s", stream=sys.stderr)
+    # Those that the command line has given a voice of their own.
+    for each in list(logging.root.manager.loggerDict):
+        if each.partition(".")[0] == "memworker":
+            logger = logging.getLogger(each)
+            logger.propagate = not logger.handlers
+            logger.setLevel(max(logger.level, logging.getLevelName(level)))
 
 
 def _max_body(amount: str) -> int:

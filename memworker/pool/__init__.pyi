@@ -39,6 +39,7 @@ from .reranker import (
     sigmoid as sigmoid,
 )
 from .rows import TokenRows as TokenRows
+from .scheduler import QueueEntry as QueueEntry
 from .tokenize import (
     TokenCounter as TokenCounter,
     Tokenization as Tokenization,

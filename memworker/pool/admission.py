@@ -34,6 +34,7 @@ class Admission:
         self.limit = limit
         self._pending = 0
         self._line: deque[Ticket] = deque()
+        self._line_cost = 0
         self._closed: PoolError | None = None
         self._mutex = threading.Lock()
 
@@ -41,6 +42,11 @@ class Admission:
     def pending(self) -> int:
         """Estimated tokens admitted and not yet done."""
         return self._pending
+
+    @property
+    def backlog(self) -> int:
+        """Estimated tokens admitted and not yet done, and of those who stand in line."""
+        return self._pending + self._line_cost
 
     @property
     def waiting(self) -> int:
@@ -57,6 +63,7 @@ class Admission:
                 return None
             ticket = Ticket(cost)
             self._line.append(ticket)
+            self._line_cost += cost
             return ticket
 
     def force(self, cost: int) -> None:
@@ -74,6 +81,9 @@ class Admission:
         """Leave the line, or, where the turn came meanwhile, what was admitted."""
         if ticket.turn.cancel():
             with self._mutex:
+                if ticket in self._line:
+                    self._line.remove(ticket)
+                    self._line_cost -= ticket.cost
                 self._let_in()
         elif ticket.turn.exception() is None:
             self.leave(ticket.cost)
@@ -83,13 +93,16 @@ class Admission:
         with self._mutex:
             self._closed = error
             refused, self._line = self._line, deque()
+            self._line_cost = 0
         for ticket in refused:
             if ticket.turn.set_running_or_notify_cancel():
                 ticket.turn.set_exception(again(error))
 
     def _let_in(self) -> None:
         while self._line and (self._line[0].turn.cancelled() or self._fits(self._line[0].cost)):
-            self._admit(self._line.popleft())
+            ticket = self._line.popleft()
+            self._line_cost -= ticket.cost
+            self._admit(ticket)
 
     def _fits(self, cost: int) -> bool:
         return not self._pending or self._pending + cost <= self.limit

@@ -107,9 +107,9 @@ class AsyncEmbeddingPool:
     async def _submit(self, texts: Sequence[str] | pa.Array, kind: TextKind) -> Future[Embedded]:
         pool = await self.pool()
         if isinstance(texts, Sized) and len(texts) > _ROWS_ON_THE_LOOP:
-            entry = await asyncio.to_thread(pool._entry, texts, kind)
+            entry = await asyncio.to_thread(pool.queue_entry, texts, kind=kind)
         else:
-            entry = pool._entry(texts, kind)
+            entry = pool.queue_entry(texts, kind=kind)
         # Here on the loop: a thread's answer would be lost if this is cancelled meanwhile.
         ticket = entry.enter()
         if ticket is not None:

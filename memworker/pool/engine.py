@@ -61,6 +61,7 @@ class Identity:
     matryoshka: bool = False
     cut_from: int = 0
     tokenization: Tokenization | None = None
+    pooling: str = "mean"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -186,6 +187,7 @@ class OnnxEngine:
                 model.spec.lowercase,
                 model.spec.passage_prefix,
             ),
+            pooling=str(model.spec.pooling),
         )
 
     @property

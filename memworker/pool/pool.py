@@ -186,9 +186,7 @@ class EmbeddingPool:
         prefix. A row with an id that is not in the vocabulary fails alone; UsageError
         for what is no token id at all.
         """
-        self._refuse_forked()
-        request = Request(token_rows(rows), self.dim, Form.TOKENS)
-        self._refuse_large(request)
+        request = self._token_request(rows)
         (self._scheduler or self._running()).submit(request, wait_s)
         return request.future
 
@@ -280,9 +278,13 @@ class EmbeddingPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _entry(self, texts: TextsGiven, kind: TextKind) -> QueueEntry:
-        """Plan a request of `AsyncEmbeddingPool`'s, which waits for its turn in its own way."""
+    def queue_entry(self, texts: TextsGiven, *, kind: TextKind = "passage") -> QueueEntry:
+        """Plan a request for those who wait for its turn in their own way."""
         return self._running().prepare(self._request(texts, kind))
+
+    def queue_token_entry(self, rows: Sequence[Sequence[int]]) -> QueueEntry:
+        """Plan a request of token ids, as `submit_tokens` takes them."""
+        return self._running().prepare(self._token_request(rows))
 
     def _request(self, texts: TextsGiven, kind: TextKind) -> Request:
         self._refuse_forked()
@@ -293,6 +295,12 @@ class EmbeddingPool:
         else:
             form = Form.QUERY if kind == "query" else Form.PASSAGE
             request = Request(text_rows(texts), self.dim, form)
+        self._refuse_large(request)
+        return request
+
+    def _token_request(self, rows: Sequence[Sequence[int]]) -> Request:
+        self._refuse_forked()
+        request = Request(token_rows(rows), self.dim, Form.TOKENS)
         self._refuse_large(request)
         return request
 

@@ -32,6 +32,9 @@ from memworker.pool.sizing import PoolPlan
 from memworker.pool.supervisor import Outcomes, Supervisor, WatchLimits
 
 _SHORTEST_RETRY_S = 0.05
+_UNKNOWN_RETRY_S = 1.0
+# How much of what was known of the speed a new shard leaves: some dozens count.
+_FADES = 0.97
 CLOSED = "the pool is closed; make a new EmbeddingPool"
 
 
@@ -52,6 +55,15 @@ class QueueEntry:
         """See `Scheduler.enter`."""
         return self.scheduler.enter(self)
 
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds, about, until there is room for it; None where no speed is known yet."""
+        return self.scheduler.wait_s(self)
+
+    def busy_error(self) -> PoolBusy:
+        """Say that there was no room for it, and when there will be."""
+        return self.scheduler.busy_error(self)
+
     def queue(self) -> Future[Embedded]:
         """Embed what was admitted."""
         self.scheduler.queue(self)
@@ -66,6 +78,7 @@ class Scheduler:
     ) -> None:
         outside = System() if outside is None else outside
         self.meter = Meter()
+        self._lately_tokens, self._lately_s = 0.0, 0.0
         self.workers = pool_plan.workers
         self._costs = pool_plan.costs
         bulk, urgent = pool_plan.shapes[0], pool_plan.shapes[-1]
@@ -197,21 +210,32 @@ class Scheduler:
             # Any exception, a signal handler's too: else the turn would never be taken.
             entry.admission.give_up(ticket)
             if isinstance(error, TimeoutError) and wait_s is not None:
-                raise self._busy_error(entry) from None
+                raise self.busy_error(entry) from None
             raise
 
-    def _busy_error(self, entry: QueueEntry) -> PoolBusy:
-        work, admission = self.meter.work, entry.admission
-        worked_s = (work.tokenize_s + work.encode_s) / self.workers
-        tokens_per_s = work.real_tokens / worked_s if worked_s else 0.0
-        too_much = max(0.0, admission.pending + entry.cost - admission.limit)
-        retry_s = max(too_much / tokens_per_s, _SHORTEST_RETRY_S) if tokens_per_s else 1.0
+    def wait_s(self, entry: QueueEntry) -> float | None:
+        """Reckon how long it takes until an entry has room, those in line before it included."""
+        admission, speed = entry.admission, self._tokens_per_s
+        too_much = max(0, admission.backlog + entry.cost - admission.limit)
+        return too_much / speed if speed else None
+
+    def busy_error(self, entry: QueueEntry) -> PoolBusy:
+        """Give the refusal of an entry, with the time that the work before it takes."""
+        admission, wait_s = entry.admission, self.wait_s(entry)
+        retry_s = _UNKNOWN_RETRY_S if wait_s is None else max(wait_s, _SHORTEST_RETRY_S)
         return PoolBusy(
-            f"about {admission.pending:,.0f} tokens are waiting and {entry.cost:,.0f} more would"
-            f" pass the bound of {admission.limit:,.0f}. Try again in {retry_s:.2g} s, or make the"
-            " pool with a larger max_pending_tokens.",
+            f"about {admission.backlog:,} tokens are waiting and {entry.cost:,} more would pass"
+            f" the bound of {admission.limit:,}. Try again in {retry_s:.2g} s, or make the pool"
+            " with a larger max_pending_tokens.",
             retry_s,
         )
+
+    @property
+    def _tokens_per_s(self) -> float:
+        """Estimated tokens that the workers do a second, of late."""
+        if not self._lately_s:
+            return 0.0
+        return self._lately_tokens / self._lately_s * max(1, self._supervisor.working)
 
     def close(self) -> None:
         """Stop admission, drop what has not begun, end the workers. Safe to call twice."""
@@ -334,6 +358,9 @@ class Scheduler:
             encode_s=result.encode_s,
             shards=1,
         )
+        worked_s = result.tokenize_s + result.encode_s
+        self._lately_tokens = self._lately_tokens * _FADES + shard.cost
+        self._lately_s = self._lately_s * _FADES + worked_s
         shard.collect(result)
         self._touched += shard.requests
 

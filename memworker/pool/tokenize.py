@@ -142,6 +142,17 @@ class TokenCounter:
         starts = np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
         return starts, array("i", encoded.ids).tobytes()
 
+    def tokens(
+        self, text: str, *, special: bool
+    ) -> list[tuple[int, str, bool, tuple[int, int] | None]]:
+        """Return each token of a text: id, as it is written, special or not, its characters."""
+        made = self._tokenizer.encode(text, add_special_tokens=special)
+        rows = zip(made.ids, made.tokens, made.special_tokens_mask, made.offsets, strict=True)
+        return [
+            (number, word, bool(mask), None if mask else place)
+            for number, word, mask, place in rows
+        ]
+
     def pieces(self) -> Collection[str]:
         """Return the tokens that there are, as the vocabulary writes them."""
         return self._tokenizer.get_vocab().keys()  # type: ignore[no-any-return]

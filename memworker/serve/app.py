@@ -17,18 +17,18 @@ def create_app(service: Service) -> App:
     return Gate(lambda path, method: _found(routes, path, method), service)
 
 
-def _found(routes: dict[str, tuple[str, Route]], path: str, method: str) -> Route:
+def _found(routes: dict[str, dict[str, Route]], path: str, method: str) -> Route:
     """Find the route of a path and method. Raises Refusal where there is none."""
     known = routes.get(_MODELS if path.startswith(_MODELS) else path)
     if known is None:
         raise Refusal(404, "There is nothing at this path.", code="unknown_url")
-    allowed, route = known
-    if method == allowed or (method == "HEAD" and allowed == "GET"):
+    route = known.get("GET" if method == "HEAD" else method)
+    if route is not None:
         return route
-    allow = b"GET, HEAD" if allowed == "GET" else allowed.encode()
+    allowed = ", ".join("GET, HEAD" if taken == "GET" else taken for taken in known)
     raise Refusal(
         405,
-        "This path does not take that method.",
+        f"This path does not take that method, but {allowed}.",
         code="method_not_allowed",
-        headers=[(b"allow", allow)],
+        headers=[(b"allow", allowed.encode())],
     )

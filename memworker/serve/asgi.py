@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from memworker.serve.packing import Unpacker, unpacker
 from memworker.serve.refusals import Headers, Refusal
 
 AsgiScope: TypeAlias = MutableMapping[str, Any]
@@ -14,6 +15,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 JSON = b"application/json"
+_NO_CONTENT = 204
 
 
 class ClientGone(Exception):
@@ -21,10 +23,23 @@ class ClientGone(Exception):
 
 
 async def read_body(scope: AsgiScope, receive: Receive, most: int) -> bytes:
-    """Read a body of at most so many bytes; Refusal 413 as soon as it is larger."""
+    """Read a body of at most so many bytes; Refusal 413 as soon as it is larger.
+
+    One that came packed is unpacked: it may have so many bytes before and after.
+    """
+    unpack: Unpacker = _plain
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > most:
             raise _too_large_error(most)
+        if name == b"content-encoding":
+            unpack = unpacker(value)
+    whole = unpack(await _whole(receive, most), most)
+    if len(whole) > most:
+        raise _too_large_error(most)
+    return whole
+
+
+async def _whole(receive: Receive, most: int) -> bytes:
     message = await receive()
     body = _part(message)
     if len(body) <= most and not message.get("more_body"):
@@ -54,10 +69,16 @@ async def respond(
 ) -> None:
     """Send a whole reply."""
     own = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    if status == _NO_CONTENT:
+        own = []
     await send(
         {"type": "http.response.start", "status": status, "headers": [*own, *(headers or [])]}
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def _plain(body: bytes, most: int) -> bytes:
+    return body
 
 
 def _part(message: Message) -> bytes:

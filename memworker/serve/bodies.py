@@ -30,10 +30,25 @@ _INPUT_SCHEMA = {
 }
 
 
-class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """What `POST /v1/embeddings` takes; unknown fields are ignored.
+# What other servers' clients call what a text is for.
+InputType = Literal["query", "search_query", "passage", "document", "search_document"]
+_KINDS: dict[InputType | None, TextKind] = {"query": "query", "search_query": "query"}
 
-    `input_type` is an addition: models that tell queries from passages need it.
+
+def kind_of(given: InputType | None) -> TextKind:
+    """Give what a text is embedded as; a passage where nothing is said."""
+    return _KINDS.get(given, "passage")
+
+
+class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a route takes: a field that it does not know is refused by name."""
+
+
+class EmbeddingsRequest(RequestBody, frozen=True):
+    """What `POST /v1/embeddings` takes.
+
+    `input_type` and `truncate_prompt_tokens` (-1: cut to the model's length) are additions, which
+    other servers have too: models that tell queries from passages need the first.
     """
 
     model: str
@@ -41,7 +56,8 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
-    input_type: TextKind | None = None
+    input_type: InputType | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -78,7 +94,7 @@ class ErrorFacts(msgspec.Struct, frozen=True):
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
-    """What every route but `/embed` answers when it refuses."""
+    """What a route of OpenAI's answers when it refuses."""
 
     error: ErrorFacts
 
@@ -99,22 +115,86 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-class EmbedRequest(msgspec.Struct, frozen=True):
-    """What `POST /embed` takes, as text-embeddings-inference has it.
+Direction = Literal["right", "Right", "left", "Left"]
 
-    `truncate` left out means what the server was started with; `prompt_name`
-    "query" embeds as a query. Vectors come as the model gives them: `normalize`
-    false is refused where that is normalised.
+
+class EmbedRequest(RequestBody, frozen=True):
+    """What `POST /embed` and `POST /` take, as text-embeddings-inference has it.
+
+    `truncate` left out means what the server was started with; texts are cut on the right
+    alone. `prompt_name` "query" embeds as a query. `normalize` false leaves vectors as the
+    model gives them, which for most are normalised already.
     """
 
     inputs: str | list[str]
     truncate: bool | None = None
-    normalize: bool = True
-    prompt_name: TextKind | None = None
+    truncation_direction: Direction | None = None
+    normalize: bool | None = None
+    prompt_name: InputType | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+
+
+class SimilarityInputs(RequestBody, frozen=True):
+    """A sentence, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityParameters(RequestBody, frozen=True):
+    """How the texts of `POST /similarity` are embedded."""
+
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
+    prompt_name: InputType | None = None
+
+
+class SimilarityRequest(RequestBody, frozen=True):
+    """What `POST /similarity` takes, as text-embeddings-inference has it."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+
+
+class TokenizeRequest(RequestBody, frozen=True):
+    """What `POST /tokenize` takes, as text-embeddings-inference has it."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: InputType | None = None
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token of a text; `start` and `stop` are characters, and null for special tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What `GET /info` answers, as text-embeddings-inference does."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
 
 
 class EmbedErrorReply(msgspec.Struct, frozen=True):
-    """What `/embed` answers when it refuses."""
+    """What a route of text-embeddings-inference's answers when it refuses."""
 
     error: str
     error_type: str

@@ -7,10 +7,9 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
-from memworker.pool import Embedded
-
-Awaited = asyncio.Future[Embedded]
+Awaited = asyncio.Future[Any]
 
 
 class Bridge:
@@ -18,17 +17,17 @@ class Bridge:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._ended: deque[tuple[Awaited, Future[Embedded]]] = deque()
+        self._ended: deque[tuple[Awaited, Future[Any]]] = deque()
         self._called = False
 
-    def awaited(self, future: Future[Embedded]) -> Awaited:
+    def awaited(self, future: Future[Any]) -> Awaited:
         """Give a future of the loop for one of the pool; ending it first cancels that."""
         awaited = self._loop.create_future()
         awaited.add_done_callback(lambda _: future.cancel())
         future.add_done_callback(partial(self._on_end, awaited))
         return awaited
 
-    def _on_end(self, awaited: Awaited, future: Future[Embedded]) -> None:
+    def _on_end(self, awaited: Awaited, future: Future[Any]) -> None:
         self._ended.append((awaited, future))
         if not self._called:
             self._called = True

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+from http import HTTPStatus
 from typing import ClassVar, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from memworker.serve.refusals import Refusal
 
 # Request line and headers together; clients send a few hundred bytes.
 MAX_HEAD_BYTES = 64 << 10
-_TOO_LARGE = b"431 Request Header Fields Too Large"
-_TOO_SLOW = b"408 Request Timeout"
-_TOO_MANY = b"503 Service Unavailable"
+_NO_REQUEST, _TOO_LARGE, _TOO_SLOW, _TOO_MANY = 400, 431, 408, 503
+_WORDS = {
+    _NO_REQUEST: ("invalid_request", "This is no HTTP request."),
+    _TOO_LARGE: ("too_large", "The request's head, or what follows its body, is over 64 KiB."),
+    _TOO_SLOW: ("request_timeout", "The request took too long to arrive."),
+    _TOO_MANY: ("too_many_connections", "The server has no room for another connection."),
+}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# By then a system has answered for a program that is gone.
+_PROBE_S = 0.2
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
+_STAYS = frozenset({b"close", b"keep-alive"})
+_TCP_CLOSED = 7
 # Descriptors for everything else: a worker that is replaced needs some.
 _KEPT_DESCRIPTORS = 128
 _MOST_CONNECTIONS = 16_384
@@ -51,6 +66,8 @@ class Connection(HttpToolsProtocol):
     _loose_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _probe: asyncio.TimerHandle | None = None
+    _upgrading = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -69,7 +86,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._loose_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
         if not self._whole and self._loose_bytes > MAX_HEAD_BYTES:
             self._end(_TOO_LARGE)
         elif self._whole:
@@ -77,12 +94,71 @@ class Connection(HttpToolsProtocol):
         elif self._deadline is None:
             self._set_deadline()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has only ended its own sending; drop one that is gone.
+
+        Both look the same until something is sent: an interim reply, which clients skip, is
+        answered by a system whose program is gone.
+        """
+        waits = self._whole and self.cycle is not None and not self.cycle.response_complete
+        if not waits or self.transport.is_closing():
+            return False
+        self.cycle.keep_alive = False
+        if self.cycle.scope["http_version"] == "1.1":
+            self._probe = self.loop.call_later(_PROBE_S, self._ask_whether_gone)
+        return True
+
+    def _ask_whether_gone(self) -> None:
+        # Most are answered by now.
+        if self.cycle.response_started or self.transport.is_closing():
+            return
+        self.transport.write(_CONTINUE)
+        self._probe = self.loop.call_later(_PROBE_S, self._look_whether_gone)
+
+    def _look_whether_gone(self) -> None:
+        probed = self.transport.get_extra_info("socket")
+        if not self.transport.is_closing() and (probed is None or _reset(probed)):
+            self.transport.abort()
+
+    def _feed(self, data: bytes) -> None:
+        self._upgrading = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as found:
+            self._go_on_without_upgrade(data[found.args[0] :])
+        except httptools.HttpParserError:
+            self._end(_NO_REQUEST)
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read a request that offers another protocol as one that does not.
+
+        The parser leaves what follows such a head to that protocol: a body too.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._end(_NO_REQUEST)
+            return
+        head = [b"%b %b HTTP/1.1\r\n" % (method, self.url)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() in _STAYS)
+            if name not in _OFFERS and value:
+                head.append(b"%b: %b\r\n" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"".join([*head, b"\r\n", rest]))
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._whole, self._loose_bytes = True, False, 0
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        # Of such a request the parser gives a head, and no body: it comes by once more.
+        self._upgrading = self.parser.should_upgrade()
+        if self._upgrading:
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -90,12 +166,16 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
         self._whole = True
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._drop_deadline()
         self._drop_reader()
+        if self._probe is not None:
+            self._probe.cancel()
         super().connection_lost(exc)
 
     def _set_deadline(self) -> None:
@@ -123,13 +203,30 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _end(self, status: bytes) -> None:
+    def _end(self, status: int) -> None:
         self._drop_deadline()
         if self.transport.is_closing():
             return
         # Where a reply has begun, another status line would only confuse.
         if self.cycle is None or self._in_head or not self.cycle.response_started:
-            self.transport.write(
-                b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
-            )
+            self.transport.write(_reply(status))
         self.transport.close()
+
+
+def _reply(status: int) -> bytes:
+    code, message = _WORDS[status]
+    _, body = Refusal(status, message, code=code).openai()
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"connection: close\r\n\r\n%b"
+        % (status, HTTPStatus(status).phrase.encode(), len(body), body)
+    )
+
+
+def _reset(probed: socket.socket) -> bool:
+    """Tell whether a connection was ended by the other side's system."""
+    if probed.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return True
+    if probed.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+        return False
+    return probed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED

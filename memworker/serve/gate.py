@@ -1,8 +1,10 @@
 """What every request passes first: who may ask, under which name, and what is counted.
 
 A name that the server does not go by is refused, so that a web page cannot reach
-it by having its own name point here (DNS rebinding); so is a page of another
-origin. The probes of an orchestrator come by address and tell nothing: they pass.
+it by having its own name point here (DNS rebinding). Where a key is wanted, or a socket's
+file keeps others out, no such page gets further anyway, and any name will do. A page of
+another origin is refused, but for those that may ask (CORS). The probes of an orchestrator
+come by address and tell nothing: they pass.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import hmac
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from memworker.serve.asgi import App, AsgiScope, Message, Receive, Send, respond
-from memworker.serve.refusals import CODE, Refusal
+from memworker.serve.refusals import CODE, Headers, Refusal
 from memworker.serve.service import Service, State
 
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz", "/health"})
 # A browser cannot send a bearer token when a page is opened; these tell, and do nothing.
 PAGES = frozenset({"/", "/live", "/metrics", "/openapi.json"})
-ROUTES = PROBES | PAGES | {"/v1/embeddings", "/v1/models", "/embed", "/metrics", "/openapi.json"}
+ROUTES = PROBES | PAGES | {"/v1/embeddings", "/v1/models"}
+# Those of text-embeddings-inference, and of Ollama.
+ROUTES |= {"/embed", "/similarity", "/tokenize", "/info"}
 ROUTES |= {"/api/embed", "/api/embeddings", "/api/tags", "/api/version"}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -32,8 +37,34 @@ _HEADERS = [
 ]
 # What nginx calls a request whose client closed the connection.
 _CLIENT_LEFT = 499
+_SHOWN_BYTES = 100
 _METHODS = frozenset({"GET", "HEAD"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:/@\[\]]+?)\.?(?::\d*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request's head says of who asks."""
+
+    hosts: list[bytes]
+    origin: bytes | None
+    authorization: bytes
+    preflight: bool
+
+    @classmethod
+    def of(cls, scope: AsgiScope) -> Asked:
+        """Read it."""
+        hosts, origin, authorization, method = [], None, b"", False
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"origin":
+                origin = value
+            elif name == b"authorization":
+                authorization = value
+            elif name == b"access-control-request-method":
+                method = True
+        return cls(hosts, origin, authorization, method and scope["method"] == "OPTIONS")
 
 
 class Gate:
@@ -47,7 +78,8 @@ class Gate:
         self._find = find
         self._hosts = options.accepted_hosts
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_hosts)
-        self._key = None if options.key is None else options.key.encode()
+        self._any_name = options.uds is not None or "*" in options.allowed_hosts
+        self._origins = frozenset(origin.encode() for origin in options.cors_origins)
         self._service = service
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -55,53 +87,74 @@ class Gate:
             return
         started, status = time.perf_counter(), _CLIENT_LEFT
 
+        asked = Asked.of(scope)
+        shared = self._cors(asked.origin)
+
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *_HEADERS, *shared]
                 if self._service.state is State.DRAINING:
                     # Else the client's next request meets a connection that is being closed.
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            self._check(scope)
-            answer = self._find(scope["path"], scope["method"])
+            if shared and asked.preflight:
+                answer: App = _preflight
+            else:
+                self._check(scope, asked)
+                answer = self._find(scope["path"], scope["method"])
         except Refusal as refusal:
             scope[CODE] = refusal.code
             await respond(counted, *refusal.openai(), refusal.headers)
         else:
             await answer(scope, receive, counted)
         seconds = time.perf_counter() - started
-        route = route_of(scope["path"])
-        self._service.live.answered(route, status, seconds, scope.get(CODE))
+        self._service.answered(scope, route_of(scope["path"]), status, seconds)
 
-    def _check(self, scope: AsgiScope) -> None:
-        path = scope["path"]
+    def _check(self, scope: AsgiScope, asked: Asked) -> None:
+        path, key = scope["path"], self._service.key
         if path in PROBES:
             return
-        hosts, origin, authorization = [], None, b""
-        for name, value in scope["headers"]:
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"origin":
-                origin = value
-            elif name == b"authorization":
-                authorization = value
-        if len(hosts) != 1 or not self._known(_name(hosts[0])):
+        if len(asked.hosts) != 1:
+            raise Refusal(400, "A request has one Host header.", code="host_not_allowed")
+        if key is not None:
+            page = path in PAGES and scope["method"] in _METHODS
+            self._check_key(key, asked.authorization, page=page)
+        elif not self._known(_name(asked.hosts[0])):
+            name = _shown(asked.hosts[0])
             raise Refusal(
                 400,
-                "This server does not go by that name. Names are added with --allowed-host.",
+                f"This server does not go by the name {name}. It is added with --allowed-host; a"
+                " server with a key takes any.",
                 code="host_not_allowed",
             )
-        if origin is not None and not self._is_own(_netloc(origin), hosts[0]):
-            raise Refusal(403, "Pages of other origins may not ask.", code="origin_not_allowed")
-        if self._key is not None:
-            self._check_key(authorization, page=path in PAGES and scope["method"] in _METHODS)
+        origin = asked.origin
+        if origin is not None and not self._may_ask(origin, asked.hosts[0]):
+            raise Refusal(
+                403,
+                f"A page of {_shown(origin)} may not ask this server, which it calls"
+                f" {_shown(asked.hosts[0])}. Pages of an origin are let in with --cors-origin.",
+                code="origin_not_allowed",
+            )
+
+    def _may_ask(self, origin: bytes, host: bytes) -> bool:
+        return bool(self._cors(origin)) or self._is_own(_netloc(origin), host)
+
+    def _cors(self, origin: bytes | None) -> Headers:
+        """Give the headers that let a page of an origin read an answer; of most, none."""
+        if origin is None or not (origin in self._origins or b"*" in self._origins):
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"retry-after"),
+            (b"vary", b"origin"),
+        ]
 
     def _known(self, name: str) -> bool:
-        return name in self._hosts or "*" in self._hosts
+        return self._any_name or name in self._hosts
 
     def _is_own(self, origin: bytes, host: bytes) -> bool:
         """Tell whether a page is this server's: another port of the machine is another's.
@@ -112,14 +165,13 @@ class Gate:
             origin.lower() == host.lower() or _name(origin) in self._allowed_hosts
         )
 
-    def _check_key(self, authorization: bytes, *, page: bool) -> None:
-        assert self._key is not None
+    def _check_key(self, key: bytes, authorization: bytes, *, page: bool) -> None:
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() == b"basic" and page:
             given = _password(given)
         elif scheme.lower() != b"bearer":
             given = b""
-        if not hmac.compare_digest(given.strip(), self._key):
+        if not hmac.compare_digest(given.strip(), key):
             scheme = b'Basic realm="memworker", charset="UTF-8"' if page else b"Bearer"
             raise Refusal(
                 401,
@@ -127,6 +179,19 @@ class Gate:
                 code="invalid_api_key",
                 headers=[(b"www-authenticate", scheme)],
             )
+
+
+async def _preflight(scope: AsgiScope, receive: Receive, send: Send) -> None:
+    """Tell a browser what a page may send; the key comes with the request itself."""
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-stainless-os"),
+        (b"access-control-max-age", b"600"),
+    ]
+    for name, value in scope["headers"]:
+        if name == b"access-control-request-headers":
+            headers[1] = (headers[1][0], value)
+    await respond(send, 204, b"", headers)
 
 
 def route_of(path: str) -> str:
@@ -140,6 +205,11 @@ def _name(host: bytes) -> str:
     """Give a host's name without port and trailing dot, in lower case; of none, nothing."""
     found = _HOST.fullmatch(host.decode("latin-1").lower())
     return "" if found is None else found[1]
+
+
+def _shown(name: bytes) -> str:
+    """Give a name as a message may hold it: short, on one line."""
+    return repr(name[:_SHOWN_BYTES].decode("latin-1"))
 
 
 def _netloc(origin: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,14 +13,27 @@ import numpy as np
 
 from memworker.json_lines import without_doubles
 from memworker.pool import Costs, Embedded, TextKind, estimate_tokens
-from memworker.serve.bodies import EmbeddingsRequest, EmbedRequest
+from memworker.serve.bodies import (
+    EmbeddingsRequest,
+    EmbedRequest,
+    SimilarityParameters,
+    SimilarityRequest,
+    TokenizeRequest,
+    kind_of,
+)
 from memworker.serve.options import ServeOptions
 from memworker.serve.refusals import Refusal
 
 _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 _EMBED = msgspec.json.Decoder(EmbedRequest)
+_SIMILARITY = msgspec.json.Decoder(SimilarityRequest)
+_TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
+_UNKNOWN_FIELD = re.compile(
+    r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL
+)
 _HIGHEST_TOKEN = 2**31 - 1
 _TOKEN_BYTES = 4
+_SHOWN_CHARS = 100
 Body = TypeVar("Body")
 
 
@@ -108,25 +122,87 @@ def embed_request(body: bytes) -> EmbedRequest:
     return _decoded(_EMBED, body)
 
 
-def of_embeddings(request: EmbeddingsRequest, options: ServeOptions) -> Inputs:
+def similarity_request(body: bytes) -> SimilarityRequest:
+    """Decode a body of `/similarity`; Refusal for what is none."""
+    return _decoded(_SIMILARITY, body)
+
+
+def tokenize_request(body: bytes) -> TokenizeRequest:
+    """Decode a body of `/tokenize`; Refusal for what is none."""
+    return _decoded(_TOKENIZE, body)
+
+
+def of_tokenize(request: TokenizeRequest, options: ServeOptions) -> list[str]:
+    """Check what `/tokenize` was given."""
+    given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    return _texts(given, "inputs", options)
+
+
+def of_embeddings(request: EmbeddingsRequest, options: ServeOptions, max_tokens: int) -> Inputs:
     """Check what `/v1/embeddings` was given; Refusal 400 naming what is wrong."""
     given = request.input
-    kind = request.input_type or "passage"
+    kind = kind_of(request.input_type)
+    truncate = _truncates(request.truncate_prompt_tokens, options, max_tokens)
     if isinstance(given, str):
-        return Inputs(_texts([given], "input", options), [], kind, options.truncate)
+        return Inputs(_texts([given], "input", options), [], kind, truncate)
     if given and all(type(item) is int for item in given):
-        return Inputs([], _token_rows([given], options), kind, options.truncate)
+        return Inputs([], _token_rows([given], options), kind, truncate)
     if given and all(type(item) is list for item in given):
-        return Inputs([], _token_rows(given, options), kind, options.truncate)
-    return Inputs(_texts(given, "input", options), [], kind, options.truncate)
+        return Inputs([], _token_rows(given, options), kind, truncate)
+    return Inputs(_texts(given, "input", options), [], kind, truncate)
 
 
 def of_embed(request: EmbedRequest, options: ServeOptions) -> Inputs:
     """Check what `/embed` was given; Refusal naming what is wrong."""
     given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
-    truncate = options.truncate if request.truncate is None else request.truncate
-    kind = request.prompt_name or "passage"
+    truncate = _cuts(request.truncate, request.truncation_direction, options)
+    kind = kind_of(request.prompt_name)
     return Inputs(_texts(given, "inputs", options), [], kind, truncate, param="inputs")
+
+
+def of_similarity(request: SimilarityRequest, options: ServeOptions) -> Inputs:
+    """Check what `/similarity` was given: the sentence first, then the others."""
+    told = request.parameters or SimilarityParameters()
+    truncate = _cuts(told.truncate, told.truncation_direction, options)
+    given, param = request.inputs, "inputs.sentences"
+    _check_count(len(given.sentences), param, options)
+    if not given.source_sentence:
+        raise _empty_error("inputs.source_sentence is an empty string", "inputs.source_sentence")
+    texts = [given.source_sentence, *_texts(given.sentences, param, options)]
+    # Whatever is said of a row counts the sentence as the first.
+    return Inputs(texts, [], kind_of(told.prompt_name), truncate, param="inputs")
+
+
+def refuse_query(query: bytes) -> None:
+    """Refuse parameters in a path: these routes are told everything by their bodies."""
+    name = query.partition(b"&")[0].partition(b"=")[0].decode("latin-1")[:_SHOWN_CHARS]
+    if query:
+        raise _unknown_error(name, "in the URL; it belongs into the body")
+
+
+def _truncates(tokens: int | None, options: ServeOptions, max_tokens: int) -> bool:
+    if tokens is None:
+        return options.truncate
+    if -1 < tokens < max_tokens:
+        raise Refusal(
+            400,
+            f"truncate_prompt_tokens may be -1, or {max_tokens} and more, which both cut texts to"
+            f" this model's {max_tokens} tokens, not {tokens}.",
+            param="truncate_prompt_tokens",
+            code="invalid_truncate_prompt_tokens",
+        )
+    return True
+
+
+def _cuts(truncate: bool | None, direction: str | None, options: ServeOptions) -> bool:
+    if direction in ("left", "Left"):
+        raise Refusal(
+            400,
+            "Texts are cut on the right alone; leave `truncation_direction` out, or say Right.",
+            param="truncation_direction",
+            code="invalid_truncation_direction",
+        )
+    return options.truncate if truncate is None else truncate
 
 
 def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
@@ -134,6 +210,11 @@ def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         _refuse_doubles(body, decoder.type)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
+        if found := _UNKNOWN_FIELD.fullmatch(str(error)):
+            name = ".".join(filter(None, (found[2], found[1])))[:_SHOWN_CHARS]
+            fields: Any = decoder.type
+            known = ", ".join(fields.__struct_encode_fields__)
+            raise _unknown_error(name, "here" if found[2] else f"here; known: {known}") from error
         message, _, place = str(error).partition(" - at `$.")
         param = place.rstrip("`").partition("[")[0] or None
         where = f" ({place.rstrip('`')})" if place else ""
@@ -175,8 +256,24 @@ def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[s
     return texts
 
 
+def _unknown_error(name: str, where: str) -> Refusal:
+    return Refusal(
+        400, f"There is no parameter `{name}` {where}.", param=name, code="unknown_parameter"
+    )
+
+
 def _token_rows(given: object, options: ServeOptions) -> list[list[int]]:
     assert isinstance(given, list)
+    if not options.accept_token_ids:
+        raise Refusal(
+            400,
+            "input holds token ids, which mean something in the vocabulary of one model alone."
+            " Clients made for OpenAI send ids of OpenAI's tokenizer, and would get vectors of"
+            " other texts. Send texts (LangChain: OpenAIEmbeddings(check_embedding_ctx_length="
+            "False)), or start the server with --accept-token-ids where ids are this model's own.",
+            param="input",
+            code="token_ids_not_accepted",
+        )
     _check_count(len(given), "input", options)
     for position, row in enumerate(given):
         if not row:

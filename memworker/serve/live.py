@@ -22,7 +22,9 @@ _LATENCIES = 4096
 _LATENCY_WINDOW_S = 60.0
 _ERRORS = 12
 _LOOK_S = 0.5
-_EMBEDDING_ROUTES = frozenset({"/v1/embeddings", "/embed", "/api/embed", "/api/embeddings"})
+_EMBEDDING_ROUTES = frozenset(
+    {"/v1/embeddings", "/embed", "/similarity", "/api/embed", "/api/embeddings"}
+)
 
 
 class Latency(msgspec.Struct, frozen=True):

@@ -15,6 +15,10 @@ _TYPES = (
     bodies.EmbeddingsRequest,
     bodies.EmbeddingsReply,
     bodies.EmbedRequest,
+    bodies.SimilarityRequest,
+    bodies.TokenizeRequest,
+    bodies.Token,
+    bodies.ModelInfo,
     bodies.ModelList,
     bodies.Model,
     bodies.ErrorReply,
@@ -27,10 +31,12 @@ _BODY_ERRORS = {
     400: "The body cannot be embedded, and why.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "The body is packed in an unknown way.",
     429: "Too much is waiting; Retry-After says when to come again.",
     500: "A text could not be embedded.",
     503: "The server is starting or shutting down.",
 }
+_VECTORS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 _GATE_ERRORS = {400: "The Host is not served.", 403: "A page of another origin asks."}
 
 
@@ -61,11 +67,26 @@ def _paths() -> dict[str, Any]:
             )
         },
         "/embed": {
-            "post": _operation(
-                "Embed texts, as text-embeddings-inference does.",
-                {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
-                errors=_BODY_ERRORS | {424: "A text could not be embedded."},
-                body="EmbedRequest",
+            "post": _tei(
+                "Embed texts, as text-embeddings-inference does.", _VECTORS, "EmbedRequest"
+            )
+        },
+        "/": {"post": _tei("Embed texts, as /embed does.", _VECTORS, "EmbedRequest")},
+        "/similarity": {
+            "post": _tei(
+                "The cosine of one text to each of some others.",
+                {"type": "array", "items": {"type": "number"}},
+                "SimilarityRequest",
+            )
+        },
+        "/tokenize": {
+            "post": _tei("Each text's tokens.", _rows(_reference("Token")), "TokenizeRequest")
+        },
+        "/info": {
+            "get": _operation(
+                "The model, and what a request may be.",
+                "ModelInfo",
+                errors={503: "There is no pool yet."},
                 error="EmbedErrorReply",
             )
         },
@@ -117,6 +138,17 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _tei(summary: str, reply: dict[str, Any], body: str) -> dict[str, Any]:
+    """Describe a route of text-embeddings-inference's that takes texts."""
+    return _operation(
+        summary,
+        reply,
+        errors=_BODY_ERRORS | {424: "A text could not be embedded."},
+        body=body,
+        error="EmbedErrorReply",
+    )
+
+
 def _operation(
     summary: str,
     reply: str | dict[str, Any],
@@ -149,6 +181,10 @@ def _either(error: str) -> dict[str, Any]:
     if error == "ErrorReply":
         return _reference(error)
     return {"anyOf": [_reference(error), _reference("ErrorReply")]}
+
+
+def _rows(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "array", "items": items}}
 
 
 def _reference(name: str) -> dict[str, Any]:

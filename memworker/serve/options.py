@@ -13,6 +13,7 @@ from memworker.paths import PathGiven, used_path
 KEY_VARIABLE = "MEMWORKER_API_KEY"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _FEWEST_KEY_CHARACTERS = 16
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/@]+")
 _HOST_NAME = re.compile(r"[^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\]|\*")
 
 
@@ -25,7 +26,11 @@ class ServeOptions:
     `host` itself. `truncate` takes texts over the model's tokens cut, as far as the
     model sees them, where otherwise they are an error. `port` 0 takes a free one.
     A request's `max_tokens` are those of all its inputs together; it must arrive
-    within `request_timeout_s`. A stop waits `drain_s` for what is in flight.
+    within `request_timeout_s`, and stands in line for `max_wait_s` at most (0: is refused
+    where it would have to). A stop waits `drain_s` for what is in flight. `key_file` is
+    where `key` came from, read again at SIGHUP. `uds` is a socket's path, listened on
+    instead of an address. Pages of `cors_origins` may ask. `access_log` is a file, or "-"
+    for stderr; `compress` packs replies for clients that take them so.
 
     Raises UsageError for a number out of range, and for no key off loopback.
     """
@@ -41,6 +46,13 @@ class ServeOptions:
     max_tokens: int = 300_000
     request_timeout_s: float = 30.0
     drain_s: float = 20.0
+    max_wait_s: float = 300.0
+    accept_token_ids: bool = False
+    uds: PathGiven | None = None
+    cors_origins: tuple[str, ...] = ()
+    access_log: PathGiven | None = None
+    compress: bool = True
+    key_file: PathGiven | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -48,11 +60,15 @@ class ServeOptions:
         for name in ("max_inputs", "max_body_bytes", "max_tokens", "request_timeout_s", "drain_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not 0 <= self.max_wait_s < math.inf:
+            raise UsageError(f"max_wait_s must be 0 or more, not {self.max_wait_s}")
         for name in self.allowed_hosts:
             _check_name(name)
+        for origin in self.cors_origins:
+            _check_origin(origin)
         if self.key is not None:
-            _check_key(self.key)
-        elif not is_loopback(self.host):
+            check_key(self.key)
+        elif self.uds is None and not is_loopback(self.host):
             raise UsageError(
                 f"{self.host} can be reached from other machines, so the server wants a key: put"
                 f" it into the environment variable {KEY_VARIABLE} or a file (--api-key-file)."
@@ -97,7 +113,16 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_key(key: str) -> None:
+def _check_origin(origin: str) -> None:
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise UsageError(
+            f"a CORS origin is a scheme and a host, as https://app.example.com or"
+            f" http://localhost:3000, or *; not {origin!r}"
+        )
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that is too short, or that no header can carry; raises UsageError."""
     if len(key) < _FEWEST_KEY_CHARACTERS or not all("!" <= c <= "~" for c in key):
         raise UsageError(
             f"the key must have at least {_FEWEST_KEY_CHARACTERS} characters, all of them visible"

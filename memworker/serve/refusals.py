@@ -106,7 +106,10 @@ def translated() -> Iterator[None]:
     except PoolBusy as error:
         raise Refusal(
             429,
-            "The server is busy; nothing of the request was begun. Try again later.",
+            f"The server is busy, and what waits before this request takes about"
+            f" {error.retry_after_s:.2g} s. Nothing of it was begun; try again then. The server"
+            " lets requests wait as long as its --max-wait says, and takes as much at once as"
+            " --max-pending-tokens.",
             code="rate_limit_exceeded",
             headers=retry_after(error.retry_after_s),
         ) from error

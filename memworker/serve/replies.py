@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
+import orjson
 
 from memworker.pool import Embedded, Floats
 
@@ -30,10 +31,18 @@ async def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim:
     )
 
 
-async def embed_reply(embedded: Embedded, *, normalize: bool) -> bytes:
-    """Write the reply of `/embed`: a list of vectors."""
-    rows = _normalised(embedded.vectors) if normalize else embedded.vectors
+async def embed_reply(embedded: Embedded, *, normalize: bool, dim: int) -> bytes:
+    """Write the reply of `/embed`: a list of vectors of `dim` numbers."""
+    rows = _vectors(embedded, dim)
+    if normalize:
+        rows = _normalised(rows)
     return b"[%b]" % b",".join(await _written(rows, _numbers))
+
+
+def similarity_reply(embedded: Embedded) -> bytes:
+    """Write the reply of `/similarity`: the cosine of the first row to each of the others."""
+    rows = _normalised(embedded.vectors)
+    return _numbers(np.ascontiguousarray(rows[1:] @ rows[0]))
 
 
 async def _written(vectors: Floats, write: Callable[[Floats], bytes]) -> list[bytes]:
@@ -61,4 +70,5 @@ def _base64(row: Floats) -> bytes:
 
 
 def _numbers(row: Floats) -> bytes:
-    return msgspec.json.encode(row.tolist())
+    """Write numbers as short as they can be and still be the same float32."""
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -19,11 +19,14 @@ from memworker.serve.asgi import (
     read_body,
     respond,
 )
-from memworker.serve.bodies import ModelList
+from memworker.serve.bodies import ModelList, kind_of
+from memworker.serve.packing import packed
 from memworker.serve.refusals import CODE, Headers, Refusal
 from memworker.serve.service import Service, State
 
 Handler = Callable[[Service, AsgiScope, Receive], Awaitable[bytes]]
+# Where a request's scope says that its reply is not to be packed.
+DENSE = "memworker.dense"
 _log = logging.getLogger("memworker.serve")
 
 
@@ -57,7 +60,11 @@ class Route:
             message = "The server failed on this request; its log says where."
             await self._refuse(Refusal(500, message, code="internal_error"), scope, send)
         else:
-            await respond(send, 200, body, self._headers, content_type=self._content_type)
+            headers = list(self._headers or ())
+            if self._service.options.compress and DENSE not in scope:
+                body, said = await packed(body, scope["headers"])
+                headers += said
+            await respond(send, 200, body, headers, content_type=self._content_type)
 
     async def _refuse(self, refusal: Refusal, scope: AsgiScope, send: Send) -> None:
         scope[CODE] = refusal.code
@@ -69,21 +76,46 @@ async def embeddings(service: Service, scope: AsgiScope, receive: Receive) -> by
     """Answer `POST /v1/embeddings`."""
     request = inputs.embeddings_request(await _body(service, scope, receive))
     service.check_model(request.model)
-    given = inputs.of_embeddings(request, service.options)
+    given = inputs.of_embeddings(request, service.options, service.max_tokens)
     dim = service.dimensions(request.dimensions)
+    base64 = request.encoding_format == "base64"
+    if base64:
+        # Packing would take longer than a quarter less is worth.
+        scope[DENSE] = True
     embedded = await service.embed(given, lambda: disconnected(receive))
-    return await replies.embeddings_reply(
-        embedded, request.model, base64=request.encoding_format == "base64", dim=dim
-    )
+    return await replies.embeddings_reply(embedded, request.model, base64=base64, dim=dim)
 
 
 async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /embed`."""
     request = inputs.embed_request(await _body(service, scope, receive))
     given = inputs.of_embed(request, service.options)
-    normalize = service.normalize(request.normalize)
+    dim = service.dimensions(request.dimensions)
     embedded = await service.embed(given, lambda: disconnected(receive))
-    return await replies.embed_reply(embedded, normalize=normalize)
+    # Told nothing or true, vectors of length one; false leaves what the model gives as it is.
+    normalize = request.normalize is not False and not service.normalizes
+    return await replies.embed_reply(embedded, normalize=normalize, dim=dim)
+
+
+async def similarity(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
+    """Answer `POST /similarity`."""
+    request = inputs.similarity_request(await _body(service, scope, receive))
+    given = inputs.of_similarity(request, service.options)
+    return replies.similarity_reply(await service.embed(given, lambda: disconnected(receive)))
+
+
+async def tokenize(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
+    """Answer `POST /tokenize`."""
+    request = inputs.tokenize_request(await _body(service, scope, receive))
+    texts = inputs.of_tokenize(request, service.options)
+    return msgspec.json.encode(
+        await service.tokens(texts, kind_of(request.prompt_name), request.add_special_tokens)
+    )
+
+
+async def info(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
+    """Answer `GET /info`."""
+    return msgspec.json.encode(service.info())
 
 
 async def models(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
@@ -133,31 +165,34 @@ async def description(service: Service, scope: AsgiScope, receive: Receive) -> b
     return openapi.document(service.options)
 
 
-def answers(service: Service) -> dict[str, tuple[str, Route]]:
-    """Give method and application of every path; one that ends in `/` stands for all below it."""
-    text = metrics.CONTENT_TYPE
+def answers(service: Service) -> dict[str, dict[str, Route]]:
+    """Give every path's methods; a path that ends in `/` stands for all below it."""
+    text, tei = metrics.CONTENT_TYPE, Refusal.embed
+    root = Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers())
     return {
-        "/v1/embeddings": ("POST", Route(service, embeddings)),
-        "/embed": ("POST", Route(service, embed, shape=Refusal.embed)),
-        "/api/embed": ("POST", Route(service, ollama.embed, shape=ollama.refused)),
-        "/api/embeddings": ("POST", Route(service, ollama.embeddings, shape=ollama.refused)),
-        "/api/tags": ("GET", Route(service, ollama.tags, shape=ollama.refused)),
-        "/api/version": ("GET", Route(service, ollama.version, shape=ollama.refused)),
-        "/v1/models": ("GET", Route(service, models)),
-        "/v1/models/": ("GET", Route(service, model)),
-        "/healthz": ("GET", Route(service, healthz)),
-        "/readyz": ("GET", Route(service, readyz)),
-        "/metrics": ("GET", Route(service, metrics_page, content_type=text)),
-        "/live": ("GET", Route(service, live)),
-        "/openapi.json": ("GET", Route(service, description)),
-        "/": (
-            "GET",
-            Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers()),
-        ),
+        "/v1/embeddings": {"POST": Route(service, embeddings)},
+        "/v1/models": {"GET": Route(service, models)},
+        "/v1/models/": {"GET": Route(service, model)},
+        "/embed": {"POST": Route(service, embed, shape=tei)},
+        "/similarity": {"POST": Route(service, similarity, shape=tei)},
+        "/tokenize": {"POST": Route(service, tokenize, shape=tei)},
+        "/api/embed": {"POST": Route(service, ollama.embed, shape=ollama.refused)},
+        "/api/embeddings": {"POST": Route(service, ollama.embeddings, shape=ollama.refused)},
+        "/api/tags": {"GET": Route(service, ollama.tags, shape=ollama.refused)},
+        "/api/version": {"GET": Route(service, ollama.version, shape=ollama.refused)},
+        "/info": {"GET": Route(service, info, shape=tei)},
+        "/health": {"GET": Route(service, readyz, shape=tei)},
+        "/healthz": {"GET": Route(service, healthz)},
+        "/readyz": {"GET": Route(service, readyz)},
+        "/metrics": {"GET": Route(service, metrics_page, content_type=text)},
+        "/live": {"GET": Route(service, live)},
+        "/openapi.json": {"GET": Route(service, description)},
+        "/": {"GET": root, "POST": Route(service, embed, shape=tei)},
     }
 
 
 async def _body(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
+    inputs.refuse_query(scope["query_string"])
     return await read_body(scope, receive, service.options.max_body_bytes)
 
 

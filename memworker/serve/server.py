@@ -8,13 +8,14 @@
                              └──► failed: the pool is no more ─► closed
 
 The first signal drains, the second ends the process at once, and so does a drain
-without an end in sight.
+without an end in sight. SIGHUP drains where the terminal was closed; else it reloads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,10 +23,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
 from memworker.errors import PoolError, UsageError
+from memworker.paths import used_path
 from memworker.pool import Background, EmbeddingPool, peak_flops
 from memworker.serve.app import create_app
 from memworker.serve.connection import patient
@@ -33,6 +36,8 @@ from memworker.serve.options import ServeOptions
 from memworker.serve.service import Service, State
 
 _CLOSE_S = 2
+_BACKLOG = 2048
+_SOCKET_MODE = 0o660
 # Beyond the drain: time for the last answers, and for the workers to end.
 _LAST_RESORT_S = 20.0
 _SWITCH_S = 0.0005
@@ -40,6 +45,7 @@ _SWITCH_S = 0.0005
 _KEEP_ALIVE_S = 120
 # GNU timeout signals its child and then its group, which is twice within a millisecond.
 _ECHO_S = 0.1
+_log = logging.getLogger("memworker.serve")
 
 
 def run(
@@ -50,7 +56,10 @@ def run(
     on_listening: Callable[[str], None] | None = None,
     names: tuple[str, ...] = (),
 ) -> int:
-    """Serve until a signal ends it; returns that signal's number.
+    """Serve until a signal ends it; returns the exit status that is due to it.
+
+    That is 0 where SIGTERM ended it and every request was answered, else 128 and the
+    signal's number.
 
     `make_pool` is called, and its pool started, in a thread while the server answers
     already; what that raises ends the server and is raised here, as is what ends the pool
@@ -75,15 +84,40 @@ def run(
 
 def listen(options: ServeOptions) -> socket.socket:
     """Open the listening socket; UsageError where that fails."""
+    if options.uds is not None:
+        return _listen_on_file(used_path(options.uds, "the socket"))
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         socket.getaddrinfo(options.host or None, options.port, family, socket.SOCK_STREAM)
-        return socket.create_server((options.host, options.port), family=family, backlog=2048)
+        return socket.create_server((options.host, options.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {options.host} port {options.port}: {_reason(error)}."
             " Take another with --port, or 0 for any that is free."
         ) from error
+
+
+def _listen_on_file(path: Path) -> socket.socket:
+    """Listen on a socket that is a file, for its owner and group; a dead server's is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(_SOCKET_MODE)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on the socket {path}: {error.strerror or error}. Take another with"
+            " --uds."
+        ) from error
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        return asking.connect_ex(str(path)) == 0
 
 
 def _reason(error: OSError) -> str:
@@ -95,6 +129,8 @@ def _reason(error: OSError) -> str:
 
 def address(listener: socket.socket) -> str:
     """Give the URL that a listening socket is reached at."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -108,6 +144,10 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._signal = 0
         self._signal_at = 0.0
+        self._gave_up = False
+        on_file = listener.family == socket.AF_UNIX
+        self._socket_file = Path(listener.getsockname()) if on_file else None
+        self._terminal = _has_terminal()
         self._last_resort: threading.Timer | None = None
         super().__init__(
             uvicorn.Config(
@@ -132,7 +172,7 @@ class Server(uvicorn.Server):
         on_ready: Callable[[Service, str], None],
         names: tuple[str, ...],
     ) -> int:
-        """Serve until a signal or a failed start; returns the signal's number."""
+        """Serve until a signal or a failed start; returns the exit status."""
         loop = asyncio.get_running_loop()
         self._take_signals(loop)
 
@@ -142,6 +182,8 @@ class Server(uvicorn.Server):
         try:
             await self.serve(sockets=[self._listener])
         finally:
+            if self._socket_file is not None:
+                self._socket_file.unlink(missing_ok=True)
             self._listener.close()
             self.service.close()
             beginning.cancel()
@@ -149,7 +191,8 @@ class Server(uvicorn.Server):
             await loop.run_in_executor(None, opening.then, lambda pool: pool.close())
         if self._failure is not None:
             raise self._failure
-        return self._signal
+        whole = self._signal == signal.SIGTERM and not self._gave_up
+        return 0 if whole else 128 + self._signal
 
     async def _begin(
         self,
@@ -184,6 +227,9 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP and not (self._terminal and not _has_terminal()):
+            self._reload()
+            return
         now = time.monotonic()
         if self._signal:
             if now - self._signal_at > _ECHO_S:
@@ -197,12 +243,22 @@ class Server(uvicorn.Server):
         self._last_resort = last_resort
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
+    def _reload(self) -> None:
+        """Answer SIGHUP, where it does not tell that the terminal is gone."""
+        try:
+            self.service.reload()
+        except UsageError as error:
+            _log.error("nothing was reloaded: %s", error)
+        else:
+            _log.warning("reloaded: the key's file was read, and the access log begun, again")
+
     async def _drain(self) -> None:
         self.service.state = State.DRAINING
         try:
             async with asyncio.timeout(self.service.options.drain_s):
                 await self.service.idle()
         except TimeoutError:
+            self._gave_up = True
             self.service.give_up()
             await self.service.idle()
         self._stop()
@@ -214,6 +270,15 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _has_terminal() -> bool:
+    """Tell whether this process has a terminal; when it is closed, that is gone."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _started(pool: EmbeddingPool) -> EmbeddingPool:

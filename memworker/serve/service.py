@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
+from memworker import __version__
 from memworker.errors import (
     PoolBusy,
     PoolClosed,
@@ -18,19 +20,32 @@ from memworker.errors import (
     TextFailed,
     TextTooLarge,
 )
-from memworker.pool import Embedded, EmbeddingPool, machine, peak_flops
+from memworker.pool import (
+    Embedded,
+    EmbeddingPool,
+    QueueEntry,
+    TextKind,
+    Ticket,
+    TokenCounter,
+    machine,
+    peak_flops,
+)
 from memworker.serve import refusals
-from memworker.serve.asgi import ClientGone
-from memworker.serve.bodies import Model
+from memworker.serve.access import AccessLog
+from memworker.serve.asgi import AsgiScope, ClientGone
+from memworker.serve.bodies import Model, ModelInfo, Token
 from memworker.serve.bridge import Awaited, Bridge
+from memworker.serve.connection import most_connections
 from memworker.serve.inputs import Inputs
 from memworker.serve.live import LiveReply, LiveWindow
 from memworker.serve.metrics import Metrics
-from memworker.serve.options import ServeOptions
+from memworker.serve.options import ServeOptions, check_key, read_key
 from memworker.serve.refusals import Refusal
 
 # A request that is answered sooner is not watched: most are, and watching costs a task.
 _WATCH_AFTER_S = 0.25
+# As text-embeddings-inference names them.
+_POOLINGS = {"cls": "cls", "last": "last_token"}
 _log = logging.getLogger("memworker.serve")
 
 
@@ -58,6 +73,8 @@ class Service:
         self.names: tuple[str, ...] = options.names
         self.created = int(time.time())
         self._awaited: set[Awaited] = set()
+        # Requests that are being embedded, or wait for that.
+        self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self.metrics = Metrics(lambda: self._pool, lambda: self.in_flight)
@@ -66,6 +83,9 @@ class Service:
         self._bridge: Bridge | None = None
         self._watch: asyncio.Task[None] | None = None
         self._told_outage = False
+        self._counter: TokenCounter | None = None
+        self.key = None if options.key is None else options.key.encode()
+        self.access_log = None if options.access_log is None else AccessLog(options.access_log)
 
     def open(self, pool: EmbeddingPool, *, names: tuple[str, ...] = ()) -> None:
         """Begin to serve a pool, under `names` where the options give none."""
@@ -92,11 +112,6 @@ class Service:
         if self.state is State.READY and self._pool is not None and not self._pool.ready_workers:
             return "no_worker"
         return self.state.value
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are being embedded."""
-        return len(self._awaited)
 
     def models(self) -> list[Model]:
         """Give what the model is served as."""
@@ -128,17 +143,59 @@ class Service:
             code="invalid_dimensions",
         )
 
-    def normalize(self, wanted: bool) -> bool:
-        """Tell whether vectors are still to be normalised; Refusal 400 where they are already."""
-        normalised = self.pool.identity.normalized
-        if normalised and not wanted:
-            raise Refusal(
-                400,
-                "This model's vectors are normalised; leave `normalize` out, or say true.",
-                param="normalize",
-                code="invalid_normalize",
-            )
-        return wanted and not normalised
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model's own vectors are of length one."""
+        return self.pool.identity.normalized
+
+    def info(self) -> ModelInfo:
+        """Tell of the model and of what a request may be; Refusal before there is a pool."""
+        pool, options = self.pool, self.options
+        return ModelInfo(
+            model_id=self.names[0],
+            model_sha=None,
+            model_dtype=pool.identity.precision,
+            model_type={"embedding": {"pooling": _POOLINGS.get(pool.identity.pooling, "mean")}},
+            max_concurrent_requests=most_connections(),
+            max_input_length=self.max_tokens,
+            max_batch_tokens=options.max_tokens,
+            max_batch_requests=None,
+            max_client_batch_size=options.max_inputs,
+            auto_truncate=options.truncate,
+            tokenization_workers=pool.workers,
+            version=__version__,
+            sha=None,
+            docker_label=None,
+        )
+
+    async def tokens(self, texts: list[str], kind: TextKind, special: bool) -> list[list[Token]]:
+        """Give each text's tokens as the model would see them; Refusal 400 where it has none.
+
+        The tokenizer is loaded when it is first asked for, and works in a thread.
+        """
+        made = self.pool.identity.tokenization
+        if made is None:
+            raise Refusal(400, "This model has no tokenizer.", code="no_tokenizer")
+        if made.prefix and kind == "passage":
+            texts = [made.prefix + text for text in texts]
+        if self._counter is None:
+            self._counter = await asyncio.to_thread(TokenCounter, made)
+        counter = self._counter
+        return await asyncio.to_thread(
+            lambda: [
+                [
+                    Token(number, word, masked, *(place or (None, None)))
+                    for number, word, masked, place in counter.tokens(text, special=special)
+                ]
+                for text in texts
+            ]
+        )
+
+    def answered(self, scope: AsgiScope, route: str, status: int, seconds: float) -> None:
+        """Count a request, and write it down where that is wanted."""
+        self.live.answered(route, status, seconds, scope.get(refusals.CODE))
+        if self.access_log is not None:
+            self.access_log.write(scope, route, status, seconds)
 
     async def embed(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
         """Embed, and check what came of it; `gone` returns when the client leaves.
@@ -146,7 +203,7 @@ class Service:
         Raises Refusal, and ClientGone, with which the work was dropped.
         """
         embedded = await self._embedded(inputs, gone)
-        inputs.refuse_unfit(embedded, self._max_tokens())
+        inputs.refuse_unfit(embedded, self.max_tokens)
         self._told_outage = False
         self.metrics.embedded(len(embedded.tokens), int(embedded.tokens.sum()))
         return embedded
@@ -196,7 +253,7 @@ class Service:
         return min(1.0, done / most)
 
     async def idle(self) -> None:
-        """Wait until nothing is being embedded."""
+        """Wait until nothing is being embedded, or waits for that."""
         await self._idle.wait()
 
     def give_up(self) -> None:
@@ -205,6 +262,15 @@ class Service:
             if not awaited.done():
                 awaited.set_exception(PoolClosed("the server's time to drain was over"))
 
+    def reload(self) -> None:
+        """Read the key again, and begin the access log's file anew; raises UsageError."""
+        if self.access_log is not None:
+            self.access_log.reopen()
+        if self.options.key_file is not None:
+            key = read_key(self.options.key_file)
+            check_key(key)
+            self.key = key.encode()
+
     def close(self) -> None:
         """Stop watching the pool, which is its owner's to close."""
         if self._watch is not None:
@@ -212,18 +278,49 @@ class Service:
 
     async def _embedded(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
         with refusals.translated(), self._watched():
-            submitted = self._submit(inputs)
-        assert self._bridge is not None
-        # No await between the two: a drain that begins sees every request that was submitted.
-        awaited = self._bridge.awaited(submitted)
-        self._awaited.add(awaited)
-        self._idle.clear()
+            entry = self._entry(inputs)
+            ticket = entry.enter()
+        # No await before: a drain that begins sees every request that was let in.
+        with self._in_hand(), refusals.translated(), self._watched():
+            if ticket is not None:
+                await self._turn(ticket, entry, gone)
+            embedded: Embedded = await self._awaiting(entry.queue(), gone)
+        return embedded
+
+    async def _turn(
+        self, ticket: Ticket, entry: QueueEntry, gone: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Stand in line, unless that is longer than a caller has to wait; raises PoolBusy."""
+        most, wait_s = self.options.max_wait_s, entry.wait_s
         try:
-            with refusals.translated(), self._watched():
-                return await _unless_gone(awaited, gone)
+            if not most or (wait_s is not None and wait_s > most):
+                raise entry.busy_error()
+            async with asyncio.timeout(most):
+                await self._awaiting(ticket.turn, gone)
+        except BaseException as error:
+            entry.admission.give_up(ticket)
+            if isinstance(error, TimeoutError):
+                raise entry.busy_error() from None
+            raise
+
+    async def _awaiting(self, future: Future[Any], gone: Callable[[], Awaitable[None]]) -> Any:
+        assert self._bridge is not None
+        awaited = self._bridge.awaited(future)
+        self._awaited.add(awaited)
+        try:
+            return await _unless_gone(awaited, gone)
         finally:
             self._awaited.discard(awaited)
-            if not self._awaited:
+
+    @contextmanager
+    def _in_hand(self) -> Iterator[None]:
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
                 self._idle.set()
 
     @contextmanager
@@ -248,22 +345,23 @@ class Service:
                     self._on_failure(error)
             raise
 
-    def _max_tokens(self) -> int:
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that the model sees; 0 before there is a pool."""
         return self._pool.identity.max_tokens if self._pool is not None else 0
 
-    def _submit(self, inputs: Inputs) -> Future[Embedded]:
+    def _entry(self, inputs: Inputs) -> QueueEntry:
         pool = self.pool
         inputs.refuse_too_many_tokens(pool.plan.costs, self.options.max_tokens)
-        # Never wait here: this is the event loop.
         try:
             if inputs.token_rows:
-                return pool.submit_tokens(inputs.token_rows, wait_s=0)
-            return pool.submit_rows(inputs.texts, kind=inputs.kind, wait_s=0)
+                return pool.queue_token_entry(inputs.token_rows)
+            return pool.queue_entry(inputs.texts, kind=inputs.kind)
         except TextTooLarge as error:
             raise inputs.too_large_error(pool.max_text_bytes) from error
 
 
-async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Embedded:
+async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Any:
     watchers: list[asyncio.Task[None]] = []
 
     async def watch() -> None:

@@ -10,12 +10,12 @@ from tests.serve.processes import serving
 @pytest.fixture(scope="module")
 def echo():
     """A server of the echo encoder."""
-    with serving("--model", "echo") as served:
+    with serving("--model", "echo", "--accept-token-ids") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def minilm():
     """A server of the real model."""
-    with serving() as served:
+    with serving("--accept-token-ids") as served:
         yield served

@@ -37,14 +37,14 @@ def main():
                 wait_for(stuck)
 
     options = ServeOptions(port=0, **told.get("options", {}))
-    number = server.run(
+    code = server.run(
         options,
         lambda: pool(loader, workers=1, **told.get("pool", {})),
         on_listening=say if told.get("early") else None,
         on_ready=lambda service, address: say(address),
         names=("test",),
     )
-    os._exit(128 + number)
+    os._exit(code)
 
 
 if __name__ == "__main__":

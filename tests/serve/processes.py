@@ -26,7 +26,9 @@ class Served:
 
     def __init__(self, process, url):
         self.process, self.url = process, url
-        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
+        self.http = httpx.Client(
+            base_url=url if url.startswith("http") else "http://socket", timeout=PATIENCE_S
+        )
         self.stderr = ""
 
     def embed(self, text="tea", model="test", **fields):
@@ -50,7 +52,7 @@ class Served:
 
 
 @contextmanager
-def serving(*options, key="", code=143):
+def serving(*options, key="", code=0):
     """Run `memworker serve`; it must end with `code` when it is told to."""
     command = [COMMAND, "serve", "--port", "0", "--workers", "1", *options]
     with _running(command, key) as served:
@@ -80,7 +82,7 @@ def _running(command, key):
     try:
         for line in process.stderr:
             said += line
-            if found := re.search(r"on (http://\S+)", line):
+            if found := re.search(r"on ((?:http://|unix:)\S+)", line):
                 served = Served(process, found.group(1))
                 served.stderr = said
                 break

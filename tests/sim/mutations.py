@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation(
         "nothing goes beside a shard on trial",
         _SUPERVISOR,
-        "            and not handle.tries\n",
-        "",
+        " and not handle.tries\n",
+        "\n",
     ),
     Mutation(
         "a buried worker is not read",
