@@ -16,9 +16,11 @@ from memworker import Chunking, EmbeddingPool, Memory, Table, errors, ingest, re
 from memworker.ingestion import embed_to_file
 from memworker.ingestion.chunks import Cutting
 from memworker.splitting.splitter import Splitter
+from memworker.store.repair import repair_table
 from tests import PATIENCE_S
 from tests.ingestion.spaces import One
 from tests.models.tiny import make_bert
+from tests.store.damaging import zero
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
@@ -406,3 +408,23 @@ def test_the_command_line_cuts_searches_and_groups(tmp_path):
         assert (
             failed.returncode in (1, 2) and words in failed.stderr and "Trace" not in failed.stderr
         )
+
+
+def test_a_damaged_chunk_leaves_by_a_repair_and_the_same_ingest_brings_it_back(tmp_path, run):
+    documents = [{"id": f"d{i}", "text": text_of(20, 20 * i)} for i in range(6)]
+    written = run(documents).written
+    table = Table.open(tmp_path / "db", "t")
+    (row,) = table.rows({"parent_id": "d3", "chunk": 1}, columns=["id", "vector"]).to_pylist()
+    raw = np.float32(row["vector"]).tobytes()
+    (path,) = (tmp_path / "db" / "t.lance" / "data").iterdir()
+    at = path.read_bytes().index(raw)
+    zero(path, at, len(raw))
+    assert not verify_table(tmp_path / "db", "t").healthy
+    done = repair_table(tmp_path / "db", "t")
+    assert done.healthy and done.removed == 1
+    left = rows_of(tmp_path, "id")
+    assert len(left) == written - 1 and row["id"] not in {each["id"] for each in left}
+    again = run(documents)
+    assert (again.written, again.duplicates, again.removed) == (1, written - 1, 0)
+    must_hold(tmp_path, {each["id"]: each["text"] for each in documents})
+    assert verify_table(tmp_path / "db", "t").healthy
