@@ -55,15 +55,19 @@ class Findings:
         notes = [f"{_several(paths)}: {what}" for what, paths in self.found.items()]
         if self.rows_without:
             notes.append(
-                f"in {self.rows_without:,} rows a field of the text had no value, and nothing"
+                f"in {_rows(self.rows_without)} a field of the text had no value, and nothing"
                 f" stands in its place: {_counted(self.without_value)}"
             )
         if self.rows_not_finite:
             notes.append(
-                f"in {self.rows_not_finite:,} rows the metadata had NaN or infinity, which is no"
+                f"in {_rows(self.rows_not_finite)} the metadata had NaN or infinity, which is no"
                 f" number in JSON, and null stands in its place: {_counted(self.not_finite)}"
             )
         return notes + list(self.never_seen.values())
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row" if number == 1 else f"{number:,} rows"
 
 
 def _counted(names: Counter[str]) -> str:
