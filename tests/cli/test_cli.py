@@ -213,7 +213,7 @@ def test_the_package_can_be_run_as_a_module():
 
 
 def test_remote_databases_are_refused():
-    done = run("table", "info", "--db", "s3://bucket/db", "--table", "t", code=2)
+    done = run("table", "info", "--db", "hdfs://bucket/db", "--table", "t", code=2)
     assert "local directory" in done.stderr
 
 

@@ -260,7 +260,7 @@ def test_memory_does_not_grow_with_the_input(data_dir, tmp_path):
 
 
 def test_names_are_checked_before_anything_is_made(tmp_path):
-    for db, table in [(tmp_path / "db", "../../evil"), ("s3://bucket/db", "t")]:
+    for db, table in [(tmp_path / "db", "../../evil"), ("hdfs://bucket/db", "t")]:
         with pytest.raises(errors.UsageError):
             ingest([SAMPLE], db=db, table=table, model="echo", workers=1)
     assert list(tmp_path.iterdir()) == []

@@ -75,7 +75,7 @@ def test_a_bad_place_is_refused(tmp_path, echo):
     with pytest.raises(StoreUnwritable):
         Memory(tmp_path / "file" / "db", pool=echo)
     with pytest.raises(UsageError):
-        Memory("s3://bucket", pool=echo)
+        Memory("hdfs://bucket", pool=echo)
 
 
 def test_closing_twice_is_fine_and_using_it_then_is_said_so(db, echo):

@@ -232,7 +232,7 @@ def test_closing_ends_a_start_under_way(db, marks, tmp_path):
         ({"model": "all-MiniLM-L6-v2", "precision": "int3"}, UsageError),
         ({"model": EchoLoader(dim=8)}, TableMismatch),
         ({"pool": "a pool"}, UsageError),
-        ({"db": "s3://bucket"}, UsageError),
+        ({"db": "hdfs://bucket"}, UsageError),
     ],
 )
 def test_what_is_wrong_with_the_options_is_told_when_it_is_made(db, filled, options, error):

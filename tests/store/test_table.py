@@ -53,7 +53,7 @@ def test_names_that_cannot_be_folders_are_refused(tmp_path, name):
 
 def test_a_remote_address_is_refused():
     with pytest.raises(UsageError, match="local directory"):
-        Table.open("s3://bucket/db", "notes")
+        Table.open("hdfs://bucket/db", "notes")
 
 
 @pytest.mark.parametrize(
