@@ -71,14 +71,14 @@ class BucketLock:
         self._last: Seen | None = None
         self._since = 0.0
         self._ours: Seen | None = None
-        self._waiting = _Waiting(path)
+        self._waiters = _Waiters(path)
         self._mutex = threading.Lock()
         self._stop = threading.Event()
 
     def acquire(self, timeout_s: float, fence: Fence) -> None:
         """Take it; raises TableLocked, StoreUnwritable, and what `fence` raises."""
         deadline, pause = time.monotonic() + timeout_s, _POLL_S[0]
-        if self._waiting.others():
+        if self._waiters.others():
             time.sleep(_STEP_BACK_S)
         while True:
             try:
@@ -92,7 +92,7 @@ class BucketLock:
                 break
             if time.monotonic() >= deadline:
                 raise self._busy(timeout_s)
-            self._waiting.say()
+            self._waiters.say()
             # At random, so that waiters do not ask in step.
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _POLL_S[1])
@@ -211,7 +211,7 @@ class BucketLock:
         )
 
 
-class _Waiting:
+class _Waiters:
     """An object beside the lock by which those who wait tell the holder; exact without it."""
 
     def __init__(self, lock: ObjectPath) -> None:
