@@ -14,7 +14,7 @@ _GROUPS = {
     INPUT: "group context recency_half_life rerank where limit threshold mode include exclude check"
     " watch jsonl offset",
     TEXT: "text_field metadata expires_at name",
-    MODEL: "model precision served_model_name truncate workers",
+    MODEL: "model rerank_precision precision served_model_name truncate workers",
     WRITING: "table db distance on_conflict on_duplicate rejects durable wait discard delete"
     " delete_excluded allow_empty max_delete",
     OUTPUT: "dry_run quiet as_json",

@@ -29,6 +29,14 @@ def serve(
     model: options.Model = DEFAULT_MODEL,
     precision: options.Precision = "fp32",
     min_cosine: options.MinCosine = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Serve /rerank too, by this cross-encoder: its folder, or its name on the hub.",
+        ),
+    ] = None,
+    rerank_precision: Annotated[str, typer.Option(help="fp32 or int8, of --rerank.")] = "fp32",
     workers: options.Workers = None,
     memory: options.MemoryLimit = None,
     max_tokens: options.MaxTokens = None,
@@ -92,7 +100,7 @@ def serve(
     environment variable too, as MEMWORKER_PORT for --port.
     """
     _need_extra()
-    from memworker.pool import EmbeddingPool
+    from memworker.pool import EmbeddingPool, Reranker
     from memworker.serve import KEY_VARIABLE, ServeOptions, read_key, server
 
     key = read_key(api_key_file) if api_key_file else os.environ.get(KEY_VARIABLE)
@@ -117,7 +125,12 @@ def serve(
 
     tier = options.precision_of(precision, min_cosine)
 
+    rerankers: list[Reranker] = []
+
     def make_pool() -> EmbeddingPool:
+        if rerank:
+            rerankers.append(Reranker(rerank, precision=rerank_precision, workers=workers))
+            rerankers[0].pool.start()
         return EmbeddingPool(
             model,
             workers=workers,
@@ -130,7 +143,14 @@ def serve(
 
     # A directory's path is shown to no client.
     names = () if used_path(model, "a model").is_dir() else (model,)
-    code = server.run(told, make_pool, on_ready=_say_ready, names=names)
+
+    def on_ready(service: Service, address: str) -> None:
+        service.reranker = rerankers[0] if rerankers else None
+        _say_ready(service, address)
+
+    code = server.run(told, make_pool, on_ready=on_ready, names=names)
+    for reranker in rerankers:
+        reranker.close()
     # The interpreter's own end would wait for a model that is still being fetched.
     sys.stderr.flush()
     os._exit(code)

@@ -27,7 +27,7 @@ PROBES = frozenset({"/healthz", "/readyz", "/health"})
 PAGES = frozenset({"/", "/live", "/metrics", "/openapi.json"})
 ROUTES = PROBES | PAGES | {"/v1/embeddings", "/v1/models"}
 # Those of text-embeddings-inference, and of Ollama.
-ROUTES |= {"/embed", "/similarity", "/tokenize", "/info"}
+ROUTES |= {"/embed", "/similarity", "/tokenize", "/info", "/rerank", "/v1/rerank"}
 ROUTES |= {"/api/embed", "/api/embeddings", "/api/tags", "/api/version"}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from memworker import __version__
-from memworker.serve import bodies, ollama
+from memworker.serve import bodies, ollama, rerank
 from memworker.serve.live import LiveReply
 from memworker.serve.options import ServeOptions
 
@@ -25,6 +25,7 @@ _TYPES = (
     bodies.EmbedErrorReply,
     LiveReply,
     *ollama.TYPES,
+    *rerank.TYPES,
 )
 _PLACE = "#/components/schemas/{name}"
 _BODY_ERRORS = {
@@ -69,6 +70,23 @@ def _paths() -> dict[str, Any]:
         "/embed": {
             "post": _tei(
                 "Embed texts, as text-embeddings-inference does.", _VECTORS, "EmbedRequest"
+            )
+        },
+        "/rerank": {
+            "post": _operation(
+                "Rank texts, as text-embeddings-inference, Jina and Cohere do.",
+                {"type": ["array", "object"]},
+                errors=_BODY_ERRORS | {404: "The server has no reranker.", 424: "A text failed."},
+                body="RerankRequest",
+                error="EmbedErrorReply",
+            )
+        },
+        "/v1/rerank": {
+            "post": _operation(
+                "The same.",
+                {"type": ["array", "object"]},
+                errors=_BODY_ERRORS | {404: "The server has no reranker."},
+                body="RerankRequest",
             )
         },
         "/": {"post": _tei("Embed texts, as /embed does.", _VECTORS, "EmbedRequest")},

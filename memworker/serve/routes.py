@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from memworker.serve import inputs, metrics, ollama, openapi, page, replies
+from memworker.serve import inputs, metrics, ollama, openapi, page, replies, rerank
 from memworker.serve.asgi import (
     JSON,
     AsgiScope,
@@ -180,6 +180,8 @@ def answers(service: Service) -> dict[str, dict[str, Route]]:
         "/api/embeddings": {"POST": Route(service, ollama.embeddings, shape=ollama.refused)},
         "/api/tags": {"GET": Route(service, ollama.tags, shape=ollama.refused)},
         "/api/version": {"GET": Route(service, ollama.version, shape=ollama.refused)},
+        "/rerank": {"POST": Route(service, rerank.rerank, shape=tei)},
+        "/v1/rerank": {"POST": Route(service, rerank.rerank)},
         "/info": {"GET": Route(service, info, shape=tei)},
         "/health": {"GET": Route(service, readyz, shape=tei)},
         "/healthz": {"GET": Route(service, healthz)},

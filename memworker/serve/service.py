@@ -24,6 +24,7 @@ from memworker.pool import (
     Embedded,
     EmbeddingPool,
     QueueEntry,
+    Reranker,
     TextKind,
     Ticket,
     TokenCounter,
@@ -80,6 +81,7 @@ class Service:
         self.metrics = Metrics(lambda: self._pool, lambda: self.in_flight)
         self.live = LiveWindow(self.metrics)
         self._pool: EmbeddingPool | None = None
+        self.reranker: Reranker | None = None
         self._bridge: Bridge | None = None
         self._watch: asyncio.Task[None] | None = None
         self._told_outage = False
@@ -281,10 +283,10 @@ class Service:
             entry = self._entry(inputs)
             ticket = entry.enter()
         # No await before: a drain that begins sees every request that was let in.
-        with self._in_hand(), refusals.translated(), self._watched():
+        with self.in_hand(), refusals.translated(), self._watched():
             if ticket is not None:
                 await self._turn(ticket, entry, gone)
-            embedded: Embedded = await self._awaiting(entry.queue(), gone)
+            embedded: Embedded = await self.awaiting(entry.queue(), gone)
         return embedded
 
     async def _turn(
@@ -296,14 +298,15 @@ class Service:
             if not most or (wait_s is not None and wait_s > most):
                 raise entry.busy_error()
             async with asyncio.timeout(most):
-                await self._awaiting(ticket.turn, gone)
+                await self.awaiting(ticket.turn, gone)
         except BaseException as error:
             entry.admission.give_up(ticket)
             if isinstance(error, TimeoutError):
                 raise entry.busy_error() from None
             raise
 
-    async def _awaiting(self, future: Future[Any], gone: Callable[[], Awaitable[None]]) -> Any:
+    async def awaiting(self, future: Future[Any], gone: Callable[[], Awaitable[None]]) -> Any:
+        """Await what a pool gives; raises ClientGone, with which the work was dropped."""
         assert self._bridge is not None
         awaited = self._bridge.awaited(future)
         self._awaited.add(awaited)
@@ -313,7 +316,8 @@ class Service:
             self._awaited.discard(awaited)
 
     @contextmanager
-    def _in_hand(self) -> Iterator[None]:
+    def in_hand(self) -> Iterator[None]:
+        """Count a request as one that a drain waits for."""
         self.in_flight += 1
         self._idle.clear()
         try:
