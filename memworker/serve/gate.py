@@ -50,11 +50,14 @@ class Asked:
     origin: bytes | None
     authorization: bytes
     preflight: bool
+    # Whether a body comes without being asked for.
+    body: bool
 
     @classmethod
     def of(cls, scope: AsgiScope) -> Asked:
         """Read it."""
         hosts, origin, authorization, method = [], None, b"", False
+        body = waits = False
         for name, value in scope["headers"]:
             if name == b"host":
                 hosts.append(value)
@@ -64,7 +67,31 @@ class Asked:
                 authorization = value
             elif name == b"access-control-request-method":
                 method = True
-        return cls(hosts, origin, authorization, method and scope["method"] == "OPTIONS")
+            elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                body = True
+            elif name == b"expect":
+                waits = True
+        preflight = method and scope["method"] == "OPTIONS"
+        return cls(hosts, origin, authorization, preflight, body and not waits)
+
+
+class _Body:
+    """What is heard of a request, and whether more of its body is coming."""
+
+    def __init__(self, receive: Receive, coming: bool) -> None:
+        self.coming = coming
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        """Hear more of it."""
+        message = await self._receive()
+        self.coming = message["type"] == "http.request" and bool(message.get("more_body"))
+        return message
+
+    async def drop(self) -> None:
+        """Hear the rest of it, for nothing; its time to arrive bounds that."""
+        while self.coming:
+            await self.receive()
 
 
 class Gate:
@@ -88,6 +115,8 @@ class Gate:
         started, status = time.perf_counter(), _CLIENT_LEFT
 
         asked = Asked.of(scope)
+        body = _Body(receive, asked.body)
+
         shared = self._cors(asked.origin)
 
         async def counted(message: Message) -> None:
@@ -98,6 +127,12 @@ class Gate:
                 if self._service.state is State.DRAINING:
                     # Else the client's next request meets a connection that is being closed.
                     message["headers"].append((b"connection", b"close"))
+            elif body.coming and not message.get("more_body"):
+                # The answer is there; a connection that were closed now would be reset, and a
+                # proxy that is still sending would lose it.
+                await send({**message, "more_body": True})
+                await body.drop()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
@@ -110,7 +145,7 @@ class Gate:
             scope[CODE] = refusal.code
             await respond(counted, *refusal.openai(), refusal.headers)
         else:
-            await answer(scope, receive, counted)
+            await answer(scope, body.receive, counted)
         seconds = time.perf_counter() - started
         self._service.answered(scope, route_of(scope["path"]), status, seconds)
 

@@ -298,3 +298,21 @@ def test_what_is_wrong_on_a_connection_is_said_in_a_body(plain):
     answer = raw(plain, b"no request\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
+
+
+def test_who_is_still_sending_gets_the_refusal_all_the_same():
+    with serving("--model", "echo", "--max-body", "100KiB") as served:
+        address = served.http.base_url.host, served.http.base_url.port
+        for status, path in ((413, "/v1/embeddings"), (404, "/nowhere")):
+            # As a proxy sends it: on a connection that is closed behind it.
+            line = f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n"
+            with socket.create_connection(address, timeout=PATIENCE_S) as connection:
+                connection.sendall(line.encode())
+                # The refusal is there before the body is, and sending goes on undisturbed.
+                answer = connection.recv(65_536)
+                for _ in range(200):
+                    connection.sendall(b"x" * 100_000)
+                while more := connection.recv(65_536):
+                    answer += more
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
