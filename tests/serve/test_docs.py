@@ -28,7 +28,7 @@ def test_every_option_that_it_names_is_one():
 
 def test_every_route_that_it_names_answers(echo):
     routes = re.findall(r"`(GET|POST) (/[^`]*)`", DOCS)
-    assert len(routes) == 19
+    assert len(routes) == 21
     for method, path in routes:
         status = echo.http.request(method, path.replace("{name}", "echo")).status_code
         assert status == (400 if method == "POST" else 200), path
