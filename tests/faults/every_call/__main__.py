@@ -20,12 +20,11 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from tests.faults.every_call.cases import ANY, Case, Novelty, Placed
@@ -111,22 +110,27 @@ def _shared(
     do: Callable[[Lane, T], None],
     deadline: float = math.inf,
 ) -> None:
-    """Have each task done by whichever lane is free; raise the first error of any."""
-    waiting: SimpleQueue[T] = SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
+    """Have each task done by whichever lane is free; raise the first error of any.
+
+    After one, and an interrupt, what is under way is ended and nothing more begun.
+    """
+    waiting = deque(tasks)
 
     def work(lane: Lane) -> None:
         while time.monotonic() < deadline:
             try:
-                task = waiting.get_nowait()
-            except Empty:
+                task = waiting.popleft()
+            except IndexError:
                 return
             do(lane, task)
 
     with ThreadPoolExecutor(len(lanes)) as threads:
-        for ended in [threads.submit(work, lane) for lane in lanes]:
-            ended.result()
+        try:
+            for ended in [threads.submit(work, lane) for lane in lanes]:
+                ended.result()
+        except BaseException:
+            waiting.clear()
+            raise
 
 
 def _tell(result: Result, left: int) -> None:

@@ -116,7 +116,11 @@ def main(inside: str, library: str, templates: str) -> None:
         with closing(Driver(Path(inside), Path(library), bench, Path(templates))) as driver:
             for line in sys.stdin:
                 answers.write(json.dumps(_answer(driver, json.loads(line))) + "\n")
-                answers.flush()
+                try:
+                    answers.flush()
+                except BrokenPipeError:
+                    # The loop was killed: nobody asks any more.
+                    os._exit(1)
 
 
 def _answer(driver: Driver, question: dict[str, str]) -> dict[str, Any]:
