@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,27 @@ class GatedEncoder:
         Path(self.begun).touch()
         while not Path(self.gate).exists():
             sum(range(1000))
+        yield from self.echo.encode(texts, rows)
+
+
+@dataclass(frozen=True)
+class Unhurried:
+    """An echo encoder that sleeps so long a text, so that there is time to disturb it."""
+
+    pause_s: float
+    dim: int = 8
+
+    def __call__(self):
+        return UnhurriedEncoder(self.pause_s, self.dim)
+
+
+class UnhurriedEncoder:
+    def __init__(self, pause_s, dim):
+        self.pause_s, self.dim = pause_s, dim
+        self.echo = EchoEncoder(dim)
+
+    def encode(self, texts, rows):
+        time.sleep(self.pause_s * len(texts))
         yield from self.echo.encode(texts, rows)
 
 

@@ -18,10 +18,10 @@ from memworker import diagnosis
 from memworker.errors import ClusterFailed, MemworkerError, UsageError
 from memworker.ingestion.ahead import ahead
 from memworker.ingestion.cluster import nodes
+from memworker.ingestion.cluster.cutting import looked_at, pieces_of
 from memworker.ingestion.cluster.embedding import Embedder, HowToEmbed
 from memworker.ingestion.cluster.parcels import EmbeddedPart, ReadPart, unpacked
 from memworker.ingestion.cluster.parts import (
-    PART_BYTES,
     HowToRead,
     InputPart,
     parts_of,
@@ -167,7 +167,7 @@ class RayJob:
                 )
                 _keep_order(read.context)
             else:
-                parts = self._parts()
+                parts = self._parts(ray)
                 read = ray.data.read_datasource(
                     Parts(parts), override_num_blocks=len(parts), num_cpus=_READER_CPUS
                 )
@@ -183,11 +183,20 @@ class RayJob:
                 num_cpus=laid.cpus,
             )
 
-    def _parts(self) -> list[InputPart]:
-        sources, how = self.source.sources, self._how()
-        self.job.progress.total = sum(part.bytes for part in parts_of(sources, how, PART_BYTES))
-        # The first rows of an input are the first of one reader.
-        return parts_of(sources, how, PART_BYTES if how.limit is None else 1 << 62)
+    def _parts(self, ray: Any) -> list[InputPart]:
+        how, part_bytes = self._how(), self.on.part_bytes
+        sources = list(self.source.sources)
+        if how.limit is not None:
+            part_bytes = 1 << 62  # the first rows of an input are the first of one reader
+        else:
+            cut = [pieces_of(each, how.fields, part_bytes, looked_at(ray)) for each in sources]
+            sources = [piece for pieces, _ in cut for piece in pieces]
+            for _, note in cut:
+                if note:
+                    self.source.told.never_seen[note] = note
+        parts = parts_of(sources, how, part_bytes)
+        self.job.progress.total = sum(part.bytes for part in parts)
+        return parts
 
     def _how(self) -> HowToRead:
         options = self.options

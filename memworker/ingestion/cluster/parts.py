@@ -21,12 +21,10 @@ from memworker.ingestion.readers import (
 )
 from memworker.ingestion.readers.objects import RECORDS_PATH
 from memworker.ingestion.readers.paths import STDIN
+from memworker.ingestion.readers.pieces import FilePiece
 from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import ReadProgress
 from memworker.paths import is_path, shown_name
-
-PART_BYTES = 64 << 20
-"""Small files are read together up to so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,13 @@ class InputPart:
 
 
 def parts_of(sources: Sequence[Source], how: HowToRead, part_bytes: int) -> list[InputPart]:
-    """Group an input's sources, in their order. Raises UsageError for what no node can read."""
+    """Group an input's sources, in their order; a piece of a large file is a part by itself."""
     parts: list[InputPart] = []
     gathered: list[Source] = []
     size = 0
     for source in sources:
-        _must_be_a_file(source)
         each = _size(source)
-        if gathered and size + each > part_bytes:
+        if gathered and (size + each > part_bytes or source.piece is not None):
             parts.append(InputPart(tuple(gathered), size, how))
             gathered, size = [], 0
         # What it was found in stays with the driver, and is not sent along.
@@ -152,12 +149,9 @@ def be_in(folder: str) -> None:
         os.chdir(folder)
 
 
-def _must_be_a_file(source: Source) -> None:
-    if source.stream or source.sql:
-        raise UsageError(_once("a database" if source.sql else source.told))
-
-
 def _size(source: Source) -> int:
+    if isinstance(source.piece, FilePiece):
+        return source.piece.end - source.piece.start
     try:
         return os.path.getsize(source.path)
     except OSError:

@@ -14,7 +14,10 @@ COMMITS = ("auto", "driver", "fragments")
 
 @dataclass(frozen=True, slots=True)
 class OnRay:
-    """On the nodes of the Ray cluster at `address`, or of this machine alone where it is None."""
+    """On the nodes of the Ray cluster at `address`, or of this machine alone where it is None.
+
+    Files are read together, or in pieces, of about `part_bytes`.
+    """
 
     address: str | None = None
     commit: str = "auto"

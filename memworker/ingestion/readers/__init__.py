@@ -34,6 +34,7 @@ from memworker.ingestion.readers.lines import line_blocks, lines_of
 from memworker.ingestion.readers.objects import RECORDS_PATH, ObjectRows
 from memworker.ingestion.readers.ours import Ours
 from memworker.ingestion.readers.paths import Found, Source, expand, followed, found
+from memworker.ingestion.readers.pieces import FilePiece
 from memworker.ingestion.readers.shapes import Shape, shape_of, values_of
 from memworker.ingestion.readers.streams import text_blocks
 from memworker.ingestion.readers.told import Findings
@@ -154,6 +155,11 @@ def _rows(source: Source, options: ReadOptions) -> Iterator[ObjectRows | Checked
     partition = source.partition
     for rows in _READERS[source.format](source, options):
         if isinstance(rows, ObjectRows):
+            if isinstance(source.piece, FilePiece):
+                own = source.piece.numbered(rows)
+                if own is None:
+                    continue
+                rows = own
             rows = rows.within(partition) if partition else rows
             if options.looked_at is not None:
                 options.looked_at(rows)

@@ -28,6 +28,7 @@ from memworker.ingestion.readers.objects import (
     RECORDS_PATH,
 )
 from memworker.ingestion.readers.paths import Source
+from memworker.ingestion.readers.pieces import RowGroups
 from memworker.ingestion.readers.streams import is_packed, spooled
 from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 
@@ -52,7 +53,7 @@ def read_rows(source: Source, options: ReadOptions) -> Iterator[CheckedRows]:
     Raises InputError if the text, id or a scope column has a type that cannot
     hold it: then no row of the file could be taken.
     """
-    read = 0
+    read = source.piece.rows if isinstance(source.piece, RowGroups) else 0
     try:
         # What is spooled to a temporary file has been counted on its way there.
         with _opened(source) as (file, source):
@@ -154,7 +155,10 @@ def _parquet_batches(source: Source, file: Any, options: ReadOptions) -> _Batche
             yield batch
             source.count(round(batch.num_rows * bytes_a_row))
 
-    yield from _around_bad_groups(parquet, batches)
+    groups = range(parquet.metadata.num_row_groups)
+    if isinstance(source.piece, RowGroups):
+        groups = range(source.piece.first, source.piece.end)
+    yield from _around_bad_groups(parquet, groups, batches)
 
 
 def names_in(source: Source, wanted: Iterable[str]) -> set[str]:
@@ -196,24 +200,23 @@ def _columns(names: list[str], fields: Fields) -> list[str] | None:
 
 
 def _around_bad_groups(
-    parquet: Any, batches: Callable[[range], Iterator[pa.RecordBatch]]
+    parquet: Any, groups: range, batches: Callable[[range], Iterator[pa.RecordBatch]]
 ) -> _Batches:
-    """Yield all row groups at once, and from the first that fails on one by one."""
-    groups = parquet.metadata.num_row_groups
+    """Yield row groups all at once, and from the first that fails on one by one."""
     read = 0
     try:
-        for batch in batches(range(groups)):
+        for batch in batches(groups):
             yield batch
             read += batch.num_rows
         return
     except _UNREADABLE:
         pass  # met again where its group is read by itself
-    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(groups)))
-    for group, end in enumerate(ends):
+    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in groups))
+    for group, begin, end in zip(groups, [0, *ends], ends, strict=False):
         if end <= read:
             continue
         # What was delivered of this group already is not delivered again.
-        known = max(0, read - (ends[group - 1] if group else 0))
+        known = max(0, read - begin)
         try:
             for batch in batches(range(group, group + 1)):
                 fresh, known = batch.slice(known), max(0, known - batch.num_rows)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from memworker.ingestion.fields import Fields
 from memworker.ingestion.readers.checked import ReadOptions, distinct
 from memworker.ingestion.readers.dialects import Cells, cells_of
+from memworker.ingestion.readers.encodings import BOM
 from memworker.ingestion.readers.jsonl import stream_faults
 from memworker.ingestion.readers.lines import LineBlock, line_blocks
 from memworker.ingestion.readers.objects import ObjectRows
@@ -65,6 +67,14 @@ def _named(cells: list[str], source: Source, options: ReadOptions) -> list[str]:
     if len(cells) == 1:
         return [options.fields.lone_text]
     return [str(number) for number in range(1, len(cells) + 1)]
+
+
+def cells_of_head(source: Source, head: bytes, fields: Fields) -> Cells:
+    """Find out how a file is cut into cells, by its beginning, as its reader does."""
+    usual = "\t" if source.format == "tsv" else ","
+    encoded = head.removeprefix(BOM).split(b"\n")[:_SAMPLE_LINES]
+    lines = [line.decode(errors="surrogateescape") for line in encoded]
+    return cells_of(source.told, lines, usual, source.dialect, fields)
 
 
 class _DelimitedRow(NamedTuple):

@@ -17,6 +17,7 @@ from memworker.ingestion.documents.suffixes import OF_DOCUMENTS
 from memworker.ingestion.readers.addresses import located
 from memworker.ingestion.readers.dialects import Dialect
 from memworker.ingestion.readers.folders import Folders, LeftOut
+from memworker.ingestion.readers.pieces import FilePiece, RowGroups
 from memworker.ingestion.readers.sampling import FileSample
 from memworker.ingestion.records import ReadProgress
 from memworker.paths import ADDRESS, PathGiven, is_path, named
@@ -48,7 +49,8 @@ class Source:
     standard input) can be read once, and may keep its reader waiting. With a `fault` it
     could not be read when it was looked for, and that is all that is known. What was found
     in a folder or by a glob has a place for its name if it turns out to be `left_out`. `name` is
-    what it is called within the folder that was given. With a `sample` only that is read.
+    what it is called within the folder that was given. With a `sample` or a `piece` only that is
+    read.
     """
 
     path: str
@@ -62,6 +64,7 @@ class Source:
     progress: ReadProgress | None = field(default=None, compare=False)
     name: str = field(default="", compare=False)
     sample: FileSample | None = field(default=None, compare=False)
+    piece: FilePiece | RowGroups | None = field(default=None, compare=False)
 
     @property
     def partition(self) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ from memworker.errors import InputError
 from memworker.ingestion.readers.encodings import TornStream, begun, utf8_blocks
 from memworker.ingestion.readers.ours import Ours, begins_reject_list
 from memworker.ingestion.readers.paths import STDIN, Source
+from memworker.ingestion.readers.pieces import FilePiece
 from memworker.ingestion.readers.sampling import SAMPLED_AT_ONCE
 
 READ_BYTES = 1 << 20
@@ -97,6 +98,9 @@ def byte_blocks(source: Source, size: int = READ_BYTES) -> Iterator[bytes]:
     """
     sample = source.sample
     with _opened(source) as file:
+        if isinstance(source.piece, FilePiece):
+            yield from source.piece.blocks(file, source.count)
+            return
         if sample is not None:
             size = min(size, SAMPLED_AT_ONCE)
         head, blocks = begun(_raw_blocks(source, file, size), 4)
