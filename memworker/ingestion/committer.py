@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -69,14 +69,17 @@ class CommitThread(ABC, Generic[W, S]):
         self._sieve = sieve
         self._counts: Counts = sieve.counts
         self._history = history
-        self._items: queue.Queue[tuple[W, WindowVectors] | None] = queue.Queue(maxsize=2)
+        self._items: queue.Queue[tuple[W, Any] | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._failed = False
         self._thread = self._outside.thread(self._run, "memworker-commit")
         self._thread.start()
 
-    def put(self, window: W, outcome: WindowVectors) -> None:
-        """Hand a finished window over; raises what an earlier commit raised."""
+    def put(self, window: W, outcome: Any) -> None:
+        """Hand a finished window over, with its vectors or where they are.
+
+        Raises what an earlier commit raised.
+        """
         self._raise()
         self._items.put((window, outcome))
 
@@ -144,7 +147,7 @@ class CommitThread(ABC, Generic[W, S]):
     @abstractmethod
     def _pending_since(self) -> float: ...
     @abstractmethod
-    def _take(self, window: W, outcome: WindowVectors) -> None: ...
+    def _take(self, window: W, outcome: Any) -> None: ...
     @abstractmethod
     def _commit_pending(self) -> None: ...
 
@@ -197,7 +200,7 @@ class Committer(CommitThread[Window, Sieve]):
             reach("after_create")
         batch = pa.concat_tables(
             [
-                _as_records(window, vectors)
+                as_records(window, vectors)
                 for window, vectors in zip(pending.windows, pending.vectors, strict=True)
             ]
         )
@@ -228,7 +231,8 @@ def _append(table: Table, batch: pa.Table, *, on_conflict: OnConflict) -> Append
     return table.append(batch, on_conflict=on_conflict)
 
 
-def _as_records(window: Window, vectors: Floats) -> pa.Table:
+def as_records(window: Window, vectors: Floats) -> pa.Table:
+    """Give the rows of a window as a table holds them."""
     return records(
         window.ids,
         window.texts,

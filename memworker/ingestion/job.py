@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from memworker.ingestion.chunk_commits import ChunkCommitter
 from memworker.ingestion.chunks import ChunkSieve, Cutting, cut_for
 from memworker.ingestion.cluster.driver import RayJob, open_afar, refuse_with_ray
 from memworker.ingestion.cluster.runner import OnRay, runner_of
+from memworker.ingestion.cluster.waves import Waves
 from memworker.ingestion.committer import Committer, CommitThread
-from memworker.ingestion.history import Command, history
+from memworker.ingestion.history import Command, History, history
 from memworker.ingestion.loop import JobLoop, RunningJob, WindowPart
 from memworker.ingestion.readers import Dialect, Fields
 from memworker.ingestion.records import ReadProgress
@@ -288,7 +289,7 @@ def run_job(
             sieve = Sieve(known, refusals, target.on_conflict)
             notes, committing = sieve.notes, partial(Committer, open_table, sieve, told)
             if ray is not None:
-                table = _embedded_afar(ray, target, sieve, loop, committing)
+                table = _embedded_afar(ray, target, sieve, loop, told, open_table)
             else:
                 coming = source.coming(job, stop)
                 table = _embedded(coming, sieve.windows, known, loop, committing)
@@ -342,14 +343,24 @@ def _embedded_afar(
     target: Target,
     sieve: Sieve,
     loop: JobLoop,
-    committing: Callable[[], CommitThread[Window, Any]],
+    told: History,
+    open_table: Callable[[], Table],
 ) -> Table | None:
-    """Commit what is read and embedded on a cluster; return the table, if there is one."""
-    known, table = sieve.table, None
-    with loop.running() as here:
-        committer = committing()
+    """Commit what is read and embedded on a cluster; return the table, if there is one.
+
+    Where nodes write files of it, it is there before, and the files are kept until they are
+    committed.
+    """
+    written = open_table() if ray.fragments(target.on_conflict) else None
+    known, table = sieve.table or written, None
+    with loop.running() as here, written.kept() if written else nullcontext():
+        committer: CommitThread[Window, Sieve]
+        if written is None:
+            committer = Committer(open_table, sieve, told)
+        else:
+            committer = Waves(lambda: written, sieve, told)
         try:
-            with ray.windows(sieve, target.db, here) as windows:
+            with ray.windows(sieve, target.db, target.table, here) as windows:
                 for window, vectors in windows:
                     committer.put(window, vectors)
         finally:

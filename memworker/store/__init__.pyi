@@ -5,6 +5,7 @@ from .claims import HeldRow as HeldRow, difference as difference
 from .commit import Appended as Appended, OnConflict as OnConflict
 from .disk import disk_errors as disk_errors
 from .filters import parse_where as parse_where, scalar as scalar
+from .fragments import FACTS as FACTS, Written as Written
 from .info import TableInfo as TableInfo
 from .journal import (
     Committed as Committed,

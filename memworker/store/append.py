@@ -33,13 +33,13 @@ class Appender:
     def append(self, rows: pa.Table, policy: OnConflict) -> Appended:
         """Write in one commit the new ones of `rows`, and with `update` those that conflict."""
         seen = self._handle.version
-        plan = self._plan(rows, policy)
+        plan = self.plan(rows, policy)
         if not len(plan.write) and not len(plan.update):
             return _outcome(plan, policy, seen)
         # A writer that moves the version now does not take our lock: let LanceDB compare the ids.
         moved = self._handle.version != seen
         if moved:
-            plan = self._plan(rows, policy)
+            plan = self.plan(rows, policy)
             seen = self._handle.version
         merges = moved or len(plan.update) > 0
         write = self._merge(rows, plan) if merges else self._add(rows, plan)
@@ -49,7 +49,7 @@ class Appender:
         reach("after_add")
         version, written = landed.version, landed.rows
         if not merges and version != seen + 1:
-            written -= self._drop_doubles(_take(rows, plan.write)["id"])
+            written -= self.drop_doubles(_take(rows, plan.write)["id"])
             version = self._handle.version
         chosen = np.concatenate([plan.write, plan.update])
         self.known.committed(version, plan.keys[chosen], plan.records[chosen])
@@ -61,19 +61,23 @@ class Appender:
         hashes = known.hash(claims.ids, claims.keys, claims.metadata)
         return commit.classify(claims, known, self._held, hashes=hashes)[0]
 
-    def _plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
+    def plan(self, rows: pa.Table, policy: OnConflict) -> Plan:
+        """Decide the fate of each row against the newest version."""
         known = self.known.refresh(self._handle)
         return commit.plan(rows, known, self._held, policy)
 
     def _came(self, rows: pa.Table, plan: Plan, seen: int) -> Landed | None:
         """Return the commit of a write that raised if all its rows are in the table, else None."""
-        chosen = rows.take(pa.array(np.concatenate([plan.write, plan.update])))
+        return self.came(rows.take(pa.array(np.concatenate([plan.write, plan.update]))), seen)
+
+    def came(self, chosen: pa.Table, seen: int) -> Landed | None:
+        """Return the commit of a write that raised if all these rows are there, else None."""
         # The plan's hashes do not serve: reading all ids again takes another seed.
         ids, keys = string_array(chosen["id"]), string_array(chosen["dedup_key"])
         statuses = self.classify(claims_of(chosen, ids, keys))
         if (statuses != IdStatus.DUPLICATE).any():
             return None
-        return Landed(int(self._handle.version), len(plan.write))
+        return Landed(int(self._handle.version), chosen.num_rows)
 
     def _add(self, rows: pa.Table, plan: Plan) -> Write:
         chosen = widen(_take(rows, plan.write), self._handle.schema)
@@ -117,7 +121,7 @@ class Appender:
             updates = updates.set_column(place, updates.schema.field(place), column)
         return updates
 
-    def _drop_doubles(self, ids: pa.ChunkedArray) -> int:
+    def drop_doubles(self, ids: pa.ChunkedArray) -> int:
         """Delete our copies of ids that an outside writer committed at once; return how many."""
         first: dict[str, int] = {}
         ours: list[tuple[str, int]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,6 +23,7 @@ from memworker.store.chunks import ChunksThere, ChunkWriter, Replaced
 from memworker.store.claims import Claims, HeldRow, held
 from memworker.store.commit import Appended, OnConflict
 from memworker.store.commitlock import CommitLock
+from memworker.store.fragments import Adopted, Adopter, Written, write_fragment
 from memworker.store.handle import Handle
 from memworker.store.info import TableInfo, describe
 from memworker.store.keys import string_array
@@ -81,6 +83,7 @@ class Table:
         self.space, self.identity = table.space, table.identity
         self._writes = Writes(table, self._lock)
         self._appender = Appender(self._writes)
+        self._adopter = Adopter(self._writes, self._appender)
         self._chunks = ChunkWriter(self._writes, self._appender.known)
         self._readers = Readers(db, name)
         self._queries = Queries(table, self._versions, self._readers)
@@ -252,6 +255,43 @@ class Table:
             there = self._readers.ask(partial(self._chunks.compare, rows, texts))
         self.at_one_version(self._queries.must_have_the_same_vectors)
         return there
+
+    def write_fragment(self, rows: pa.Table) -> str:
+        """Write rows to a file that no version names yet, for `adopt`; say what it is, as JSON.
+
+        Any process may, at any time: what is not adopted is deleted by the next clean-up.
+        """
+        with lance_errors(f"writing a file of table {self.name!r}"):
+            return write_fragment(self._writes.table, conform(rows, self.space.dim))
+
+    def adopt(self, files: Sequence[Written], *, on_conflict: str = OnConflict.REJECT) -> Adopted:
+        """Take files that `write_fragment` wrote into the table, known ids left out.
+
+        One commit for all whose rows are all new; see fragments.py. Raises as `append` does;
+        UsageError with ``update``, for which rows are to be appended.
+        """
+        policy = _policy(on_conflict)
+        if policy is OnConflict.UPDATE:
+            raise UsageError("files of rows add rows, and update none: use append")
+        doing = f"appending files to table {self.name!r}"
+        with self._lock.take(lock.COMMIT_TIMEOUT_S), lance_errors(doing):
+            done = self._adopter.adopt(files, policy)
+        if done.again is None:
+            return done
+        more = self.append(done.again, on_conflict=policy)
+        return replace(
+            done,
+            written=done.written + more.written,
+            duplicates=done.duplicates + more.duplicates + len(more.conflicts),
+            version=more.version,
+            again=None,
+        )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep clean-ups away while files are written that no version names yet."""
+        with self._readers.keep():
+            yield
 
     def replace_chunks(
         self,

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from memworker import Table, ingest
+from memworker import Table, ingest, verify_table
 from memworker.errors import UsageError
+from memworker.ingestion.cluster.runner import OnRay
 from memworker.pool import EchoLoader, EmbeddingPool
 
 ray = pytest.importorskip("ray", reason="needs memworker[ray]")
@@ -60,34 +61,67 @@ def counts(report):
     return {name: getattr(report, name) for name in names}
 
 
-@pytest.fixture(scope="module")
-def both(cluster, tmp_path_factory):
-    """One input, by both runners."""
+@pytest.fixture(scope="module", params=["driver", "fragments"])
+def both(cluster, tmp_path_factory, request):
+    """One input, by both runners; small parts, so that its large file is in many."""
     home = tmp_path_factory.mktemp("both")
     write_rows(home / "in")
     how = {"table": "t", "model": EchoLoader(dim=8)}
     here = ingest(home / "in", db=home / "here", **how)
-    there = ingest(home / "in", db=home / "there", runner="ray", address=cluster.address, **how)
-    return home, how, here, there
+    runner = OnRay(cluster.address, commit=request.param, part_bytes=100_000)
+    there = ingest(home / "in", db=home / "there", runner=runner, **how)
+    return home, how, runner, here, there
 
 
 def test_both_runners_make_the_same_table(both):
-    home, _, here, there = both
+    home, _, _, here, there = both
     assert counts(here) == counts(there)
     assert there.rejected == 2 and there.conflicts == 1 and there.duplicates == 1
     assert rows_of(home / "here") == rows_of(home / "there")
+    assert verify_table(home / "there", "t").damages == ()
 
 
 def test_a_bad_row_keeps_its_path_and_line(both):
-    home, _, _, _ = both
+    home, *_ = both
     assert refused(home / "here") == refused(home / "there")
 
 
-def test_run_again_it_embeds_and_writes_nothing(both, cluster):
-    home, how, _, _ = both
-    again = ingest(home / "in", db=home / "there", runner="ray", address=cluster.address, **how)
+def test_run_again_it_embeds_and_writes_nothing(both):
+    home, how, runner, _, _ = both
+    again = ingest(home / "in", db=home / "there", runner=runner, **how)
     assert (again.embedded, again.written, again.workers) == (0, 0, 0)
     assert again.duplicates == again.read - again.rejected - again.conflicts
+
+
+def test_of_several_texts_of_an_id_the_last_stands_with_update(cluster, tmp_path):
+    how = {"table": "t", "model": EchoLoader(dim=8), "on_conflict": "update"}
+    texts = ["first", "second", "first", "third", "second"]
+    lines = [{"id": str(i), "text": f"{texts[0]} {i}"} for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = [{"id": str(i), "text": f"{text} {i}"} for text in texts[1:] for i in range(0, 300, 7)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in more))
+    for db, runner in (("here", "local"), ("there", OnRay(cluster.address, part_bytes=900))):
+        for name in ("a.jsonl", "b.jsonl"):
+            ingest(tmp_path / name, db=tmp_path / db, runner=runner, **how)
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "there")
+
+
+def test_a_dataset_of_rays_goes_in(cluster, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        rows = [{"id": str(i), "text": f"row {i}" if i != 50 else " "} for i in range(100)]
+        given = ray.data.from_items(rows)
+        report = ingest(given, db=tmp_path / "db", table="t", model=EchoLoader(), runner="ray")
+        assert (report.read, report.written, report.rejected) == (100, 99, 1)
+        # The caller's own Ray is left as it was.
+        assert ray.is_initialized()
+        assert ray.data.from_items([1]).count() == 1
+    finally:
+        ray.shutdown()
+    (told,) = refused(tmp_path / "db")
+    assert json.loads(told)["path"] == "<records>"
 
 
 def test_what_nodes_cannot_read_is_refused_before_anything_is_done(tmp_path):

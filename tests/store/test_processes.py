@@ -124,15 +124,15 @@ def test_an_outside_writer_between_look_and_second_look_causes_a_merge(tmp_path)
     table = Table.create(tmp_path, "t", SPACE)
     theirs = lancedb.connect(tmp_path).open_table("t")
     appender = table._appender
-    look = appender._plan
+    look = appender.plan
 
     def plan_then_outside_write(rows, policy):
         planned = look(rows, policy)
-        appender._plan = look
+        appender.plan = look
         theirs.add(numbered(0, 6))
         return planned
 
-    appender._plan = plan_then_outside_write
+    appender.plan = plan_then_outside_write
     appender._handle = AtTheWorstMoment(
         table._handle, "merge_insert", lambda: theirs.add(numbered(6, 8))
     )

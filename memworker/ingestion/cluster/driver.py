@@ -44,6 +44,10 @@ from memworker.store import OnConflict, Output
 
 # A batch is embedded on one node: smaller than on one machine, so that small inputs reach all.
 _BATCH_ROWS = 4096
+# So many rows, at most, are a file of the table where nodes write them.
+_FILE_ROWS = 1 << 16
+# From so many bytes of input on they do: what is less, one committer writes as quickly.
+_LARGE_BYTES = 2 << 30
 # So many blocks may be with an encoder at once, so that it does not wait for the next one.
 _AT_ONCE = 2
 # Not what encoders ask for, or Ray would read and embed in one process, one after the other.
@@ -119,6 +123,7 @@ class RayJob:
     pools: PoolOptions
     cluster: Cluster = field(default_factory=Cluster)
     startup_seconds: float = 0.0
+    _fragments: bool = False
     _read: int = 0
     _part_began: int = 0
     _seen: bool = False
@@ -127,20 +132,34 @@ class RayJob:
 
     @contextmanager
     def windows(
-        self, sieve: Sieve, db: Place, here: EmbeddingPool
-    ) -> Iterator[Iterator[tuple[Window, WindowVectors]]]:
+        self, sieve: Sieve, db: Place, table: str, here: EmbeddingPool
+    ) -> Iterator[Iterator[tuple[Window, Any]]]:
         """Read and embed on the nodes; `here` embeds the few rows that turn out to be needed."""
         began = time.perf_counter()
         with nodes.joined(self.on.address) as ray:
             laid = nodes.usable(ray, self.pools.workers)
             self.cluster.nodes = laid.nodes
             self.job.afar = self.cluster
-            table = None if sieve.table is None else sieve.table.name
             pools = replace(self.pools, workers=laid.workers)
-            how = HowToEmbed(pools, db, table, sieve.on_conflict, os.getcwd())
+            how = HowToEmbed(
+                pools, db, table, sieve.on_conflict, os.getcwd(), self.fragments(sieve.on_conflict)
+            )
             self.startup_seconds += time.perf_counter() - began
             with _blocks(ray, self._dataset(ray, laid, how), self.stop) as blocks:
                 yield self._taken(blocks, sieve, here)
+
+    def fragments(self, policy: OnConflict) -> bool:
+        """Tell whether nodes write files of rows, or send their vectors to be written here."""
+        commit = self.on.commit
+        # An update takes a merge.
+        if policy is OnConflict.UPDATE or commit == "driver":
+            self._fragments = False
+        elif commit == "fragments":
+            self._fragments = True
+        else:
+            sizes = (os.path.getsize(each.path) for each in self.source.sources if not each.fault)
+            self._fragments = sum(sizes) >= _LARGE_BYTES
+        return self._fragments
 
     def setting(self, here: Setting) -> Setting:
         """Say how the job was run, where `here` says it of this process."""
@@ -208,19 +227,21 @@ class RayJob:
             alone=len(self.source.sources) == 1,
             fields_seen=self.source.reading is not None and self.source.reading.fields_seen,
             folder=os.getcwd(),
-            batch_rows=_BATCH_ROWS,
+            batch_rows=_FILE_ROWS if self._fragments else _BATCH_ROWS,
         )
 
     def _taken(
         self, blocks: Iterable[pa.Table], sieve: Sieve, here: EmbeddingPool
-    ) -> Iterator[tuple[Window, WindowVectors]]:
+    ) -> Iterator[tuple[Window, Any]]:
         for block in blocks:
             for told, rows, known in unpacked(block, EmbeddedPart):
                 self.cluster.add(told)
                 self._note(told, sieve)
                 if known is not None:
                     yield from self._needed(self._numbered(told.part, known), sieve, here)
-                if rows is not None:
+                if told.fragment:
+                    yield self._numbered(told.part, rows), told.fragment
+                elif rows is not None:
                     yield _with_vectors(self._numbered(told.part, rows), told.failures)
                 self._close(told.part)
         if not self.stop.cut_short and self._missing is not None and not self._seen:
@@ -232,7 +253,7 @@ class RayJob:
         self.job.progress.read += part.read_bytes
         sieve.counts.add(read=part.read, duplicates=left.duplicates, reused=told.reused)
         sieve.counts.add(conflicts=left.n_conflicts)
-        sieve.refusals.add([self._moved(each) for each in part.rejects])
+        sieve.refusals.add([self._moved(each) for each in (*part.rejects, *told.unstorable)])
         sieve.refusals.list([self._moved(each) for each in left.conflicts])
         if left.note and not sieve.notes:
             sieve.notes.append(left.note)
@@ -246,7 +267,7 @@ class RayJob:
 
     def _needed(
         self, window: Window, sieve: Sieve, here: EmbeddingPool
-    ) -> Iterator[tuple[Window, WindowVectors]]:
+    ) -> Iterator[tuple[Window, Any]]:
         """Embed rows that were known, and whose id has had another text in this run since."""
         if sieve.on_conflict is not OnConflict.UPDATE or not self._contested:
             return
@@ -275,7 +296,7 @@ class RayJob:
             self._part_began = self._read
 
 
-def _with_vectors(window: Window, failures: dict[int, str]) -> tuple[Window, WindowVectors]:
+def _with_vectors(window: Window, failures: dict[int, str]) -> tuple[Window, Any]:
     vectors = window.rows["vector"]
     flat = vectors.flatten().to_numpy().reshape(len(vectors), -1)
     bare = window.rows.drop_columns(["vector"])

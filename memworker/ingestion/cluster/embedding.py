@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from memworker.errors import TableNotFound
 from memworker.ingestion.cluster.parcels import EmbeddedPart, Left, ReadPart, packed, unpacked
 from memworker.ingestion.cluster.parts import be_in
+from memworker.ingestion.committer import as_records
 from memworker.ingestion.conflicts import note_on_ids, told_conflicts
-from memworker.ingestion.records import ReadBatch, scopes_of
-from memworker.ingestion.reuse import Reuse, WindowVectors
+from memworker.ingestion.records import EXCERPT_CHARS, ReadBatch, scopes_of
+from memworker.ingestion.reuse import Reuse, ReusePlan, WindowVectors
 from memworker.ingestion.windows import Window, window_of
 from memworker.paths import Place
 from memworker.pool import PoolOptions, WorkTotals
@@ -35,6 +36,7 @@ class HowToEmbed:
     table: str | None
     on_conflict: OnConflict
     folder: str
+    fragments: bool = False
 
 
 class Embedder:
@@ -60,18 +62,49 @@ class Embedder:
                 continue
             window, left, known = self._known.left_out(ReadBatch(part.path, rows))
             began = time.perf_counter()
-            outcome, reused = self._embedded(window)
+            done = [*self._embedded(window)]
             took_s = time.perf_counter() - began
-            told = EmbeddedPart(part, left, outcome.failures, reused, took_s)
-            yield self._packed(told, _with_vectors(window, outcome), known)
+            told = EmbeddedPart(part, left, took_s=took_s, reused=sum(n for *_, n in done))
+            if self._how.fragments:
+                yield self._packed(*self._written(told, window, [each for _, each, _ in done]))
+                continue
+            # What was read is told once, with the first of its windows.
+            for cut, outcome, _ in done:
+                told = replace(told, failures=outcome.failures)
+                yield self._packed(told, _with_vectors(cut, outcome), known)
+                told, known = EmbeddedPart(ReadPart(part.path)), None
+            if not done:
+                yield self._packed(told, known=known)
 
-    def _embedded(self, window: Window) -> tuple[WindowVectors, int]:
+    def _embedded(self, window: Window) -> Iterator[tuple[Window, WindowVectors, int]]:
         if not len(window):
-            return WindowVectors(np.empty((0, self._pool.dim), np.float32), {}), 0
+            return
         reuse = Reuse(self._pool.dim)
-        plan = reuse.plan(window.texts, window.text_keys)
-        ((_, embedded),) = self._pool.stream([plan], texts=lambda plan: plan.texts, kind="passage")
-        return reuse.settle(plan, embedded), plan.reused
+        cuts = window.cut(self._pool.window_ends(window.texts))
+        planned = ((cut, reuse.plan(cut.texts, cut.text_keys)) for cut in cuts)
+        for (cut, plan), embedded in self._pool.stream(planned, texts=_to_embed):
+            yield cut, reuse.settle(plan, embedded), plan.reused
+
+    def _written(
+        self, told: EmbeddedPart, window: Window, done: list[WindowVectors]
+    ) -> tuple[EmbeddedPart, pa.RecordBatch | None]:
+        """Write the rows to a file of the table, and give back what they are told apart by."""
+        reasons: dict[int, str] = {}
+        at = 0
+        for outcome in done:
+            reasons |= {at + row: why for row, why in outcome.unstorable().items()}
+            at += len(outcome.vectors)
+        good = np.ones(len(window), np.bool_)
+        good[list(reasons)] = False
+        told = replace(told, unstorable=tuple(window.rejects(reasons)))
+        if not good.any():
+            return told, None
+        vectors = np.concatenate([outcome.vectors for outcome in done])[good]
+        kept = window.keep(good)
+        fragment = self._known.open().write_fragment(as_records(kept, vectors))
+        place = kept.rows.schema.get_field_index("text")
+        begun = pc.utf8_slice_codeunits(kept.texts, 0, EXCERPT_CHARS)
+        return replace(told, fragment=fragment), kept.rows.set_column(place, "text", begun)
 
     def _packed(self, told: EmbeddedPart, rows: Any = None, known: Any = None) -> pa.Table:
         with self._telling:
@@ -96,6 +129,11 @@ class _Known:
                 self._table = Table.open(how.db, how.table)
             except TableNotFound:
                 pass
+
+    def open(self) -> Table:
+        """Give the table, which is there where nodes write to it."""
+        assert self._table is not None
+        return self._table
 
     def left_out(self, batch: ReadBatch) -> tuple[Window, Left, pa.RecordBatch | None]:
         """Return the rows to embed, what is told of the others, and rows known that may matter."""
@@ -135,9 +173,7 @@ class _Known:
             )
 
 
-def _with_vectors(window: Window, outcome: WindowVectors) -> pa.RecordBatch | None:
-    if not len(window):
-        return None
+def _with_vectors(window: Window, outcome: WindowVectors) -> pa.RecordBatch:
     flat = pa.array(outcome.vectors.reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(flat, outcome.vectors.shape[1])
     return window.rows.append_column("vector", vectors)
@@ -147,3 +183,7 @@ def _node() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _to_embed(planned: tuple[Window, ReusePlan]) -> pa.Array:
+    return planned[1].texts

@@ -53,13 +53,15 @@ class Left:
 class EmbeddedPart:
     """What became of a part's rows on a node; `work` is what its pool has done since the last.
 
-    `failures` are reasons by the number of the row that has no vector. `known` are rows left
-    out as known, without vectors, where a later row may make them needed.
+    `failures` are reasons by the number of the row that has no vector; of rows that the node has
+    written to a file, `fragment`, they are told as `unstorable`.
     """
 
     part: ReadPart
     left: Left = Left()
     failures: dict[int, str] = field(default_factory=dict)
+    fragment: str = ""
+    unstorable: tuple[Reject, ...] = ()
     reused: int = 0
     took_s: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
