@@ -351,7 +351,9 @@ def _embedded_afar(
     Where nodes write files of it, it is there before, and the files are kept until they are
     committed.
     """
-    written = open_table() if ray.fragments(target.on_conflict) else None
+    # Into a bucket one committer writes: Lance's files there need its options on every node.
+    policy = target.on_conflict if isinstance(target.db, Path) else OnConflict.UPDATE
+    written = open_table() if ray.fragments(policy) else None
     known, table = sieve.table or written, None
     with loop.running() as here, written.kept() if written else nullcontext():
         committer: CommitThread[Window, Sieve]

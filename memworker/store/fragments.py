@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from memworker.failpoints import reach
+from memworker.store import places
 from memworker.store.append import Appender
 from memworker.store.commit import Indices, OnConflict, Plan
 from memworker.store.known import IdStatus
@@ -159,4 +160,4 @@ class Adopter:
 
     def _path(self, file: Written) -> Path:
         told: dict[str, Any] = json.loads(file.fragment)
-        return self._table.folder / DATA / str(told["files"][0]["path"])
+        return places.on_disk(self._table.folder) / DATA / str(told["files"][0]["path"])

@@ -141,9 +141,7 @@ class RayJob:
             self.cluster.nodes = laid.nodes
             self.job.afar = self.cluster
             pools = replace(self.pools, workers=laid.workers)
-            how = HowToEmbed(
-                pools, db, table, sieve.on_conflict, os.getcwd(), self.fragments(sieve.on_conflict)
-            )
+            how = HowToEmbed(pools, db, table, sieve.on_conflict, os.getcwd(), self._fragments)
             self.startup_seconds += time.perf_counter() - began
             with _blocks(ray, self._dataset(ray, laid, how), self.stop) as blocks:
                 yield self._taken(blocks, sieve, here)
