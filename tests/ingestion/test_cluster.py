@@ -14,8 +14,6 @@ from memworker.ingestion.cluster.runner import OnRay
 from memworker.pool import EchoLoader, EmbeddingPool
 
 ray = pytest.importorskip("ray", reason="needs memworker[ray]")
-# Ray starts its programs by a fork that runs one at once, and LanceDB warns of every fork.
-pytestmark = pytest.mark.filterwarnings("ignore:lancedb fork support:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StretchFacts:
     """What a stretch shows, for a beginning outside of quotes and for one within.
 
     `begins` is where the first row begins (-1: nowhere) with so many `lines` of the stretch
@@ -69,7 +69,7 @@ class Seen:
     strays: tuple[int, int]
 
 
-Look = Callable[[Sequence[Stretch]], Iterable[Seen]]
+Look = Callable[[Sequence[Stretch]], Iterable[StretchFacts]]
 
 
 def pieces_of(
@@ -158,7 +158,7 @@ def _head(beginning: bytes, marks: Marks) -> tuple[int, int] | None:
     return end, int(np.searchsorted(newlines, end))
 
 
-def _joined(seen: list[Seen], size: int, head: tuple[int, int]) -> list[FilePiece] | None:
+def _joined(seen: list[StretchFacts], size: int, head: tuple[int, int]) -> list[FilePiece] | None:
     """Say where pieces begin, knowing of each stretch whether it begins within quotes."""
     begins, lines, inside = [0], [0], 0
     before = 0
@@ -177,7 +177,7 @@ def _joined(seen: list[Seen], size: int, head: tuple[int, int]) -> list[FilePiec
     ]
 
 
-def look_through(stretch: Stretch) -> Seen:
+def look_through(stretch: Stretch) -> StretchFacts:
     """Look for newlines and quotes; where quotes are, at what stands beside them."""
     newlines = quotes = 0
     begins, lines, strays = [-1, -1], [0, 0], [0, 0]
@@ -199,7 +199,7 @@ def look_through(stretch: Stretch) -> Seen:
             strays[0] += int(np.where(odd, closes, opens).sum())
             strays[1] += int(np.where(odd, opens, closes).sum())
         newlines, quotes = newlines + len(ends), quotes + len(quoted)
-    return Seen(newlines, quotes, _two(begins), _two(lines), _two(strays))
+    return StretchFacts(newlines, quotes, _two(begins), _two(lines), _two(strays))
 
 
 def _two(values: list[int]) -> tuple[int, int]:
@@ -237,8 +237,8 @@ def looked_at(ray: Any) -> Look:
     """Have stretches looked through on the nodes, in parallel."""
     task = ray.remote(num_cpus=0.5)(look_through)
 
-    def look(stretches: Sequence[Stretch]) -> Iterable[Seen]:
-        found: Iterable[Seen] = ray.get([task.remote(each) for each in stretches])
+    def look(stretches: Sequence[Stretch]) -> Iterable[StretchFacts]:
+        found: Iterable[StretchFacts] = ray.get([task.remote(each) for each in stretches])
         return found
 
     return look
