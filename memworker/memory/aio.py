@@ -23,7 +23,7 @@ from memworker.memory.core import (
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
 from memworker.memory.group import Sweep, adding, one_vector
 from memworker.memory.memory import ALL_DELETED, DELETED, UPDATED, Results
-from memworker.memory.reads import Asked, Mode
+from memworker.memory.reads import Mode, Question
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import DatabaseGiven, database_place
@@ -142,7 +142,7 @@ class AsyncMemory:
     ) -> Results:
         """Find memories, best first, as `Memory.search`."""
         core = await self._core()
-        asked = Asked(
+        asked = Question(
             query, filters, limit, threshold, mode, group, context, recency_half_life, rerank
         ).checked()
         vector = None

@@ -17,7 +17,7 @@ from memworker.memory.core import (
 )
 from memworker.memory.drafts import Batch, Content, Message, OnDuplicate
 from memworker.memory.group import Sweep, adding, one_vector
-from memworker.memory.reads import Asked, Mode
+from memworker.memory.reads import Mode, Question
 from memworker.memory.scope import Scope
 from memworker.memory.shapes import Record, added, deleted
 from memworker.paths import DatabaseGiven, database_place
@@ -174,7 +174,7 @@ class Memory:
         ScopeMissing, FilterError, UsageError for a blank query.
         """
         self._core.guard()
-        asked = Asked(
+        asked = Question(
             query, filters, limit, threshold, mode, group, context, recency_half_life, rerank
         ).checked()
         vector = None if mode == "text" else reads.query_vector(self._embed([query], "query"))

@@ -28,7 +28,7 @@ _NEWEST = [("created_at", "descending"), ("id", "descending")]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """What is searched for, and how; see `Memory.search`."""
 
     query: str
@@ -41,7 +41,7 @@ class Asked:
     recency_half_life: timedelta | float | None
     rerank: Reranker | None = None
 
-    def checked(self) -> Asked:
+    def checked(self) -> Question:
         """Return itself. Raises UsageError or ScopeMissing for a search that cannot be."""
         if not isinstance(self.query, str) or not self.query.strip():
             raise UsageError(f"a query is some text, not {values.shown(self.query)}")
@@ -58,7 +58,7 @@ class Asked:
         return self
 
     @property
-    def found_first(self) -> Asked:
+    def found_first(self) -> Question:
         """What is searched for before a reranker has its say: more, whatever their scores."""
         if self.rerank is None:
             return self
@@ -105,7 +105,7 @@ def events(table: Table, memory_id: str) -> list[Record]:
     return history.tell(memory_id, rows.read(found))
 
 
-def search(table: Table, vector: Vector | None, asked: Asked) -> dict[str, Any]:
+def search(table: Table, vector: Vector | None, asked: Question) -> dict[str, Any]:
     """Return the memories that answer a query best; `vector` is None in mode text."""
     how: dict[str, Any] = {
         "limit": asked.limit,
@@ -130,7 +130,7 @@ def search(table: Table, vector: Vector | None, asked: Asked) -> dict[str, Any]:
     return results(kept, "" if hits else table.note_on(asked.filters))
 
 
-def reranked(found: dict[str, Any], embedded: Embedded, asked: Asked) -> dict[str, Any]:
+def reranked(found: dict[str, Any], embedded: Embedded, asked: Question) -> dict[str, Any]:
     """Return what was found in the order of a reranker's scores, which become theirs."""
     embedded.raise_first()
     scores = sigmoid(embedded.vectors[:, 0]).tolist()
@@ -143,7 +143,7 @@ def reranked(found: dict[str, Any], embedded: Embedded, asked: Asked) -> dict[st
     return found | {"results": told[: asked.limit]}
 
 
-def to_rerank(asked: Asked, found: Mapping[str, Any]) -> list[str]:
+def to_rerank(asked: Question, found: Mapping[str, Any]) -> list[str]:
     """Return the pairs that a reranker is to score."""
     return paired(asked.query, [record["memory"] for record in found["results"]])
 
