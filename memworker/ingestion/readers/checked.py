@@ -181,7 +181,7 @@ def distinct(path: str, names: Sequence[str], fields: Fields) -> list[str]:
         if name in found and name in fields.used:
             raise InputError(
                 f"{path}: it has two columns {name!r}, and which one is meant is not known;"
-                " rename one"
+                " rename one, or take another column (--text-field, --id-field and their like)"
             )
         number, given = 2, name
         while name in found or (name != given and name in names):
