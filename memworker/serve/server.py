@@ -275,7 +275,7 @@ class Server(uvicorn.Server):
 def _has_terminal() -> bool:
     """Tell whether this process has a terminal; when it is closed, that is gone."""
     try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
         return False
     return True
