@@ -35,6 +35,16 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--data", default=os.environ.get("MEMWORKER_DATA"), help="reference data")
+    parser.addoption("--long", action="store_true", help="run what is marked long, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is long, unless it is asked for; each kind has a short test beside."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="long: --long runs it"))
 
 
 @pytest.fixture(scope="session")

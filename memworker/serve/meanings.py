@@ -21,6 +21,7 @@ _BY_CODE = {
     "method_not_allowed": "the path is there, for another method",
     "model_not_found": "a model's name that is not served; --served-model-name adds one",
     "no_tokenizer": "the model has no tokenizer",
+    "no_reranker": "the server was started without --rerank, so it orders nothing",
     "no_worker": "no worker process could be had at the moment; the log says why",
     "origin_not_allowed": "a web page of another origin asked; --cors-origin lets one",
     "pool_failed": "the worker processes ended for good; the log says why",

@@ -24,6 +24,7 @@ def test_ceiling_needs_a_model_to_count_tokens(capsys):
     assert "--model" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_ladder(measure):
     result = measure(ladder.main, "--limit", "20", "--repeats", "1", "--workers", "1")
     rows = [row for row in result["rows"] if "skipped" not in row]

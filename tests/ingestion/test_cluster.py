@@ -93,6 +93,7 @@ def test_run_again_it_embeds_and_writes_nothing(both):
     assert again.duplicates == again.read - again.rejected - again.conflicts
 
 
+@pytest.mark.long
 def test_of_several_texts_of_an_id_the_last_stands_with_update(cluster, tmp_path):
     how = {"table": "t", "model": EchoLoader(dim=8), "on_conflict": "update"}
     texts = ["first", "second", "first", "third", "second"]

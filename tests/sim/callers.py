@@ -72,7 +72,7 @@ class Caller:
                 yield from self._wait(ticket.turn, self._patience())
                 if not ticket.turn.done() or draw.random() < 0.05:
                     entry.admission.give_up(ticket)
-                    self._tally.add(self._told(self._scheduler._busy_error(entry)))
+                    self._tally.add(self._told(self._scheduler.busy_error(entry)))
                     return
                 ticket.turn.result()
             if draw.random() < 0.15:
