@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from memworker import processor
 from memworker.errors import MemworkerError, UsageError
 from memworker.store import Output
 
@@ -127,7 +128,7 @@ def publish(
 def machine_facts() -> Result:
     """Say what the figures were measured on."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor.name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -187,16 +188,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

@@ -39,6 +39,22 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | QUIET | more
 
 
+def child(code: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start a process that runs `code` and answers in lines of text on its standard output.
+
+    In a session of its own: Ctrl-C is for its parent to answer.
+    """
+    return subprocess.Popen(
+        command(code, *arguments),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
 def without_telemetry() -> None:
     """Keep this process, one of ours, from loading a package that only calls home.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,8 +13,12 @@ from memworker.cli.output import json_line, printable
 
 def doctor(
     db: Annotated[
-        Path, typer.Option(help="Where a table would lie: the disk that is looked at.")
-    ] = Path(),
+        str,
+        typer.Option(
+            help="Where a table would lie: its disk is looked at; for a bucket, that of the folder"
+            " in which this machine keeps its journal."
+        ),
+    ] = ".",
     model: options.Model = DEFAULT_MODEL,
     precision: Annotated[
         str, typer.Option(help="fp32, int8 or bf16: what the pool is tried in.")

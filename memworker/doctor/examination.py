@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from memworker import diagnosis
 from memworker.doctor import places, system
 from memworker.doctor.findings import Finding
 from memworker.doctor.speed import SpeedProbe
 from memworker.doctor.versions import versions
+from memworker.models import DEFAULT_MODEL
+from memworker.paths import Bucket, PathGiven, database_place
 
 PATIENCE_S = 2.7
 
 
 def examine_machine(
-    folder: Path, model: str, precision: str = "fp32", *, patience_s: float = PATIENCE_S
+    db: PathGiven | Bucket,
+    model: str = DEFAULT_MODEL,
+    precision: str = "fp32",
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> Iterator[Finding]:
-    """Yield what this machine has and allows; `folder` is where a table would lie.
+    """Yield what this machine has and allows; `db` is where a table would lie.
+
+    Of a bucket it is the folder in which this machine keeps its journal that is looked at.
 
     Takes `patience_s` seconds at most: what the probe of the pool has not found by then is
-    said to be missing. Raises UnknownModel.
+    said to be missing. Raises UnknownModel, and UsageError for what is no place of a database.
     """
+    place = database_place(db)
+    folder = place.state if isinstance(place, Bucket) else place
     until = time.monotonic() + patience_s
     looks: dict[str, Callable[[], Finding]] = {
         "model cache": lambda: places.model_cache(model),

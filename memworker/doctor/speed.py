@@ -27,15 +27,7 @@ class SpeedProbe:
     def __init__(self, model: str, precision: str) -> None:
         self._asked = {"model": model, "precision": precision}
         program = "from memworker.doctor.speed import main; main(sys.argv[1])"
-        self._child = subprocess.Popen(
-            interpreters.command(program, json.dumps(self._asked)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=interpreters.environment(),
-            start_new_session=True,
-        )
+        self._child = interpreters.child(program, json.dumps(self._asked))
 
     def finding(self, until: float) -> Finding:
         """Return what came by `until` (on the monotonic clock), and end the child."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 
 import psutil
 
+from memworker import processor as cpu
 from memworker.doctor.findings import Finding, size
-from memworker.pool import machine
+from memworker.pool import machine, shared_folder
 
 # What products of matrices are made of; the first of each line makes int8 worth while.
 _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -23,10 +22,9 @@ _FEW_PROCESSES = 256
 _FEW_SHARED_BYTES = 64 << 20
 
 
-def processor(flags: set[str] | None = None) -> Finding:
+def processor(flags: Collection[str] | None = None) -> Finding:
     """Name the processor and the instructions that the engines use; `flags` stands for its own."""
-    name, own = _processor()
-    flags = own if flags is None else flags
+    name, flags = cpu.name(), cpu.features() if flags is None else frozenset(flags)
     found = [flag for flag in (*_INT8, *_OTHERS) if flag in flags]
     advice = []
     if found and not set(_INT8) & set(found):
@@ -38,24 +36,6 @@ def processor(flags: set[str] | None = None) -> Finding:
         advice.append("Without AVX2 embedding is several times slower; another machine helps.")
     told = f"{name}: {', '.join(found) or 'its instructions are not told here'}"
     return Finding("processor", told, {"name": name, "instructions": found}, tuple(advice))
-
-
-def _processor() -> tuple[str, set[str]]:
-    """Return name and flags as Linux tells them; without flags elsewhere."""
-    name = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
-    return name, flags
 
 
 def cores() -> Finding:
@@ -101,21 +81,11 @@ def memory() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Tell what texts and vectors are passed in: anonymous files, or /dev/shm."""
-    fd = -1
-    try:
-        fd = os.memfd_create("memworker-doctor", os.MFD_CLOEXEC)
+    """Tell what texts and vectors are passed in: anonymous files, or files in a folder."""
+    folder = shared_folder()
+    if folder is None:
         return Finding("shared memory", "anonymous files (memfd)", {"kind": "memfd"})
-    except (AttributeError, OSError):
-        pass
-    finally:
-        if fd >= 0:
-            os.close(fd)
-    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else _temporary()
-    try:
-        free = psutil.disk_usage(folder).free
-    except OSError:
-        free = 0
+    free = psutil.disk_usage(folder).free
     facts = {"kind": "file", "folder": folder, "free_bytes": free}
     advice: tuple[str, ...] = ()
     if free < _FEW_SHARED_BYTES:
@@ -124,12 +94,6 @@ def shared_memory() -> Finding:
             " (Docker: --shm-size=256m).",
         )
     return Finding("shared memory", f"files in {folder}, {size(free)} free", facts, advice)
-
-
-def _temporary() -> str:
-    import tempfile
-
-    return tempfile.gettempdir()
 
 
 def process_limits() -> Finding:

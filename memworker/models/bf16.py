@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
+from memworker import processor
 from memworker.errors import UsageError
 
 _FLAGS = ("avx512_bf16", "amx_bf16")
@@ -31,8 +31,4 @@ def obstacle() -> str:
 
 def processor_has_bf16() -> bool:
     """Say whether this processor multiplies in bf16; False where nothing tells."""
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return any(flag in words for flag in _FLAGS)
+    return not processor.features().isdisjoint(_FLAGS)

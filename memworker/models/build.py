@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from memworker import interpreters
+from memworker import interpreters, processor
 from memworker.errors import ModelCorrupt, ModelUnsupported
 from memworker.models.cache import MANIFEST, ModelCache
 from memworker.models.calibration import calibration_facts
@@ -151,12 +151,10 @@ def packing_facts(precision: Precision) -> list[str]:
 
 
 def _processor_features() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    found = processor.features()
+    if not found:
         return platform.processor()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return " ".join(sorted(f for f in flags.split() if f.startswith(("avx", "amx", "asimd", "sv"))))
+    return " ".join(sorted(f for f in found if f.startswith(("avx", "amx", "asimd", "sv"))))
 
 
 def _build(entry: ModelEntry, folder: Path, precision: Precision, draft: Path) -> None:

@@ -2,6 +2,7 @@ from . import machine as machine, peak_flops as peak_flops
 from .admission import Admission as Admission, Ticket as Ticket
 from .agreement import compare_precision as compare_precision
 from .aio import AsyncEmbeddingPool as AsyncEmbeddingPool
+from .arena import shared_folder as shared_folder
 from .budget import parse_bytes as parse_bytes
 from .cgroups import memory_groups as memory_groups
 from .choice import (

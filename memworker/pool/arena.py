@@ -181,16 +181,31 @@ def _allocate(size: int) -> int:
 
 
 def _anonymous_file() -> int:
+    folder = shared_folder()
+    if folder is None:
+        return _memfd()
+    with tempfile.TemporaryFile(prefix="memworker-", dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+def shared_folder() -> str | None:
+    """Return where files stand in for anonymous memory; None where the system has that.
+
+    Raises OSError where neither is to be had, as for too many open files.
+    """
     if hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("memworker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.close(_memfd())
+            return None
         except OSError as error:
             # Some sandboxes forbid the call; all else (too many files) is the caller's.
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                 raise
-    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryFile(prefix="memworker-", dir=folder) as file:
-        return os.dup(file.fileno())
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+
+
+def _memfd() -> int:
+    return os.memfd_create("memworker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -76,8 +76,10 @@ def _measure(cores: int, precision: str) -> float | None:
     watchdog = threading.Timer(_PATIENCE_S, _kill_all, (children,))
     try:
         watchdog.start()
-        # A session of their own: Ctrl-C is for this process to answer.
-        children += [_child(precision) for _ in range(cores)]
+        program = "from memworker.pool.peak_flops import main; main(sys.argv[1])"
+        children += [
+            interpreters.child(program, precision, stdin=subprocess.PIPE) for _ in range(cores)
+        ]
         # Each waits for a line, so that all begin together and imports do not count.
         for child in children:
             assert child.stdout is not None
@@ -106,20 +108,6 @@ def _measure(cores: int, precision: str) -> float | None:
 def _kill_all(children: list[subprocess.Popen[str]]) -> None:
     for child in children:
         child.kill()
-
-
-def _child(precision: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        interpreters.command(
-            "from memworker.pool.peak_flops import main; main(sys.argv[1])", precision
-        ),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=interpreters.environment(),
-        start_new_session=True,
-    )
 
 
 def main(precision: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memworker import processor
 from memworker.errors import ModelUnavailable
 from memworker.locks import Busy, FileLock, Unsupported
 from memworker.models import cache_home, records
@@ -82,14 +82,4 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 
 def _key(name: str) -> str:
-    return f"{_processor()} · {name}"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return f"{processor.name()} · {name}"

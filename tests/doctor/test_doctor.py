@@ -90,6 +90,15 @@ def test_a_model_of_no_name_is_a_usage_error():
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_of_a_bucket_it_is_the_folder_of_this_machine(model, tmp_path):
+    done = doctor(
+        "--json", "--model", model, "--db", "s3://bucket/db", MEMWORKER_STATE=str(tmp_path / "own")
+    )
+    assert json.loads(done.stdout)["disk"]["folder"] == str(tmp_path)
+    refused = doctor("--model", model, "--db", "ftp://bucket/db")
+    assert refused.returncode == 2 and "ftp://bucket/db" in refused.stderr
+
+
 def test_where_nothing_can_be_written():
     found = disk(Path("/proc/self/no-such"))
     assert found.facts["writable"] is False and found.facts["locks"] is None
