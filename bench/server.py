@@ -2,7 +2,8 @@
 
 `inference` compares many clients of one text each with the bulk throughput of a
 pool in this process, turn by turn in one run. `requests` asks an echo encoder,
-which leaves nothing but the server's own work. What it holds after an hour of
+which leaves nothing but the server's own work. `passing` asks for one text at a time
+beside clients of 512 texts each, and says what those lose by it. What it holds after an hour of
 everything, good and bad, is seen by `bench/soak.py`.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ from memworker.errors import MemworkerError, UsageError
 MODEL = "all-MiniLM-L6-v2"
 ECHO_TEXT = "The user prefers tea to coffee in the morning."
 RATIO_TARGET, REQUESTS_TARGET = 0.85, 3000
+BULK_TEXTS, BULK_CLIENTS = 512, 16
+PASSING_MS_TARGET, KEPT_TARGET = 150, 0.8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result["inference"] = inference(options)
     if "requests" in options.parts:
         result["requests"] = requests(options)
+    if "passing" in options.parts:
+        result["passing"] = passing(options)
     common.publish("server", result, options, show)
 
 
@@ -111,6 +117,37 @@ def requests(options: argparse.Namespace) -> Result:
         "wrk_requests_per_s": wrk,
         "target": REQUESTS_TARGET,
         **common.medians(rows),
+    }
+
+
+def passing(options: argparse.Namespace) -> Result:
+    """Ask for one text at a time beside clients of many, in turns with those alone."""
+    texts = (read_texts(options.texts, options.limit) * BULK_TEXTS)[:BULK_TEXTS]
+    alone, beside, latencies = [], [], []
+    with serving(_model_arguments(options)) as server, ThreadPoolExecutor(1) as other:
+        many = [http_load.request(server.url, MODEL, texts)]
+        one = [http_load.request(server.url, MODEL, texts[:1])]
+
+        def bulk() -> float:
+            outcome = http_load.for_seconds(server.url, many, BULK_CLIENTS, options.seconds)
+            _all_answered(outcome)
+            return outcome.requests_per_s * BULK_TEXTS
+
+        bulk()
+        for _ in range(options.repeats):
+            alone.append(bulk())
+            small = other.submit(http_load.for_seconds, server.url, one, 1, options.seconds)
+            beside.append(bulk())
+            _all_answered(small.result())
+            latencies.append(small.result().percentiles_ms())
+    return {
+        "bulk_clients": BULK_CLIENTS,
+        "texts_a_bulk_request": BULK_TEXTS,
+        "bulk_texts_per_s": round(median(alone), 1),
+        "bulk_texts_per_s_beside": round(median(beside), 1),
+        "kept": round(median(b / a for a, b in zip(alone, beside, strict=True)), 3),
+        "kept_target": KEPT_TARGET,
+        **common.medians(latencies),
     }
 
 
@@ -200,6 +237,16 @@ def show(result: Result) -> None:
             ("worker, µs a request", f"{found['worker_us_a_request']:.0f}", ""),
             ("latency p50 / p95 / p99, ms", _latency(found), ""),
         ]
+    if found := result.get("passing"):
+        rows += [
+            (
+                f"{found['bulk_clients']} clients of {found['texts_a_bulk_request']}, texts/s",
+                f"{found['bulk_texts_per_s']:,.0f}",
+                "",
+            ),
+            ("of that, beside one text at a time", f"{found['kept']:.2f}", f">= {KEPT_TARGET}"),
+            ("one text, p50 / p95 / p99, ms", _latency(found), f"p50 <= {PASSING_MS_TARGET}"),
+        ]
     common.print_table("memworker serve", ("", "measured", "target"), rows)
 
 
@@ -245,12 +292,14 @@ def _latency(found: Result) -> str:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = common.parser("server", __doc__)
     positive = common.positive
-    parser.add_argument("--parts", type=common.names, default=["inference", "requests"])
+    parser.add_argument("--parts", type=common.names, default=["inference", "requests", "passing"])
     parser.add_argument("--texts", type=Path, help="a jsonl file; default: the shipped sample")
     parser.add_argument("--limit", type=positive, default=2000, help="texts of a turn")
     parser.add_argument("--clients", type=positive, default=64)
     parser.add_argument("--repeats", type=positive, default=3)
-    parser.add_argument("--seconds", type=positive, default=5, help="of a turn with the echo")
+    parser.add_argument(
+        "--seconds", type=positive, default=5, help="of a turn that lasts some seconds"
+    )
     parser.add_argument("--workers", type=positive, help="default: the usable cores")
     parser.add_argument("--precision", default="int8", choices=("fp32", "int8"))
     return parser.parse_args(arguments)
