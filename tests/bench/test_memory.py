@@ -99,6 +99,7 @@ def test_a_small_run_and_its_report(measure, tmp_path):
 
 
 @pytest.mark.skipif(find_spec("mem0") is None, reason="needs mem0ai")
+@pytest.mark.long
 def test_mem0_takes_part_where_it_is_installed(measure):
     result = measure(
         memory.main,

@@ -42,6 +42,7 @@ def test_the_queue_takes_everybody_and_stops(tmp_path):
         assert step.turn(["a", "b", "c", "d"]) > 0
 
 
+@pytest.mark.long
 def test_latency(measure):
     options = ("--limit", "40", "--repeats", "1", "--workers", "1", "--precision", "int8")
     (row,) = measure(latency.main, *options, "--callers", "4", "--seconds", "0.2")["rows"]

@@ -138,6 +138,7 @@ def test_what_came_between_the_look_and_the_fence_is_kept(place, table, monkeypa
         assert len(texts_by_id(table)) == 8
 
 
+@pytest.mark.long
 def test_killed_anywhere_the_same_command_finishes(uri, server, state, tmp_path):
     rows = {f"r{n}": f"row number {n}" for n in range(400)}
     lines = [json.dumps({"id": key, "text": text}) for key, text in rows.items()]
