@@ -21,6 +21,7 @@ from .models import (
     pull_model as pull_model,
     verify_model as verify_model,
 )
+from .overview import show_table as show_table
 from .pool import (
     AsyncEmbeddingPool as AsyncEmbeddingPool,
     Auto as Auto,

@@ -252,7 +252,7 @@ def test_public_names_are_pinned():
         *("VectorSpace", "records", "table_names", "parse_where", "verify_table", "repair_table"),
         *("SyncReport", "export_table", "plan_ingest", "sync_folder"),
         *("Stop", "embed_to_file", "list_runs", "reembed", "tune", "compare_precision"),
-        "examine_machine",
+        *("examine_machine", "show_table"),
         *("Ranked", "Reranker"),
         *("list_models", "pull_model", "verify_model"),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memworker.cli import options, table_care
+from memworker.cli import options, table_care, table_show
 from memworker.cli.options import Db, Json, StorageOption, TableName
 from memworker.cli.output import printable
 from memworker.cli.reports import print_result, size
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from memworker.store import TableInfo
 
 app = typer.Typer(
-    help="Show, count, optimise, verify, repair and re-embed tables.", no_args_is_help=True
+    help="Show, draw, count, optimise, verify, repair and re-embed tables.", no_args_is_help=True
 )
+app.command()(table_show.show)
 app.command()(table_care.optimize)
 app.command()(table_care.verify)
 app.command()(table_care.repair)

@@ -1,0 +1,1 @@
+from .show import Overview as Overview, show_table as show_table
