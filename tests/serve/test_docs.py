@@ -47,6 +47,15 @@ def test_every_metric_that_it_names_is_there_and_the_reverse(echo):
     }
 
 
+def test_the_python_of_the_page_runs(echo):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+    here = code.replace("http://127.0.0.1:8000", echo.url).replace("all-MiniLM-L6-v2", "echo")
+    names: dict = {}
+    exec(here, names)
+    assert len(names["client"].embeddings.create(model="echo", input="tea").data) == 1
+    names["client"].close()
+
+
 def test_every_code_that_the_source_gives_is_in_its_table():
     source = "".join(path.read_text() for path in (ROOT / "memworker/serve").glob("*.py"))
     codes = set(re.findall(r'code=(?:"(\w+)"|"\w+" if)', source)) - {""}
