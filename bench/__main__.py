@@ -11,6 +11,7 @@ BENCHES = {
     "throughput": "texts a second beside fastembed, onnxruntime and others, and coordination",
     "latency": "a lone caller, 64 callers, and a question during bulk work",
     "server": "what of the pool arrives over HTTP, and what a request costs",
+    "callers": "64 threads, coroutines and HTTP clients of one text each over one bulk call",
     "quality": "STS-B, LoCoMo and SciFact for each precision",
     "ceiling": "everything but inference: the echo encoder, to vectors and to LanceDB",
     "ladder": "the same memories from one mutex up to a static model",

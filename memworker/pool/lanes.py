@@ -45,6 +45,9 @@ class Lanes:
         self._meter = meter
         # What one session run takes best: more would make the first caller wait for the last.
         self._gather_tokens = float(costs.batch_tokens)
+        # Where enough is waiting for all workers: a shard costs a worker as much as some 15 tokens,
+        # whatever is in it, and a larger choice fills its runs better.
+        self._most_together = 2 * self._gather_tokens
         self._run_tokens = costs.run_tokens
         self.small_tokens = _SMALL_RUNS * self._gather_tokens
         self._credit = self.small_tokens
@@ -110,12 +113,13 @@ class Lanes:
         """
         if not _drop_abandoned(queue):
             return 0.0
-        idle_only = not urgent and self._may_wait(queue)
+        waiting = 0.0 if urgent else self._waiting(queue)
+        idle_only = not urgent and self._may_wait(queue, waiting)
         # Asked first, for most wake-ups find every worker busy, and gathering takes a while.
         if not self._supervisor.has_room(urgent=urgent, idle_only=idle_only, light_only=light_only):
             return 0.0
         limits = self._urgent_limits if urgent else self._limits
-        shard, left = gather(queue, limits, self._gather_tokens)
+        shard, left = gather(queue, limits, self._together(queue, waiting, urgent=urgent))
         shard.urgent = urgent
         if not self._supervisor.offer(shard, idle_only=idle_only, light_only=light_only):
             return 0.0
@@ -125,20 +129,33 @@ class Lanes:
         queue.extendleft(reversed(left))
         return max(shard.cost, 1.0)
 
-    def _may_wait(self, queue: deque[WorkShard]) -> bool:
+    def _together(self, queue: deque[WorkShard], waiting: float, *, urgent: bool) -> float:
+        """Give how many tokens a shard of small ones may have together.
+
+        Of what is waiting no worker takes more than its share, and what passes bulk work is one
+        session run.
+        """
+        if urgent or queue is not self._small:
+            return self._gather_tokens
+        share = waiting / self._supervisor.count
+        return max(self._gather_tokens, min(share, self._most_together))
+
+    def _may_wait(self, queue: deque[WorkShard], waiting: float) -> bool:
         """Tell whether small work should rather wait for an idle worker than behind a busy one.
 
-        What comes meanwhile may go better with it. Once two session runs' worth is
+        What comes meanwhile may go better with it. Once two shards' worth is
         waiting there is choice enough, and a busy worker gets its next one early.
         """
-        waiting = 0.0
-        if queue[0].cost >= self._gather_tokens:
-            return False
+        return queue[0].cost < self._gather_tokens and waiting < 2 * self._most_together
+
+    def _waiting(self, queue: deque[WorkShard]) -> float:
+        """Count a queue's tokens, as far as it matters how many they are."""
+        waiting, most = 0.0, self._most_together * max(2, self._supervisor.count)
         for shard in islice(queue, LOOK_AHEAD):
             waiting += shard.cost
-            if waiting >= 2 * self._gather_tokens:
-                return False
-        return True
+            if waiting >= most:
+                break
+        return waiting
 
 
 def _drop_abandoned(queue: deque[WorkShard]) -> deque[WorkShard]:

@@ -85,7 +85,7 @@ class Supervisor:
         self._longest_message = longest_message(shapes)
         self._watch = Watch(outside)
         self._pace = Pace()
-        self._count = workers
+        self.count = workers
         self._restarts = Restarts(workers, watch_limits.stall_s)
         self._regions: dict[int, Region] = {}
         self._undead: list[WorkerHandle] = []
@@ -99,7 +99,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start all workers; they report ready later, through `poll`."""
-        for number in range(self._count):
+        for number in range(self.count):
             self.workers.append(self._start_worker(number))
         self._looked_at = self._outside.monotonic()
 

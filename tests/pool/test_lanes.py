@@ -134,3 +134,28 @@ def test_small_requests_without_bulk_work_are_gathered_as_ever(gated):
         future.result(PATIENCE_S)
     # Some sixteen texts a session run, all but the first few.
     assert pool.work.shards < 40
+
+
+def test_where_enough_waits_for_all_workers_a_shard_is_two_session_runs(gated):
+    pool, gate, _ = gated
+    first = pool.submit(SMALL)
+    until(lambda: handed_out(pool))
+    small = [pool.submit(SMALL) for _ in range(200)]
+    gate.touch()
+    for future in (first, *small):
+        future.result(PATIENCE_S)
+    # 6,450 tokens, of which a session run takes 512.
+    assert pool.work.shards <= 2 + 6450 / 1024 + 2
+
+
+def test_no_worker_takes_what_another_has_nothing_of(tmp_path):
+    gate, log = tmp_path / "gate", tmp_path / "log"
+    with EmbeddingPool(Recorder(str(gate), str(log)), workers=2) as pool:
+        first = [pool.submit(SMALL) for _ in range(2)]
+        until(lambda: pool.busy_workers == 2)
+        # 774 tokens: a session run, and what is left for the other worker.
+        small = [pool.submit(SMALL) for _ in range(24)]
+        gate.touch()
+        for future in (*first, *small):
+            future.result(PATIENCE_S)
+        assert pool.work.shards == 4
