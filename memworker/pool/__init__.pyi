@@ -3,6 +3,7 @@ from .admission import Admission as Admission, Ticket as Ticket
 from .agreement import compare_precision as compare_precision
 from .aio import AsyncEmbeddingPool as AsyncEmbeddingPool
 from .arena import shared_folder as shared_folder
+from .bridge import Awaited as Awaited, Bridge as Bridge
 from .budget import parse_bytes as parse_bytes
 from .cgroups import memory_groups as memory_groups
 from .choice import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from memworker.errors import UsageError
 from memworker.pool.admission import Ticket
+from memworker.pool.bridge import Bridge
 from memworker.pool.opening import Background
 from memworker.pool.pool import DEFAULT_MODEL, EmbeddingPool, TextKind, batches_of
 from memworker.pool.requests import Embedded, Floats
@@ -42,6 +44,8 @@ class AsyncEmbeddingPool:
         if pool is not None and (options or model != DEFAULT_MODEL):
             raise UsageError("give either a pool or the options to make one with, not both")
         self._owned = pool is None
+        # A thread runs one event loop at a time.
+        self._here = threading.local()
         self._opening = (
             Background(lambda: EmbeddingPool(model, **options).start())
             if pool is None
@@ -62,7 +66,9 @@ class AsyncEmbeddingPool:
         self, texts: Sequence[str] | pa.Array, *, kind: TextKind = "passage"
     ) -> Embedded:
         """Embed texts row by row: a bad text fails its own row only."""
-        return await asyncio.wrap_future(await self._submit(texts, kind))
+        future = await self._submit(texts, kind)
+        embedded: Embedded = await self._bridge().result(future)
+        return embedded
 
     async def embed_batches(
         self, texts: Iterable[str], *, batch_size: int = 8192, kind: TextKind = "passage"
@@ -115,6 +121,14 @@ class AsyncEmbeddingPool:
         if ticket is not None:
             await _turn(ticket, entry)
         return entry.queue()
+
+    def _bridge(self) -> Bridge:
+        """Give what carries results to the loop that runs here."""
+        loop = asyncio.get_running_loop()
+        bridge: Bridge | None = getattr(self._here, "bridge", None)
+        if bridge is None or bridge.loop is not loop:
+            bridge = self._here.bridge = Bridge(loop)
+        return bridge
 
 
 async def _landed(

@@ -94,12 +94,13 @@ class Result:
 
     `vectors` float32[n, dim] is the worker's memory still, to be copied from once;
     `tokens` int32[n] and `status` uint8[n] (`RowStatus`) are copies, so that what was
-    checked is what is used.
+    checked is what is used; `cut` bool[n] marks what was truncated.
     """
 
     vectors: Floats
     tokens: npt.NDArray[np.int32]
     status: npt.NDArray[np.uint8]
+    cut: npt.NDArray[np.bool_]
     reasons: dict[int, str]
     truncated: int
     failed: int
@@ -126,6 +127,7 @@ def checked(done: messages.Done, slot: Slot, rows: int, taken_s: float) -> Resul
         vectors=slot.vectors[:rows],
         tokens=tokens,
         status=status,
+        cut=status == int(RowStatus.TRUNCATED),
         reasons=done.reasons,
         truncated=int(counts[RowStatus.TRUNCATED]),
         failed=int(counts[RowStatus.FAILED]),

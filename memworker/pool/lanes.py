@@ -14,7 +14,9 @@ small ones come, bulk work keeps the rest of the workers' time.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 
 from memworker.pool import plan
@@ -77,6 +79,23 @@ class Lanes:
         self._dispatch_urgent()
         if not self._supervisor.returned:
             self._dispatch_others()
+
+    def is_patient(self, shards: Sequence[WorkShard]) -> bool:
+        """Whether a request is a part of a session run, and may wait for others to fill it."""
+        return len(shards) == 1 and shards[0].small and shards[0].cost < self._gather_tokens
+
+    def enough_tokens(self) -> float:
+        """Tell how many tokens of patient requests must come before any of them could go.
+
+        Where all workers are at such work, a new one waits until one is done or until there is
+        a choice: the pool's thread need not be woken for it. Else 0.
+        """
+        workers = self._supervisor
+        if self._urgent or self._bulk or workers.returned or not workers.all_at_small_work:
+            return 0.0
+        if not workers.has_room(urgent=False, idle_only=False, light_only=True):
+            return math.inf
+        return 2 * self._most_together - self._waiting(self._small)
 
     def _dispatch_urgent(self) -> None:
         while self._dispatch_one(self._urgent, urgent=True):

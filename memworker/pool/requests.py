@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from memworker.errors import PoolError, TextFailed, again
+from memworker.errors import TextFailed
 from memworker.pool import plan
 from memworker.pool.arena import Form, RowStatus, Slot
 from memworker.pool.incoming import Result
@@ -81,10 +81,22 @@ class VectorsFuture(Future[T]):
     def __init__(self) -> None:
         super().__init__()
         self._unclaimed = threading.Lock()
+        self._given_up: Callable[[], None] | None = None
+
+    def when_given_up(self, call: Callable[[], None]) -> None:
+        """Have `call` called once, should it be cancelled; before anybody can do that."""
+        self._given_up = call
 
     def claim(self) -> bool:
         """Take the right to complete it; False where that is taken, or it was cancelled."""
-        return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()
+        if not self._unclaimed.acquire(blocking=False):
+            return False
+        claimed = self.set_running_or_notify_cancel()
+        # What it knows leads to the request: a cycle around the vectors, were it kept.
+        given_up, self._given_up = self._given_up, None
+        if given_up is not None and not claimed:
+            given_up()
+        return claimed
 
     def cancel(self) -> bool:
         """Cancel it, and tell so to those in `concurrent.futures.wait` and `as_completed`."""
@@ -96,6 +108,8 @@ class VectorsFuture(Future[T]):
 
 class Request:
     """Rows that become vectors together."""
+
+    __slots__ = ("_dim", "_result", "_rows_left", "byte_lengths", "form", "future", "rows")
 
     def __init__(self, rows: RowSource, dim: int, form: Form = Form.PASSAGE) -> None:
         self.rows = rows
@@ -145,20 +159,19 @@ class Request:
     def collect(self, rows: plan.Int64s, got: Result, first: int) -> None:
         """Copy a result's rows, from `first` on, to their places; the one copy of a vector here."""
         here = slice(first, first + len(rows))
-        status = got.status[here]
         # `got` has the slot's own vectors, which the worker overwrites once the slot is free.
-        if len(self.byte_lengths) == 1 and status[0] != RowStatus.FAILED:
-            # What many callers bring: few copies, and no index arithmetic.
-            truncated = status == RowStatus.TRUNCATED
-            self._result = Embedded(got.vectors[here].copy(), got.tokens[here], truncated, {})
+        if len(self.byte_lengths) == 1 and not got.failed:
+            # What many callers bring: one copy, for a view would keep the vectors of all the
+            # callers that shared a run; and no index arithmetic.
+            self._result = Embedded(got.vectors[here].copy(), got.tokens[here], got.cut[here], {})
             self._rows_left = 0
             return
         result = self._results()
         result.vectors[rows] = got.vectors[here]
         result.tokens[rows] = got.tokens[here]
-        result.truncated[rows] = status == RowStatus.TRUNCATED
+        result.truncated[rows] = got.cut[here]
         if got.failed:
-            for row in np.flatnonzero(status == RowStatus.FAILED).tolist():
+            for row in np.flatnonzero(got.status[here] == RowStatus.FAILED).tolist():
                 reason = got.reasons.get(first + row, "the encoder gave no reason")
                 self._fail_row(int(rows[row]), reason)
         self._rows_left -= len(rows)
@@ -169,15 +182,13 @@ class Request:
             self._fail_row(row, reason)
         self._rows_left -= len(rows)
 
-    def finish(self) -> None:
-        """Complete the future, if every row is there and it is not complete yet."""
-        if not self._rows_left and self.future.claim():
-            self.future.set_result(self._results())
+    def ended(self) -> bool:
+        """Whether every row is there and the future is this caller's to complete, by `finish`."""
+        return not self._rows_left and self.future.claim()
 
-    def fail(self, error: PoolError) -> None:
-        """Give the whole request up."""
-        if self.future.claim():
-            self.future.set_exception(again(error))
+    def finish(self) -> None:
+        """Complete the future, which was claimed."""
+        self.future.set_result(self._results())
 
     def _fail_row(self, row: int, reason: str) -> None:
         result = self._results()
@@ -197,6 +208,10 @@ class WorkShard:
     """Some rows of one request: what one slot takes."""
 
     gathered = 1
+    __slots__ = (
+        *("blames", "cost", "doubts", "form", "id", "indices"),
+        *("request", "rows", "small", "urgent"),
+    )
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from memworker.errors import (
     PoolError,
     WorkerCrashed,
     WorkerStartFailed,
+    again,
     detached,
 )
 from memworker.pool import plan
@@ -102,11 +103,14 @@ class Scheduler:
         self._bulk_admission = Admission(pool_plan.pending_tokens)
         self._small_admission = Admission(pool_plan.pending_tokens)
         self._query_admission = Admission(pool_plan.pending_tokens)
-        self._inbox: deque[tuple[Request, list[WorkShard]]] = deque()
-        self._requests: dict[Future[Embedded], Request] = {}
+        self._inbox: deque[QueueEntry] = deque()
+        # What was admitted and is neither done nor given up.
+        self._requests: dict[Request, QueueEntry] = {}
         self._touched: list[Request] = []
         self._alarm: Alarm | None = outside.alarm()
         self._woken = False
+        # Of what is in the inbox, and how much of it makes the pool's thread look.
+        self._inbox_tokens, self._enough_tokens = 0, 0.0
         self._inbox_lock = threading.Lock()
         self._started = threading.Event()
         self._closing = False
@@ -185,11 +189,11 @@ class Scheduler:
 
     def queue(self, entry: QueueEntry) -> None:
         """Queue what was admitted."""
-        entry.request.future.add_done_callback(partial(_leave, entry.admission, entry.cost))
+        entry.request.future.when_given_up(partial(self._given_up, entry))
         with self._inbox_lock:
             if self._failure is None and not self._closing:
-                self._inbox.append((entry.request, entry.shards))
-                self._wake()
+                self._inbox.append(entry)
+                self._heed(entry)
                 return
         entry.request.future.cancel()
         self._refuse_if_closed()
@@ -279,6 +283,24 @@ class Scheduler:
             self._woken = True
             self._alarm.ring()
 
+    def _heed(self, entry: QueueEntry) -> None:
+        """Wake the pool's thread for a new entry, unless it could not go before a worker answers.
+
+        Called with the admission lock.
+        """
+        self._inbox_tokens += entry.cost
+        if self._inbox_tokens >= self._enough_tokens or not self._lanes.is_patient(entry.shards):
+            self._wake()
+
+    def _look_once_more(self) -> None:
+        """See how much must come before anything can go, and whether that came meanwhile."""
+        # Said before the inbox is looked at: who comes later goes by it.
+        self._enough_tokens = self._lanes.enough_tokens()
+        if self._inbox:
+            with self._inbox_lock:
+                if self._inbox_tokens >= self._enough_tokens:
+                    self._wake()
+
     # ── the pool's thread ──
 
     def _run(self) -> None:
@@ -312,6 +334,7 @@ class Scheduler:
             self._fail_all(outage)
         self._lanes.dispatch()
         self._finish()
+        self._look_once_more()
 
     def _finish(self) -> None:
         """Complete the requests that have all their rows.
@@ -320,25 +343,52 @@ class Scheduler:
         thread, and meanwhile a worker would have nothing to do.
         """
         touched, self._touched = self._touched, []
-        for request in touched:
+        ended = [request for request in touched if request.ended()]
+        if not ended:
+            return
+        # First, and at once for all: who has its answer finds the room that it took free.
+        self._release(ended)
+        for request in ended:
             request.finish()
 
-    def _admit(self) -> None:
-        while self._inbox:
-            request, shards = self._inbox.popleft()
-            self._requests[request.future] = request
-            request.future.add_done_callback(self._forget)
-            for shard in shards:
-                self._lanes.add(shard)
-            if not shards:
-                self._touched.append(request)
+    def _release(self, ended: list[Request]) -> None:
+        """Forget requests that were claimed, and give back their room."""
+        room: dict[Admission, int] = {}
+        for request in ended:
+            entry = self._requests.pop(request)
+            room[entry.admission] = room.get(entry.admission, 0) + entry.cost
+        for admission, cost in room.items():
+            admission.leave(cost)
 
-    def _forget(self, future: Future[Embedded]) -> None:
-        self._requests.pop(future, None)
+    def _given_up(self, entry: QueueEntry) -> None:
+        """Forget a request that was cancelled, on whatever thread, and give back its room."""
+        self._requests.pop(entry.request, None)
+        entry.admission.leave(entry.cost)
+
+    def _admit(self) -> None:
+        # Before the inbox is emptied: what comes meanwhile counts, and may be counted twice.
+        self._inbox_tokens = 0
+        while self._inbox:
+            entry = self._inbox.popleft()
+            self._register(entry)
+            for shard in entry.shards:
+                self._lanes.add(shard)
+            if not entry.shards:
+                self._touched.append(entry.request)
+            # What is done is not kept until all are.
+            entry.shards.clear()
+
+    def _register(self, entry: QueueEntry) -> None:
+        self._requests[entry.request] = entry
+        # Cancelled before it was there to be forgotten.
+        if entry.request.abandoned:
+            self._requests.pop(entry.request, None)
 
     def _fail_all(self, error: PoolError) -> None:
-        for request in list(self._requests.values()):
-            request.fail(error)
+        failed = [request for request in list(self._requests) if request.future.claim()]
+        self._release(failed)
+        for request in failed:
+            request.future.set_exception(again(error))
 
     def _clear_alarm(self) -> None:
         assert self._alarm is not None
@@ -374,7 +424,8 @@ class Scheduler:
         error = self._failure or PoolClosed("the pool was closed before this work was done")
         with self._inbox_lock:
             self._closing = True
-            self._requests.update((request.future, request) for request, _ in self._inbox)
+            for entry in self._inbox:
+                self._register(entry)
         self._close_admission(error)
         self._fail_all(error)
         # A pool that is closed may be kept for long; what was asked of it may be large.
@@ -388,12 +439,3 @@ class Scheduler:
             if self._alarm is not None:
                 self._alarm.close()
             self._alarm = None
-
-
-def _leave(admission: Admission, cost: int, _: object) -> None:
-    """Give room back. A callback of a future, which must know neither it nor its request.
-
-    A future keeps its callbacks, so what they know would be a cycle around the vectors, kept
-    until the next full collection: hundreds of megabytes later.
-    """
-    admission.leave(cost)

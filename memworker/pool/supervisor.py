@@ -158,6 +158,12 @@ class Supervisor:
         """Whether some worker is at no large request's work, and will have room soon."""
         return any(handle.light and self._works(handle) for handle in self.workers)
 
+    @property
+    def all_at_small_work(self) -> bool:
+        """Whether every worker that takes work is at small requests'; False without any."""
+        taking = [handle for handle in self.workers if self._works(handle)]
+        return bool(taking) and all(handle.light and not handle.idle for handle in taking)
+
     def _takers(self, *, urgent: bool, idle_only: bool, light_only: bool) -> list[WorkerHandle]:
         return [
             handle

@@ -21,6 +21,8 @@ from memworker.errors import (
     TextTooLarge,
 )
 from memworker.pool import (
+    Awaited,
+    Bridge,
     Embedded,
     EmbeddingPool,
     QueueEntry,
@@ -35,7 +37,6 @@ from memworker.serve import refusals
 from memworker.serve.access import AccessLog
 from memworker.serve.asgi import AsgiScope, ClientGone
 from memworker.serve.bodies import Model, ModelInfo, Token
-from memworker.serve.bridge import Awaited, Bridge
 from memworker.serve.connection import most_connections
 from memworker.serve.inputs import Inputs
 from memworker.serve.live import LiveReply, LiveWindow
@@ -312,6 +313,9 @@ class Service:
         self._awaited.add(awaited)
         try:
             return await _unless_gone(awaited, gone)
+        except BaseException:
+            future.cancel()
+            raise
         finally:
             self._awaited.discard(awaited)
 

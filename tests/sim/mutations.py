@@ -219,14 +219,14 @@ MUTATIONS = (
     Mutation(
         "a request ends when all its rows are there",
         _REQUESTS,
-        "if not self._rows_left and self.future.claim():",
-        "if self.future.claim():",
+        "return not self._rows_left and self.future.claim()",
+        "return self.future.claim()",
     ),
     Mutation(
         "of those who complete a request one is first",
         _REQUESTS,
-        "return self._unclaimed.acquire(blocking=False) and self.set_running_or_notify_cancel()",
-        "return self.set_running_or_notify_cancel()",
+        "        if not self._unclaimed.acquire(blocking=False):\n            return False\n",
+        "",
     ),
     Mutation(
         "a wake-up during the clearing is not lost",
@@ -238,8 +238,14 @@ MUTATIONS = (
     Mutation(
         "whoever queues wakes the pool",
         _SCHEDULER,
-        "(entry.request, entry.shards))\n                self._wake()",
-        "(entry.request, entry.shards))",
+        "self._inbox.append(entry)\n                self._heed(entry)",
+        "self._inbox.append(entry)",
+    ),
+    Mutation(
+        "what is queued during a step is not left lying",
+        _SCHEDULER,
+        "        self._finish()\n        self._look_once_more()\n",
+        "        self._finish()\n        self._enough_tokens = self._lanes.enough_tokens()\n",
     ),
     Mutation(
         "nothing is queued in a pool that has closed",
@@ -262,8 +268,8 @@ MUTATIONS = (
     Mutation(
         "what was queued last is told of the pool's end",
         _SCHEDULER,
-        "self._requests.update((request.future, request) for request, _ in self._inbox)",
-        "pass",
+        "            for entry in self._inbox:\n                self._register(entry)\n",
+        "",
     ),
     Mutation(
         "room that is given back lets in the next",

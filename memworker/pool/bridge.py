@@ -16,14 +16,26 @@ class Bridge:
     """Carries results from the pool's thread to a loop: what ends together, wakes it once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._ended: deque[tuple[Awaited, Future[Any]]] = deque()
         self._called = False
 
+    async def result(self, future: Future[Any]) -> Any:
+        """Await a future of the pool's, which is cancelled where that is given up."""
+        try:
+            return await self.awaited(future)
+        except BaseException:
+            # Also when the loop is closed and this coroutine is dropped.
+            future.cancel()
+            raise
+
     def awaited(self, future: Future[Any]) -> Awaited:
-        """Give a future of the loop for one of the pool; ending it first cancels that."""
-        awaited = self._loop.create_future()
-        awaited.add_done_callback(lambda _: future.cancel())
+        """Give a future of the loop for one of the pool's.
+
+        Who gives it up cancels the pool's: a callback that did so would cost every caller
+        another turn of the loop.
+        """
+        awaited = self.loop.create_future()
         future.add_done_callback(partial(self._on_end, awaited))
         return awaited
 
@@ -33,7 +45,7 @@ class Bridge:
             self._called = True
             # A loop that is closed already has no waiting request.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._hand_over)
+                self.loop.call_soon_threadsafe(self._hand_over)
 
     def _hand_over(self) -> None:
         # Before the queue is read: an item added later schedules another call.
