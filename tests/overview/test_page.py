@@ -45,7 +45,7 @@ def test_it_says_what_the_table_holds_and_asks_for_nothing(page, where):
     assert page.text("h1") == "notes" and "64" in page.text("#cards")
     assert "<b>user 0" in page.text("#names") and "2 more with" in page.text("#others")
     assert page.ask("document.querySelectorAll('#points circle').length") == 64
-    assert "holds texts" in page.text("#private")
+    assert "holds texts" in page.text("#private") and "highest 3" in page.text("#charts")
 
 
 def test_what_texts_and_names_hold_stays_text(page, where):
