@@ -18,6 +18,7 @@ BENCHES = {
     "scaling": "costs a text and a shard, and the curve they predict",
     "memory_of_a_worker": "what one more worker costs in memory, and start-up",
     "memory": "the memory layer beside Mem0: adds, batches, searches, at many stored memories",
+    "lone": "one add, one search, beside LanceDB by itself and Mem0; both after 10,000 adds",
     "growth": "whether memory grows with the rows, and stays within --memory",
     "soak": "an hour of the server and of a Memory: nothing may grow, every answer must be right",
     "report": "one HTML page of all results",

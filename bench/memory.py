@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += [row for entry in entries for row in _rows(entry, entries, plan)]
     result = {
         "models": {"fp32, int8, mem0": MODEL, "static": STATIC_MODEL},
-        "file_system": _file_system(Path(gettempdir())),
+        "file_system": file_system(Path(gettempdir())),
         "source": path.name if path else "shipped sample",
         "max_tokens": options.max_tokens,
         "threads": options.workers,
@@ -249,7 +249,7 @@ def _open_all(
     return entries
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """Name the kind of file system that the stores lie on: a disk's syncs are part of an add."""
     found = [
         (len(disk.mountpoint), disk.fstype)

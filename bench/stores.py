@@ -132,7 +132,7 @@ def memworker_store(load: StoreLoad) -> Iterator[Store]:
             pass
         table = Table.open(load.folder, TABLE)
         if load.stored:
-            _fill_table(table, load, pool.embed(load.texts))
+            fill_table(table, load, pool.embed(load.texts))
         with Memory(load.folder, table=TABLE, pool=pool) as memory:
             search = partial(_search, memory)
             yield Store(
@@ -234,7 +234,7 @@ def _timed(call: Callable[[Any], object], argument: object) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _fill_table(table: Any, load: StoreLoad, base: Floats) -> None:
+def fill_table(table: Any, load: StoreLoad, base: Floats) -> None:
     import pyarrow as pa
 
     from memworker import records

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
-import pyarrow as pa
 import uuid_utils
 
 from memworker import values
@@ -27,7 +26,7 @@ from memworker.memory.known import KnownKeys
 from memworker.memory.rows import NARROW, WIDE, Row, Vector
 from memworker.memory.scope import Scope
 from memworker.pool import Embedded
-from memworker.store import Change, Edit, Table, dedup_keys
+from memworker.store import Change, Edit, Table, keys_of_texts
 
 Event = Literal["ADD", "UPDATE", "NONE"]
 OperationResult: TypeAlias = Any
@@ -284,9 +283,7 @@ def one_vector(embedded: Embedded) -> Vector:
 
 def keys_of(texts: Sequence[str], scope: Scope) -> list[str]:
     """Return what tells memories apart: a hash of scope and text."""
-    given = pa.array(texts, pa.string())
-    keys: list[str] = dedup_keys(given, scope.user_id, scope.agent_id, scope.run_id).to_pylist()
-    return keys
+    return keys_of_texts(texts, scope.user_id, scope.agent_id, scope.run_id)
 
 
 def not_found_error(memory_id: str) -> MemoryNotFound:

@@ -15,7 +15,7 @@ from .journal import (
     JournalRecord as JournalRecord,
     Started as Started,
 )
-from .keys import dedup_keys as dedup_keys
+from .keys import Hashes as Hashes, dedup_keys as dedup_keys, keys_of_texts as keys_of_texts
 from .known import IdStatus as IdStatus, KnownIds as KnownIds
 from .lance import (
     database_path as database_path,
@@ -47,6 +47,7 @@ from .schema import (
 )
 from .search import MAX_LIMIT as MAX_LIMIT, Hit as Hit
 from .snapshot import Snapshot as Snapshot
+from .sortedruns import SortedRuns as SortedRuns
 from .space import VectorSpace as VectorSpace
 from .staged import Digests as Digests, Staged as Staged
 from .table import Table as Table

@@ -26,13 +26,11 @@ class _Committing:
     def __init__(self, writes: Writes) -> None:
         self._writes, self._handle = writes, writes.handle
         self._doing = f"changing table {self._handle.name!r}"
-        with lance_errors(self._doing):
-            self.version = int(self._handle.version)
-            """The table's version: after a commit, the one that it made."""
+        self.version = writes.lock.version
+        """The table's version: after a commit, the one that it made."""
 
     def _schema(self) -> pa.Schema:
-        with lance_errors(self._doing):
-            return self._handle.schema
+        return self._writes.lock.schema
 
     def _commit(self, write: Write, came: Came, *, spills: bool = False) -> Landed:
         landed = self._writes.commit(self._doing, write, came, seen=self.version, spills=spills)
@@ -91,7 +89,8 @@ class Change(_Committing):
         rows = widen(pa.concat_tables(given), self._schema())
         reach("before_add")
         came = partial(self._came, rows)
-        self._commit(partial(self._write, rows), came, spills=bool(self._replaced))
+        landed = self._commit(partial(self._write, rows), came, spills=bool(self._replaced))
+        self._writes.lock.added(landed.version)
         reach("after_add")
         return rows
 

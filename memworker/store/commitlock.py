@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
 
 from memworker.errors import StoreError, UsageError
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, HeldLock
+from memworker.store.manifest import manifest_path
 from memworker.store.opened import OpenTable
 from memworker.store.schema import is_durable, read_field_metadata
 from memworker.store.writelock import hold_writing
+
+_Mark: TypeAlias = tuple[int, ...]
 
 
 class CommitLock:
@@ -23,8 +31,13 @@ class CommitLock:
         """For this process's threads; by itself it keeps no other process from writing."""
         self.held = held
         """The lock between processes, while it is held; made sure of before each commit."""
-        self.durable = is_durable(table.handle.schema)
+        self.schema: pa.Schema = table.handle.schema
+        """The columns of the newest version, as the lock was taken."""
+        self.version = -1
+        """That version's number, once the lock was taken."""
+        self.durable = is_durable(self.schema)
         """Whether each commit is forced to the disk before it is acknowledged."""
+        self._mark: _Mark | None = None
 
     @contextmanager
     def take(self, timeout_s: float = COMMIT_TIMEOUT_S) -> Iterator[None]:
@@ -51,14 +64,39 @@ class CommitLock:
         with self.mutex, nullcontext() if self.held is not None else self.take():
             yield
 
+    def added(self, version: int) -> None:
+        """Note that rows were added, by a commit that made `version`, and nothing else."""
+        # Any other number: someone has written between, without the lock, and may have done more.
+        if version == self.version + 1:
+            self.version, self._mark = version, self._mark_of(version)
+
     def _look(self) -> None:
         """Read what other holders of the lock have committed since."""
-        schema, table = self._table.handle.schema, self._table
+        table = self._table
+        self.version = int(table.handle.version)
+        mark = self._mark_of(self.version)
+        if mark is not None and mark == self._mark:
+            return  # the version is known, and with it all that follows
+        schema = table.handle.schema
         now, identity = read_field_metadata(schema, table.name)
-        self.durable = is_durable(schema)
+        self.schema, self.durable = schema, is_durable(schema)
         if identity != table.identity:
             raise StoreError(
                 f"table {table.name!r} was dropped and made again since it was opened; "
                 "open it again, or start the job afresh"
             )
         table.space.must_still_be(now, table.name)
+        self._mark = mark
+
+    def _mark_of(self, version: int) -> _Mark | None:
+        """Return what tells a version's manifest from that of a table made anew; None in a bucket.
+
+        A version's number does not: the new table's versions are counted from 1 again.
+        """
+        if not isinstance(self._table.folder, Path):
+            return None
+        try:
+            there = os.stat(manifest_path(self._table.folder, version))
+        except OSError:
+            return None
+        return version, there.st_dev, there.st_ino, there.st_size, there.st_ctime_ns

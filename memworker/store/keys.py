@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+from collections.abc import Iterable
 from itertools import repeat
 from typing import TypeAlias
 
@@ -41,6 +42,12 @@ def dedup_keys(
     else:
         keys = _keys_of_mixed_scopes(rows, scopes)
     return pa.array(keys, pa.string())
+
+
+def keys_of_texts(texts: Iterable[str], user_id: str, agent_id: str, run_id: str) -> list[str]:
+    """Return what `dedup_keys` does, of texts of one scope."""
+    prefix = _scope_prefix((user_id, agent_id, run_id))
+    return [xxh3_128_hexdigest(prefix + str.encode(text)) for text in texts]
 
 
 def hash_rows(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -156,14 +156,17 @@ def _parsed(raw: bytes, path: Folder) -> Manifest:
     return Manifest(
         version=message.version,
         path=f"{VERSIONS}/{path.name}",
-        fragments=tuple(map(_fragment, message.fragments)),
+        fragments=tuple(map(_fragment_of, message.fragments)),
         indices=indices,
         transaction=f"{TRANSACTIONS}/{transaction}" if transaction else None,
         features=message.reader_features | message.writer_features,
     )
 
 
-def _fragment(message: Any) -> Fragment:
+@lru_cache(maxsize=4096)
+def _fragment_of(raw: bytes) -> Fragment:
+    """Read a fragment; most are those of the version before, byte by byte."""
+    message = _messages()["DataFragment"].FromString(raw)
     deletions, deleted = None, 0
     if message.HasField("deletion_file"):
         gone = message.deletion_file
@@ -221,7 +224,8 @@ def _messages() -> dict[str, Any]:
 # Number, name, type, repeated.
 _FIELDS: dict[str, dict[int, tuple[str, str, bool]]] = {
     "Manifest": {
-        2: ("fragments", "DataFragment", True),
+        # As bytes: see `_fragment_of`.
+        2: ("fragments", "bytes", True),
         3: ("version", "uint64", False),
         6: ("index_section", "uint64", False),
         9: ("reader_features", "uint64", False),

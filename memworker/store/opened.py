@@ -70,7 +70,7 @@ class OpenTable:
 
     def run(self, write: Callable[[], Any], *folders: Folder) -> Any:
         """Run a write. One given up under way keeps the write locks until the process ends."""
-        state = self.made_state()
+        state = self.state
         moved = places.moving(*(folders or (self.folder,)), state / spill.FOLDER)
         return bounded.run(write, moved, partial(keep, state))
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -52,6 +53,15 @@ def table_schema(
     dim: int, field_metadata: Mapping[str, str] | None = None, *, chunks: bool = False
 ) -> pa.Schema:
     """Return the columns of a table, or of a batch, of `dim`-dimensional vectors."""
+    return _made_schema(dim, field_metadata, chunks) if field_metadata else _batch(dim, chunks)
+
+
+@lru_cache(maxsize=64)
+def _batch(dim: int, chunks: bool) -> pa.Schema:
+    return _made_schema(dim, None, chunks)
+
+
+def _made_schema(dim: int, field_metadata: Mapping[str, str] | None, chunks: bool) -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False, metadata=_PRIMARY_KEY),
@@ -254,6 +264,8 @@ def widen(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     A merge would otherwise keep what the replaced row had there: the vector of another text.
     Raises StoreError where such a column takes no null, or one of ours is gone.
     """
+    if rows.column_names == schema.names:
+        return rows
     if missing := [name for name in rows.column_names if name not in schema.names]:
         raise StoreError(
             f"the table has lost {', '.join(missing)}, which memworker writes; another program has"
@@ -328,7 +340,7 @@ def _or_key(ids: pa.Array, keys: pa.Array) -> pa.Array:
 def _filled(values: pa.Array | str, n: int) -> pa.Array:
     if isinstance(values, str):
         return pa.repeat(pa.scalar(values, pa.string()), n)
-    return string_array(values.fill_null(""))
+    return string_array(values.fill_null("") if values.null_count else values)
 
 
 def _json_array(values: pa.Array | None, n: int) -> pa.Array:
@@ -360,7 +372,7 @@ def _times(values: pa.Array | datetime | None, n: int) -> pa.Array:
     if isinstance(values, datetime):
         moment = values if values.tzinfo else values.replace(tzinfo=UTC)
         return pa.repeat(pa.scalar(moment, _TIMESTAMP), n)
-    return values.cast(_TIMESTAMP)
+    return values if values.type == _TIMESTAMP else values.cast(_TIMESTAMP)
 
 
 def _check_lengths(columns: Mapping[str, pa.Array], n: int) -> None:
