@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import os
-import shutil
 import signal
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import psutil
 import pytest
+
+from tests.leftovers import own_folder, shared_memory, shared_memory_left
+
+LANES = "MEMWORKER_TEST_LANES"
+"""Names the folder where the lanes of one run of the suite meet; set by whoever starts them."""
 
 # No test depends on how fast the machine is, nor on what an earlier run has found.
 hypothesis.settings.register_profile("suite", deadline=None, database=None)
@@ -27,10 +31,35 @@ def pytest_configure(config):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
-    # Else fastembed makes a folder of a fixed name where temporary files go, and leaves it.
-    if "FASTEMBED_CACHE_PATH" not in os.environ:
-        os.environ["FASTEMBED_CACHE_PATH"] = tempfile.mkdtemp(prefix="memworker-fastembed-")
-        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("FASTEMBED_CACHE_PATH")))
+    # Read when they are imported: the one would make a folder of a fixed name where temporary
+    # files go, the other one in the home folder.
+    own, me = own_folder(), os.getpid()
+    # Mem0 writes for as long as the process runs; one that a test forks may end as it does.
+    atexit.register(lambda: own.remove() if os.getpid() == me else None)
+    os.environ.setdefault("FASTEMBED_CACHE_PATH", str(own.path / "fastembed"))
+    os.environ["MEM0_DIR"] = str(own.path / "mem0")
+    if not hasattr(config, "workerinput"):
+        os.environ[LANES] = str(own.path)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Run what is marked alone while no other lane runs a test, everything else beside them.
+
+    Whoever waits for the others keeps the gate shut: else it would wait for as long as they
+    have tests. The time goes to no test's own timeout, for that begins later.
+    """
+    folder = Path(os.environ[LANES])
+    alone = item.get_closest_marker("alone") is not None
+    with open(folder / "turn", "wb") as turn:
+        with open(folder / "gate", "wb") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:
+            # Closing would not do: a child that a test has forked may have it open still.
+            fcntl.flock(turn, fcntl.LOCK_UN)
 
 
 def pytest_addoption(parser):
@@ -62,11 +91,10 @@ def nothing_left_behind():
 
     Not each test: a pool that several share may be replacing a worker between two of them.
     """
-    before = _workers(), _shared_memory()
+    before = _workers(), shared_memory()
     yield
     assert _workers() <= before[0], "worker processes left behind"
-    left = {path for path in _shared_memory() - before[1] if not _is_of_others(path)}
-    assert not left, "shared memory left behind"
+    assert not shared_memory_left(before[1]), "shared memory left behind"
 
 
 def _workers() -> int:
@@ -77,30 +105,3 @@ def _workers() -> int:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-def _shared_memory() -> set[str]:
-    shared = Path("/dev/shm")
-    # Folders are somebody's temporary ones: what is shared is a file.
-    return {str(path) for path in shared.glob("*memworker*") if path.is_file()}
-
-
-def _is_of_others(path: str) -> bool:
-    """Tell whether a file is gone by now, or in use by a process that is none of ours.
-
-    Another suite may run beside this one.
-    """
-    if not os.path.exists(path):
-        return True
-    me = psutil.Process()
-    ours = {me.pid, *(child.pid for child in me.children(recursive=True))}
-    others = (each for each in Path("/proc").glob("[0-9]*") if int(each.name) not in ours)
-    return any(_uses(each, path) for each in others)
-
-
-def _uses(process: Path, path: str) -> bool:
-    with suppress(OSError):
-        if any(os.readlink(fd) == path for fd in (process / "fd").iterdir()):
-            return True
-        return path in (process / "maps").read_text()
-    return False

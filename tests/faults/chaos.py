@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from memworker.store import Table
 from memworker.store.verify import verify_table
 from tests.faults import harness
 from tests.faults.disturb import Outside, Plan, Tenders
+from tests.leftovers import own_folder, shared_memory, shared_memory_left
 
 WORKER_POINTS = ("mid_inference", "after_slot_write", "mid_message", "after_message")
 PARENT_POINTS = (
@@ -194,7 +194,8 @@ class _Case:
         self._tally = tally
         self._mutex = mutex
         self._random = random.Random(name)
-        self._folder = Path(tempfile.mkdtemp(prefix="memworker-chaos-"))
+        self._own = own_folder()
+        self._folder = self._own.path
         self._db = self._folder / "db"
         self._scratch = self._folder / "tmp"
         self._log = self._folder / "fail.log"
@@ -217,7 +218,7 @@ class _Case:
                 self._tally.cases += 1
                 self._tally.rows += rows
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._own.remove()
 
     @contextmanager
     def _tended(self) -> Iterator[None]:
@@ -263,7 +264,7 @@ class _Case:
         given[given.index("--workers") + 1] = "2"
         given += ["--precision", self._settings.precision]
         environment = {"TMPDIR": str(self._scratch), "MEMWORKER_FAIL_LOG": str(self._log)}
-        shared = _shared_memory()
+        shared = shared_memory()
         killed = Outside(plan, self._random.random())
         run = harness.start(*given, fail=plan.fail, env=environment)
         try:
@@ -318,7 +319,7 @@ class _Case:
             self._complain("leaked", len(left), f"processes left: {[p.pid for p in left]}")
             for process in left:
                 process.kill()
-        files = [*self._scratch.rglob("*"), *(_shared_memory() - shared)]
+        files = [*self._scratch.rglob("*"), *map(Path, shared_memory_left(shared))]
         files = [file for file in files if not _is_probe(file)]
         if files:
             self._complain("leaked", len(files), f"files left: {files[:5]}")
@@ -375,10 +376,6 @@ def _is_probe(file: Path) -> bool:
     process killed within these microseconds leaves those four bytes.
     """
     return file.is_file() and file.read_bytes() in (b"", b"blat") and len(file.name) == 8
-
-
-def _shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("*memworker*"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -22,6 +21,7 @@ from tests.faults.harness import (
     wait_for,
     write_input,
 )
+from tests.leftovers import shared_memory, shared_memory_left
 
 IN_INFERENCE = """
 import sys
@@ -30,13 +30,6 @@ from tests.faults.loaders import Endless
 rows = [{"text": "one"}, {"text": "another"}]
 ingest(rows, db=sys.argv[1], table="t", model=Endless(sys.argv[2]), workers=2)
 """
-
-
-def shared_memory():
-    """What this project's processes could leave: others use the folder meanwhile."""
-    folder = Path("/dev/shm")
-    names = ("*memworker*", "psm_*", "pym-*", "sem.*")
-    return {path for name in names for path in folder.glob(name)}
 
 
 @pytest.mark.parametrize("with_tracker", [False, True], ids=["14-parent", "17-and-tracker"])
@@ -57,7 +50,7 @@ def test_14_17_workers_end_with_their_killed_parent(db, tmp_path, with_tracker):
         run.kill()
         psutil.wait_procs(workers, timeout=PATIENCE_S)
         assert not [worker for worker in workers if worker.is_running()]
-    assert shared_memory() <= before
+    assert not shared_memory_left(before)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ print(sum(c.rows.num_rows for c in batches), sum(len(c.rejects) for c in batches
         (b"one\ntwo\n", ("txt",), "2 0 {'-'}"),
         (b"", (), "0 0 set()"),
     ],
+    ids=["jsonl", "gzip", "csv", "txt", "nothing"],
 )
 def test_standard_input(given, format, expected):
     done = subprocess.run(

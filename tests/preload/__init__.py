@@ -7,21 +7,19 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def preload(request):
+def preload(tmp_path_factory):
     """Give a function: the name of a C file here to the environment that loads it.
 
     Skips where there is no C compiler, or another dynamic loader than Linux's.
     """
     if sys.platform != "linux" or not shutil.which("cc"):
         pytest.skip("needs Linux and a C compiler")
-    folder = Path(mkdtemp(prefix="memworker-preload-"))
-    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder = tmp_path_factory.mktemp("preload")
 
     @lru_cache
     def built(name: str) -> Path:

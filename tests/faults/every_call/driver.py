@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from tests.faults.every_call.scenario import KILLED, Bench, Outcome, forced, hea
 from tests.faults.every_call.scenarios import SCENARIOS
 from tests.faults.every_call.shim import Called, Control, Fault
 from tests.faults.every_call.zygote import Ended, Order, Zygote
+from tests.leftovers import own_folder
 
 WATCHDOG_S = 90.0
 # The order of calls of several threads differs a little from run to run, and their number.
@@ -168,11 +168,11 @@ def driver(folder: Path | None = None) -> Iterator[Driver]:
 @contextmanager
 def workshop(folder: Path | None = None) -> Iterator[tuple[Path, Path]]:
     """Give a folder, and the library built; all of it goes at the end."""
-    inside = Path(tempfile.mkdtemp(prefix="memworker-faults-", dir=folder))
+    own = own_folder(folder)
     try:
-        yield inside, shim.build(inside)
+        yield own.path, shim.build(own.path)
     finally:
-        shutil.rmtree(inside, ignore_errors=True)
+        own.remove()
 
 
 def _ended_well(ended: Ended, outcome: Outcome) -> Iterator[str]:
