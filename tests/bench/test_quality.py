@@ -64,7 +64,7 @@ def test_a_small_run(measure, data):
 
 
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.long
 def test_fp32_has_the_published_spearman(measure, data_dir):
     result = measure(
         quality.main, "--data", str(data_dir), "--tasks", "stsb", "--precisions", "fp32"

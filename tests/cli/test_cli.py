@@ -50,15 +50,15 @@ def test_no_verb_shows_help_and_is_a_usage_error():
 
 
 def test_ingest_search_and_table_with_the_real_model(tmp_path):
-    args = ["--limit", 120, "--scope", "user_id=user_id", "--json", *target(tmp_path)]
+    args = ["--limit", 40, "--scope", "user_id=user_id", "--json", *target(tmp_path)]
     first = run("ingest", SAMPLE, *args)
     report = json.loads(first.stdout)
     assert set(KEYS) <= set(report) and first.stdout.count("\n") == 1 and not first.stderr
-    assert (report["read"], report["written"], report["model"]) == (120, 120, "all-MiniLM-L6-v2")
+    assert (report["read"], report["written"], report["model"]) == (40, 40, "all-MiniLM-L6-v2")
     again = json.loads(run("ingest", SAMPLE, *args).stdout)
-    assert (again["written"], again["duplicates"]) == (0, 120)
+    assert (again["written"], again["duplicates"]) == (0, 40)
     count = json.loads(run("table", "count", "--json", *target(tmp_path)).stdout)
-    assert count["rows"] == 120
+    assert count["rows"] == 40
     info = json.loads(run("table", "info", "--json", *target(tmp_path)).stdout)
     assert (info["dim"], info["distance"]) == (384, "cosine")
     rows = memworker.Table.open(tmp_path / "db", "t").rows(limit=1).to_pylist()

@@ -15,7 +15,7 @@ from memworker.cli.memory_options import making
 from memworker.errors import TableMismatch, UsageError
 from memworker.memory import pool_like
 from memworker.models import bf16
-from memworker.pool import choose, remembered, settled
+from memworker.pool import choose, remembered, settled, tuning
 from memworker.pool.choice import Measurements, digest_of
 from tests.models.tiny import make_bert
 
@@ -153,7 +153,9 @@ def test_what_is_no_precision_is_refused(home):
         tune(["x"], model=home[0], precisions=["auto"])
 
 
-def test_what_tune_finds_is_what_auto_goes_by(empty):
+def test_what_tune_finds_is_what_auto_goes_by(empty, monkeypatch):
+    # Each is a pool of its own for each precision.
+    monkeypatch.setattr(tuning, "BATCH_TOKENS", (128, 512))
     trials = tune(TEXTS, model=empty, seconds=0.1)
     assert {trial.precision for trial in trials} == TIERS
     best = {trial.precision: trial.tokens_per_s for trial in trials if trial.kept}

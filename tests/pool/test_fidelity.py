@@ -101,7 +101,7 @@ def test_fewer_tokens_truncate_sooner():
 
 def test_little_is_padded(pool):
     before = pool.work
-    pool.embed(sample(1000))
+    pool.embed(sample(500))
     real = pool.work.real_tokens - before.real_tokens
     padded = pool.work.padded_tokens - before.padded_tokens
     assert 1 - real / padded <= 0.02

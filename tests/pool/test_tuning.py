@@ -21,7 +21,7 @@ def own_memory(monkeypatch, tmp_path):
 def test_the_best_setting_is_kept_and_used(own_memory):
     seen = []
     texts = [f"memory number {number}" for number in range(300)]
-    trials = tune(texts, precisions=["fp32"], seconds=1.0, report=seen.append)
+    trials = tune(texts, precisions=["fp32"], seconds=0.1, report=seen.append)
     assert {trial.batch_tokens for trial in trials} == set(BATCH_TOKENS)
     assert all(trial.tokens_per_s > 0 and trial.memory_bytes > 0 for trial in trials)
     (kept,) = [trial for trial in trials if trial.kept]
