@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from memworker.models.cache import ModelCache
+from tests import PATIENCE_S
 from tests.faults import harness
 from tests.models.tiny import make_bert
 
@@ -82,7 +83,7 @@ def traced(tmp_path_factory):
         env=_environment(folder),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
     )
     if "ptrace" in done.stderr:
         pytest.skip("may not trace here")
