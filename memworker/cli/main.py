@@ -37,19 +37,9 @@ _TELLING = (
 
 def run() -> NoReturn:
     """Run the command line: the console script's entry."""
-    signals.install()
-    name_standard_output()
-    # Lance warns on stderr of index partitions that stay empty; set before it is imported.
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    # Arrow's own heap keeps what was freed: an ingest's parent held 30 to 40 MB more with it.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # The verbs say themselves what is to say of an answer without results.
-    logging.getLogger("memworker.store.fieldnotes").disabled = True
-    for name in _TELLING:
-        telling = logging.getLogger(name)
-        telling.addHandler(_TellingLines())
-        telling.setLevel(logging.INFO)
     try:
+        signals.install()
+        _prepare()
         _run_app()
     except errors.MemworkerError as error:
         _say(str(error))
@@ -68,6 +58,20 @@ def run() -> NoReturn:
         # What a full device did not take is in the buffer still, and would be tried again.
         _leave(1)
     sys.exit(0)
+
+
+def _prepare() -> None:
+    name_standard_output()
+    # Lance warns on stderr of index partitions that stay empty; set before it is imported.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    # Arrow's own heap keeps what was freed: an ingest's parent held 30 to 40 MB more with it.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    # The verbs say themselves what is to say of an answer without results.
+    logging.getLogger("memworker.store.fieldnotes").disabled = True
+    for name in _TELLING:
+        telling = logging.getLogger(name)
+        telling.addHandler(_TellingLines())
+        telling.setLevel(logging.INFO)
 
 
 def _run_app() -> None:

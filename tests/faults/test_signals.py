@@ -112,6 +112,22 @@ def test_18_a_signal_before_there_is_anything_to_drain(db):
     assert not db.exists()
 
 
+AT_ONCE = """
+import os, signal
+from memworker.cli import main, signals
+install = signals.install
+signals.install = lambda: (install(), os.kill(os.getpid(), signal.SIGINT))
+main.run()
+"""
+
+
+def test_18_a_signal_as_soon_as_there_is_a_handler():
+    with memworker("--version", program=(sys.executable, "-c", AT_ONCE)) as run:
+        done = run.wait()
+    assert done.code == 130 and "Run the same command again" in done.err
+    assert "Traceback" not in done.err
+
+
 def handles(pid, number):
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
