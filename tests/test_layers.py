@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +54,7 @@ BESIDE = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a module imports when it runs; type-checking imports do not count."""
     found = set()
@@ -106,6 +108,7 @@ def test_what_everything_may_import_imports_no_room(path):
         assert parts[0] != "memworker" or parts[1] in BESIDE, f"{path}.py imports {name}"
 
 
+@cache
 def face(room: str) -> dict[str, str]:
     """Return the names on a room's face, each with the module that it comes from."""
     folder = PACKAGE / room
