@@ -12,17 +12,21 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from memworker.locks.filelock import Busy, FileLock
 
 
 class Scratch:
-    """A new folder below `home`, of this process alone until `remove`. Raises OSError."""
+    """A new folder below `home`, of this process alone until `remove`. Raises OSError.
 
-    def __init__(self, home: Path) -> None:
+    `orphaned` is called with each folder whose process is gone, before that is removed.
+    """
+
+    def __init__(self, home: Path, orphaned: Callable[[Path], None] | None = None) -> None:
         home.mkdir(mode=0o700, exist_ok=True)
-        sweep(home, patient=True)
+        sweep(home, patient=True, orphaned=orphaned)
         self.path = home / secrets.token_hex(8)
         self._lock = FileLock(_lock_of(self.path))
         self._lock.acquire()
@@ -38,7 +42,9 @@ class Scratch:
             _remove(self.path)
 
 
-def sweep(home: Path, *, patient: bool = False) -> None:
+def sweep(
+    home: Path, *, patient: bool = False, orphaned: Callable[[Path], None] | None = None
+) -> None:
     """Remove the folders below `home` whose processes are gone; what cannot be, stays.
 
     Only when `patient` is a process on another machine waited for that may be dead.
@@ -51,6 +57,8 @@ def sweep(home: Path, *, patient: bool = False) -> None:
         lock = FileLock(_lock_of(home / name))
         with contextlib.suppress(Busy, OSError), lock:
             lock.acquire(patient=patient)
+            if orphaned is not None:
+                orphaned(home / name)
             _remove(home / name)
 
 

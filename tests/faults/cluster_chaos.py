@@ -29,10 +29,13 @@ COMMAND = """
 import sys
 from memworker import ingest
 from memworker.errors import MemworkerError
+from memworker.ingestion.cluster import waves
 from memworker.ingestion.cluster.runner import OnRay
 from tests.faults.loaders import Unhurried
 where, address, commit, pause = sys.argv[1:]
-on = OnRay(address, commit=commit, part_bytes=1 << 18)
+# Many pieces, and several commits of files: more moments between them.
+on = OnRay(address, commit=commit, part_bytes=1 << 16)
+waves.WAVE_FILES = 3
 try:
     report = ingest(f"{where}/in", db=f"{where}/db", table="t", model=Unhurried(float(pause)),
         runner=on, wait_s=60, metadata="none")
@@ -77,11 +80,12 @@ class Round:
         (home / "in" / "large.jsonl").write_text("".join(lines[: 3 * rows // 4]))
         (home / "in" / "small.jsonl").write_text("".join(lines[3 * rows // 4 :]))
 
-    def run(self, kills: int) -> None:
+    def run(self, kinds: list[str]) -> None:
+        """Kill in this order, the last kind first."""
         tally = self.tally
         tally.rounds += 1
         tally.rows += len(self.oracle)
-        kinds = [self.random.choice(KINDS) for _ in range(kills)]
+        kinds = list(kinds)
         ends = time.monotonic() + JOB_S
         driver = self._start()
         while driver.poll() is None or driver.returncode != 0:
@@ -192,7 +196,8 @@ def chaos(kills: int, seed: int, rows: int, commits: list[str], tally: Tally, a_
             with tempfile.TemporaryDirectory(prefix="chaos-ray-") as home:
                 commit = commits[number % len(commits)]
                 this = Round(cluster, Path(home), seed + number, rows, commit, tally)
-                this.run(min(a_round, kills - tally.kills.total()))
+                some = min(a_round, kills - tally.kills.total())
+                this.run([this.random.choice(KINDS) for _ in range(some)])
         finally:
             cluster.shutdown()
         number += 1

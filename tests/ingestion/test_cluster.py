@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from memworker import Table, ingest, verify_table
 from memworker.errors import UsageError
+from memworker.ingestion.cluster.nodes import end_left_by
 from memworker.ingestion.cluster.runner import OnRay
 from memworker.pool import EchoLoader, EmbeddingPool
+from tests.faults.cluster_chaos import Round, Tally
 
 ray = pytest.importorskip("ray", reason="needs memworker[ray]")
 
@@ -149,3 +153,32 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "pip install 'memworker[ray]'" in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("commit", ["driver", "fragments"])
+def test_a_worker_is_killed_and_then_the_driver(cluster, tmp_path, commit):
+    tally = Tally()
+    Round(cluster, tmp_path, 1, 6000, commit, tally).run(["driver", "worker"])
+    assert tally.kills == {"worker": 1, "driver": 1} and tally.runs == 2
+    assert not tally.faults, tally.told()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_what_a_killed_driver_left_running_ends_and_nothing_else_does(tmp_path):
+    logs = tmp_path / "0123456789abcdef"
+    logs.mkdir()
+    wait = "print(flush=True); input()"
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", wait, "/tmp/elsewhere"], **how)
+    named = subprocess.Popen([sys.executable, "-c", wait, f"--temp={logs}/session"], **how)
+    with (logs / "agent.log").open("w") as log:
+        writes = subprocess.Popen([sys.executable, "-c", wait], stderr=log, **how)
+    for process in (other, named, writes):
+        process.stdout.readline()
+    end_left_by(logs)
+    assert named.wait(10) == writes.wait(10) == -signal.SIGKILL
+    other.communicate(b"\n", timeout=10)
+    assert other.returncode == 0
+    for process in (named, writes):
+        process.communicate()

@@ -137,7 +137,7 @@ class RayJob:
         """Read and embed on the nodes; `here` embeds the few rows that turn out to be needed."""
         began = time.perf_counter()
         with nodes.joined(self.on.address) as ray:
-            laid = nodes.usable(ray, self.pools.workers)
+            laid = nodes.usable(ray, self.pools.workers, self.on.encoders)
             self.cluster.nodes = laid.nodes
             self.job.afar = self.cluster
             pools = replace(self.pools, workers=laid.workers)

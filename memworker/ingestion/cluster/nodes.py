@@ -8,7 +8,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from memworker.pool import machine
 _MISSING = "--runner ray (runner='ray') needs Ray: pip install 'memworker[ray]'"
 # Ray tells its makers of each cluster unless it is told not to.
 _SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# An encoder a CPU leaves so much of each for readers.
+_SHARE_OF_A_CPU = 0.75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -56,7 +58,8 @@ def joined(address: str | None) -> Iterator[Any]:
 def _own(ray: Any, address: str | None) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     # Ray's sockets lie below it, and their names have to be short.
-    scratch = None if address else Scratch(Path(tempfile.gettempdir()) / f"mw-ray-{os.getuid()}")
+    home = Path(tempfile.gettempdir()) / f"mw-ray-{os.getuid()}"
+    scratch = None if address else Scratch(home, end_left_by)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if scratch is None:
         how |= {"address": address}
@@ -83,6 +86,26 @@ def _own(ray: Any, address: str | None) -> Iterator[None]:
         _put_back(handlers)
         if scratch is not None:
             scratch.remove()
+
+
+def end_left_by(folder: Path) -> None:
+    """End the programs of a Ray of ours whose driver was killed: those at work in its folder.
+
+    Some last a minute longer than it. Nobody else's end, for the folder's name is random, and no
+    running driver holds it. Where the system has no /proc, they are left to end by themselves.
+    """
+    within = f"{folder}/"
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if place.stat().st_uid == os.getuid() and _is_at_work(place, within):
+                os.kill(int(place.name), signal.SIGKILL)
+
+
+def _is_at_work(process: Path, within: str) -> bool:
+    # Ray's agents name no folder on their command lines, and write their logs there.
+    if os.fsencode(within) in (process / "cmdline").read_bytes():
+        return True
+    return any(os.readlink(file).startswith(within) for file in (process / "fd").iterdir())
 
 
 @contextmanager
@@ -145,7 +168,7 @@ def _on_screen() -> list[logging.Handler]:
     return [each for each in handlers if each.get_name() == "console"]
 
 
-def usable(ray: Any, workers: int | None) -> Nodes:
+def usable(ray: Any, workers: int | None, encoders: str = "node") -> Nodes:
     """Say how encoders are laid over the nodes: one a node, or several on larger ones.
 
     An encoder's actor leaves readers a part of the node's CPUs, for readers that find none
@@ -158,7 +181,9 @@ def usable(ray: Any, workers: int | None) -> Nodes:
         raise UsageError(
             f"the Ray cluster has {sum(sizes)} CPUs, and a job needs two: one to read, one to embed"
         )
+    if encoders == "cpu":
+        return Nodes(len(sizes), sum(sizes), _SHARE_OF_A_CPU, 1)
     least = max(2, min(sizes)) if max(sizes) > 1 else 1
     cpus = max(1, least - max(1, least // 8))
-    encoders = sum(max(0, size // least) for size in sizes)
-    return Nodes(len(sizes), max(1, encoders), cpus, workers or least)
+    actors = sum(max(0, size // least) for size in sizes)
+    return Nodes(len(sizes), max(1, actors), cpus, workers or least)

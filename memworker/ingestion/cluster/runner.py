@@ -16,12 +16,14 @@ COMMITS = ("auto", "driver", "fragments")
 class OnRay:
     """On the nodes of the Ray cluster at `address`, or of this machine alone where it is None.
 
-    Files are read together, or in pieces, of about `part_bytes`.
+    Files are read together, or in pieces, of about `part_bytes`. `encoders` is "node" for a pool
+    of many workers a node, or "cpu" for pools of one (measured: bench/scaling_ray.py).
     """
 
     address: str | None = None
     commit: str = "auto"
     part_bytes: int = 64 << 20
+    encoders: str = "node"
 
 
 def runner_of(runner: Any, address: str | None) -> OnRay | None:
