@@ -12,7 +12,7 @@ is there only where it was edited.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
 Mask = npt.NDArray[np.bool_]
+_PLACE = ["parent_id", "chunk"]
 _COMPARED = ("id", *PLACE_COLUMNS, *SCOPES, "metadata")
 
 
@@ -102,14 +103,18 @@ class ChunkWriter:
     def compare(self, rows: pa.Table, texts: npt.NDArray[np.int64]) -> ChunksThere:
         """Hold chunks against the newest version; `texts` int64[n] numbers the text of each."""
         count = int(texts[-1]) + 1 if len(texts) else 0
+        parents = string_array(rows["parent_id"])
+        unknown = np.ones(len(texts), np.bool_)
+        if self._known.spared(len(pc.unique(parents))):
+            status = np.full(count, TextStatus.NEW, np.uint8)
+            self._look_closer(rows, texts, np.arange(count), status, unknown)
+            return ChunksThere(status, unknown)
         known = self._known.refresh(self._handle)
         ids, keys = string_array(rows["id"]), string_array(rows["dedup_key"])
         metadata, places = rows["metadata"], places_of(rows)
         as_known = known.find(*known.hash(ids, keys, metadata, places)) == IdStatus.DUPLICATE
-        unknown = np.ones(len(texts), np.bool_)
         unknown[as_known] = False
         differs = np.bincount(texts[unknown], minlength=count) > 0
-        parents = string_array(rows["parent_id"])
         maybe = np.zeros(count, np.bool_)
         maybe[texts[known.has_chunks_of(parents)]] = True
         status = np.where(differs, TextStatus.NEW, TextStatus.SAME).astype(np.uint8)
@@ -136,7 +141,7 @@ class ChunkWriter:
             [rows.take(pa.array(plan.write, pa.int64())), self._moved(rows, plan)]
         )
         source = widen(source, self._handle.schema)
-        write = self._merge(source, plan.gone) if plan.there.num_rows else self._add(source)
+        write = self._write(source, plan)
         reach("before_add")
         landed = self._writes.commit(
             f"replacing chunks of table {self._handle.name!r}",
@@ -174,9 +179,7 @@ class ChunkWriter:
             status[text] = _status([row for _, row in mine], theirs)
 
     def _plan(self, rows: pa.Table, parents: list[str], policy: OnConflict) -> _Fates:
-        known = self._known.refresh(self._handle)
-        some = known.has_chunks_of(pa.array(parents, pa.string()))
-        found = self._rows_of({parents[at] for at in np.flatnonzero(some)})
+        found = self._rows_of(self._perhaps_there(parents))
         there, plan = _by_parent(found), _Fates(found)
         has_vector = rows["vector"].is_valid().to_pylist()
         given: dict[str, list[tuple[int, dict[str, Any]]]] = {parent: [] for parent in parents}
@@ -193,6 +196,14 @@ class ChunkWriter:
                 continue
             _settle(plan, mine, theirs)
         return plan
+
+    def _perhaps_there(self, parents: list[str]) -> set[str]:
+        """Give those of which there may be chunks."""
+        if self._known.spared(len(parents)):
+            return set(parents)
+        known = self._known.refresh(self._handle)
+        some = known.has_chunks_of(pa.array(parents, pa.string()))
+        return {parents[at] for at in np.flatnonzero(some)}
 
     def _rows_of(self, parents: set[str]) -> pa.Table:
         with lance_errors(f"looking up chunks of table {self._handle.name!r}"):
@@ -213,14 +224,34 @@ class ChunkWriter:
             moved = moved.set_column(place, moved.schema.field(place), column)
         return moved
 
+    def _write(self, source: pa.Table, plan: _Fates) -> Any:
+        """Choose how to commit: what goes away without another in its place is the dear case.
+
+        For LanceDB then reads the whole table: 2 to 7 s at a million rows, where the others
+        take a tenth of one.
+        """
+        if not plan.there.num_rows:
+            return self._add(source)
+        if not source.num_rows:
+            return self._delete(plan.gone)
+        if _each_has_a_successor(source, plan):
+            return self._merge(source, _PLACE, [])
+        return self._merge(source, ["id"], plan.gone)
+
+    def _delete(self, gone: list[str]) -> Any:
+        def delete() -> Landed:
+            return Landed(int(self._handle.delete(id_in(gone)).version), 0)
+
+        return delete
+
     def _add(self, source: pa.Table) -> Any:
         def add() -> Landed:
             return Landed(int(self._handle.add(source).version), source.num_rows)
 
         return add
 
-    def _merge(self, source: pa.Table, gone: list[str]) -> Any:
-        merge = self._handle.merge_insert("id").when_matched_update_all()
+    def _merge(self, source: pa.Table, by: list[str], gone: list[str]) -> Any:
+        merge = self._handle.merge_insert(by).when_matched_update_all()
         merge = merge.when_not_matched_insert_all()
         if gone:
             merge = merge.when_not_matched_by_source_delete(id_in(gone))
@@ -242,6 +273,28 @@ class ChunkWriter:
         if any(a.to_pylist() != b.to_pylist() for a, b in zip(wanted, found, strict=True)):
             return None
         return Landed(int(self._handle.version), source.num_rows)
+
+
+def _each_has_a_successor(source: pa.Table, plan: _Fates) -> bool:
+    """Tell whether every row that goes or moves is replaced by the one that takes its place.
+
+    So it is unless a text has fewer chunks than before.
+    """
+    taken = list(_places(source))
+    left, gone = set[str]([*plan.gone, *source["id"].to_pylist()]), list[tuple[Any, ...]]()
+    kept = set[tuple[Any, ...]]()
+    for row_id, place in zip(plan.there["id"].to_pylist(), _places(plan.there), strict=True):
+        if row_id in left:
+            gone.append(place)
+        else:
+            kept.add(place)
+    new = set(taken)
+    alone = len(new) == len(taken) and len(set(gone)) == len(gone)
+    return alone and new.issuperset(gone) and new.isdisjoint(kept)
+
+
+def _places(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(rows[name].to_pylist() for name in _PLACE), strict=True)
 
 
 def _outcome(plan: _Fates, version: int) -> Replaced:

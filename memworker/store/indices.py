@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from memworker.store import index, text
 from memworker.store.apart import IndexBuild
 from memworker.store.lance import lance_errors
-from memworker.store.policy import SCALAR_COLUMNS
+from memworker.store.policy import CHUNK_SCALAR_COLUMNS, SCALAR_COLUMNS
 from memworker.store.writes import Writes
 
 if TYPE_CHECKING:
     from lancedb.table import LanceTable
 
-COLUMNS = (*SCALAR_COLUMNS, "text", "vector")
+_SCALAR = (*SCALAR_COLUMNS, *CHUNK_SCALAR_COLUMNS)
+COLUMNS = (*_SCALAR, "text", "vector")
 """The columns that can have an index of ours."""
 
 
@@ -32,7 +33,7 @@ def build_index(writes: Writes, column: str) -> bool:
         index.build(writes)
     elif column == "text":
         text.build(writes)
-    elif column in SCALAR_COLUMNS:
+    elif column in _SCALAR:
         build_scalar(writes, column)
     else:
         return False

@@ -24,6 +24,7 @@ from memworker.store.lance import is_damage, lance_errors
 from memworker.store.optimize import Optimized, Optimizing
 from memworker.store.policy import KEEP_VERSIONS, Failures, Step, UpkeepNeeds, worth_an_index
 from memworker.store.readers import Readers
+from memworker.store.schema import has_chunks
 from memworker.store.writelock import hold_writing
 from memworker.store.writes import Writes
 
@@ -76,14 +77,15 @@ class Maintenance:
     def wants_index(self, column: str) -> bool:
         """Tell whether a column has no index, and there are rows enough to be worth one."""
         rows = self._read(self._handle.count_rows)
-        return column in worth_an_index(int(rows)) and not self._is_indexed(column)
+        return column in self._worth(int(rows)) and not self._is_indexed(column)
 
     def ensure_index(self, column: str, *, timeout_s: float = lock.COMMIT_TIMEOUT_S) -> bool:
         """Build the index of a column when there is none; tell whether.
 
-        `column` is vector, text, id, dedup_key or a scope's. Raises StoreError, TableLocked.
+        `column` is vector, text, id, dedup_key, a scope's, or parent_id where there are chunks.
+        Raises StoreError, TableLocked.
         """
-        if column not in COLUMNS:
+        if column not in COLUMNS or column not in self._handle.schema.names:
             raise UsageError(f"{column!r} gets no index; those that do: {', '.join(COLUMNS)}")
         if self._is_indexed(column):
             return False
@@ -177,10 +179,13 @@ class Maintenance:
             small_fragments=int(stats["fragment_stats"]["num_small_fragments"]),
             unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
             segments=max(vector, default=0),
-            missing=tuple(name for name in worth_an_index(rows) if name not in covered),
+            missing=tuple(name for name in self._worth(rows) if name not in covered),
             leftover=self._clean_at is not None and time.monotonic() >= self._clean_at,
             failing=self._failures.resting(),
         )
+
+    def _worth(self, rows: int) -> list[str]:
+        return worth_an_index(rows, chunks=has_chunks(self._handle.schema))
 
     def _is_indexed(self, column: str) -> bool:
         return column in self._read(partial(indexed_columns, self._handle))

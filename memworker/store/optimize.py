@@ -25,6 +25,7 @@ from memworker.store.compaction import compact
 from memworker.store.indices import build_index, indexed_columns
 from memworker.store.lance import is_damage, lance_errors
 from memworker.store.policy import worth_an_index
+from memworker.store.schema import has_chunks
 from memworker.store.writes import Writes
 
 COMPACT, INDEX, VERSIONS = "compact", "index", "versions"
@@ -172,9 +173,9 @@ class Optimizing:
     def _wanted(self, dropped: list[str]) -> Iterator[str]:
         """Yield the columns that are worth an index, or had one."""
         with lance_errors(f"reading table {self.writes.handle.name!r}"):
-            yield from dict.fromkeys(
-                [*worth_an_index(int(self.writes.handle.count_rows())), *dropped]
-            )
+            handle = self.writes.handle
+            worth = worth_an_index(int(handle.count_rows()), chunks=has_chunks(handle.schema))
+            yield from dict.fromkeys([*worth, *dropped])
 
     def _index(self, column: str) -> tuple[StepOutcome, str, None]:
         if column in indexed_columns(self.writes.handle):

@@ -30,6 +30,8 @@ INDEX_MIN_ROWS = 50_000
 # a search in one user's rows from 14 to 9; each is built in 50 ms. BITMAP is no faster here and
 # grows with the number of users. On the times, for superseded rows, an index gains nothing.
 SCALAR_COLUMNS = ("id", "dedup_key", "user_id", "agent_id", "run_id")
+# By which an edited text finds its chunks.
+CHUNK_SCALAR_COLUMNS = ("parent_id",)
 SCALAR_MIN_ROWS = 5_000
 
 FRAGMENTS_MAX = 32
@@ -100,9 +102,10 @@ class UpkeepNeeds:
             yield Step.CLEAN, ""
 
 
-def worth_an_index(rows: int) -> list[str]:
-    """Return the columns that want an index in a table of so many rows."""
-    names = [*SCALAR_COLUMNS, "text"] if rows >= SCALAR_MIN_ROWS else []
+def worth_an_index(rows: int, *, chunks: bool) -> list[str]:
+    """Return the columns that want an index in a table of so many rows, with chunks or without."""
+    scalar = SCALAR_COLUMNS + CHUNK_SCALAR_COLUMNS if chunks else SCALAR_COLUMNS
+    names = [*scalar, "text"] if rows >= SCALAR_MIN_ROWS else []
     return [*names, "vector"] if rows >= INDEX_MIN_ROWS else names
 
 

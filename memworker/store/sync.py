@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from memworker.store.keys import Hashes, string_array
 from memworker.store.known import IdStatus, KnownIds
+from memworker.store.read import IN_LIST_MAX
 from memworker.store.schema import has_chunks
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Of metadata a row may have much.
 ROWS_AT_ONCE = 8192
+# Of each text it is asked twice: when it is read, and when it is written.
+_LOOKED_UP_MAX = 2 * IN_LIST_MAX
 PLACE_COLUMNS = ("parent_id", "chunk", "char_start", "char_end", "last_chunk")
 
 
@@ -32,6 +35,7 @@ class KnownRows:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._looked_up = 0
         self.forget()
 
     def forget(self) -> None:
@@ -52,6 +56,17 @@ class KnownRows:
             self._read_newer(table)
         self._version = version
         return self._ids
+
+    def spared(self, texts: int) -> bool:
+        """Tell whether to look up the chunks of so many texts rather than to know all rows.
+
+        Until a few hundred were asked for: the edit of one text then costs no reading of a table
+        of millions.
+        """
+        if self._version >= 0 or self._looked_up + texts > _LOOKED_UP_MAX:
+            return False
+        self._looked_up += texts
+        return True
 
     def as_read(self, table: LanceTable) -> KnownIds:
         """Return the known ids as of the last refresh, the first time of the newest version."""

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 
 from memworker.chunking import Chunking
-from memworker.errors import TableMismatch, UsageError
+from memworker.errors import StoreError, TableMismatch, UsageError
 from memworker.store import Table, VectorSpace, dedup_keys, json_column, records
 from memworker.store.chunks import TextStatus
+from memworker.store.read import IN_LIST_MAX
 from memworker.store.schema import CHUNK_FIELDS
+from memworker.store.sync import KnownRows
 
 SPACE = VectorSpace("echo", "fp32", 0, 8, "echo-8")
 CUT = Chunking(16)
@@ -234,3 +236,56 @@ def test_what_is_no_chunk_is_refused(table):
     with pytest.raises(UsageError, match="two chunks have one id"):
         table.replace_chunks(pa.concat_tables([rows, rows]))
     assert dedup_keys(pa.array(["x"])) == rows["dedup_key"].combine_chunks()
+
+
+def test_whatever_edits_follow_each_other_the_table_holds_the_last_texts(table):
+    """Longer, shorter, turned round and deleted texts, by a table that knows all rows and not."""
+    rng, wanted = np.random.default_rng(5), dict[str, list[str]]()
+    for turn in range(15):
+        if turn % 7 == 6:
+            table = Table.open(table.db, "t")
+        gone = [parent for parent in wanted if rng.random() < 0.1]
+        given = {
+            f"p{n}": list(rng.permutation(list("abcdefgh"))[: rng.integers(1, 8)])
+            for n in rng.choice(4, rng.integers(1, 4), replace=False)
+        }
+        gone = [parent for parent in gone if parent not in given]
+        rows = pa.concat_tables([chunks(parent, texts) for parent, texts in given.items()])
+        version = table.version
+        table.replace_chunks(rows, gone=gone, on_conflict="update")
+        assert table.version <= version + 1  # one commit
+        wanted = {p: t for p, t in (wanted | given).items() if p not in gone}
+        assert texts(table) == [(p, text) for p in sorted(wanted) for text in wanted[p]]
+        assert [row["vector"] for row in held(table)] == [
+            vector.tolist() for p in sorted(wanted) for vector in vectors(wanted[p])
+        ]
+
+
+def test_an_edit_of_a_few_texts_reads_no_other_rows(table, monkeypatch):
+    table.replace_chunks(chunks("a", list("abc")))
+    fresh = Table.open(table.db, "t")
+    monkeypatch.setattr(KnownRows, "refresh", None)
+    edited = chunks("a", list("axcd"), known="ac")
+    assert status(fresh, edited, chunks("b", ["one"]))[0] == ["CHANGED", "NEW"]
+    done = fresh.replace_chunks(edited)
+    assert (done.written, done.moved, done.removed, done.kept) == (2, 1, 1, 1)
+    assert texts(fresh) == [("a", text) for text in "axcd"]
+    with pytest.raises(
+        StoreError, match="NoneType"
+    ):  # of many texts it is cheaper to know all rows
+        many = [chunks(f"p{n}", ["one"]) for n in range(2 * IN_LIST_MAX)]
+        status(fresh, *many)
+
+
+def test_chunks_are_found_by_their_text_through_an_index(table):
+    plain = Table.create(table.db, "plain", SPACE)
+    for each, wanted in ((table, True), (plain, False)):
+        rows = records(
+            pa.array([f"r{n}" for n in range(5000)]),
+            pa.array(["t"] * 5000),
+            np.ones((5000, 8), np.float32),
+        )
+        each.append(rows)
+        assert ("parent_id" in each.optimize().indexed) is wanted
+    with pytest.raises(UsageError, match="'parent_id' gets no index"):
+        plain.maintenance.ensure_index("parent_id")
