@@ -71,7 +71,7 @@ class SlotShape:
     def layout(self) -> tuple[dict[str, int], int]:
         """Give the byte offset of each part and the slot's size."""
         sizes = {
-            "progress": 8,
+            "progress": 16,
             "offsets": 4 * (self.rows + 1),
             "tokens": 4 * self.rows,
             "status": self.rows,
@@ -95,7 +95,7 @@ class Slot:
             return np.frombuffer(memory, kind, count, starts[part])
 
         self.shape = shape
-        self._progress = view("progress", np.int64, 1)
+        self._progress = view("progress", np.int64, 2)
         self.offsets = view("offsets", np.int32, shape.rows + 1)
         self.tokens = view("tokens", np.int32, shape.rows)
         self.status = view("status", np.uint8, shape.rows)
@@ -110,6 +110,15 @@ class Slot:
     def reached(self, progress: Progress) -> None:
         """Note how far the work on this slot has come."""
         self._progress[0] = progress
+
+    @property
+    def steps(self) -> int:
+        """How many steps the worker has done on this slot, as it says."""
+        return int(self._progress[1])
+
+    def stepped(self) -> None:
+        """Note that a micro-batch is done: a worker's sign of life within a shard."""
+        self._progress[1] += 1
 
     def fill(self, offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8]) -> None:
         """Write texts in Arrow layout; `offsets` begin at 0 and end at len(text)."""

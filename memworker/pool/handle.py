@@ -16,6 +16,7 @@ from memworker.pool import messages, worker
 from memworker.pool.arena import Form, Region, Slot
 from memworker.pool.incoming import Incoming, Nonsense, Result, checked
 from memworker.pool.outside import Child, Outside
+from memworker.pool.pace import Pace
 
 if TYPE_CHECKING:
     from memworker.pool.requests import Request
@@ -29,6 +30,8 @@ _LOOK_EVERY_S = 0.1
 # A worker that says nothing for so long is looked at; one that is stopped gets as long again.
 _SILENT_S = 1.0
 _STATE_EVERY_S = 0.25
+# Of what a worker that only waits is allowed, so much processor time beside that of its work.
+_SPIN_SHARE = 0.15
 
 
 class Shard(Protocol):
@@ -76,6 +79,7 @@ class AssignedShard:
     rows: int
     generation: int
     since: float
+    size: int = 0
 
 
 class WorkerHandle:
@@ -108,6 +112,11 @@ class WorkerHandle:
         self._look_again = 0.0
         self._state_again = 0.0
         self._stopped_since: float | None = None
+        # Its processor time at its last sign of life, and at its last step within a shard.
+        self._cpu_at_sign: float | None = None
+        self._steps: list[int] = []
+        self._cpu_at_step: float | None = None
+        self._computing_again = 0.0
 
     @property
     def gone(self) -> bool:
@@ -154,9 +163,10 @@ class WorkerHandle:
         shard.fill(self.region.slots[index])
         now = self._outside.monotonic()
         if not self.slots:
-            self.last_sign, self._excused_s = now, 0.0
+            self._give_sign(now)
         self._generation += 1
-        self.slots[index] = AssignedShard(shard, shard.rows, self._generation, now)
+        size = int(self.region.slots[index].offsets[shard.rows])
+        self.slots[index] = AssignedShard(shard, shard.rows, self._generation, now, size)
         self._unsent.add(index)
         order = messages.Encode(shard.id, index, self._generation, shard.rows, int(shard.form))
         if self._send(order):
@@ -186,7 +196,16 @@ class WorkerHandle:
         """Free a slot whose result was taken."""
         del self.slots[index]
         self.shards_done += 1
-        self.last_sign, self._excused_s = self._outside.monotonic(), 0.0
+        self._give_sign(self._outside.monotonic())
+
+    def _give_sign(self, now: float) -> None:
+        self.last_sign, self._excused_s = now, 0.0
+        self._cpu_at_sign, self._steps = self._outside.cpu_s(self.pid), []
+
+    def computed_s(self) -> float | None:
+        """Give its processor time since its last sign of life; None where it is not known."""
+        now = self._outside.cpu_s(self.pid)
+        return None if now is None or self._cpu_at_sign is None else now - self._cpu_at_sign
 
     # ── what it says ──
 
@@ -257,6 +276,28 @@ class WorkerHandle:
             elif self._stopped_since is None:
                 self._stopped_since = now
         return self._stopped_since is not None and now >= self._stopped_since + _SILENT_S
+
+    def spins(self, stall_s: float, pace: Pace) -> float | None:
+        """Give the processor time it took without a step where that is too much for its work.
+
+        Of processor time, so that a worker that only waits for a core is never meant: whatever
+        else the machine does, only its own computing counts.
+        """
+        now = self._outside.monotonic()
+        if not self.slots or now < max(self.last_sign + _SILENT_S, self._computing_again):
+            return None
+        self._computing_again = now + _STATE_EVERY_S
+        steps = [self.region.slots[index].steps for index in sorted(self.slots)]
+        cpu_s = self._outside.cpu_s(self.pid)
+        if cpu_s is None or steps != self._steps or self._cpu_at_step is None:
+            self._steps, self._cpu_at_step = steps, cpu_s
+            return None
+        most = [pace.computing_s(given.shard.cost, given.size) for given in self.slots.values()]
+        took = cpu_s - self._cpu_at_step
+        allowed = max((each for each in most if each is not None), default=None)
+        if allowed is None or took < stall_s * _SPIN_SHARE + allowed:
+            return None
+        return took
 
     def silence(self) -> str:
         """Say what was missing when a deadline was over."""

@@ -300,6 +300,8 @@ class Supervisor:
         given, result = handle.answered(done)
         self._restarts.answered(handle.number)
         self._pace.learn(given.shard.cost, self._outside.monotonic() - handle.last_sign)
+        if (computed := handle.computed_s()) is not None:
+            self._pace.learn_computing(given.shard.cost, computed)
         self._outcomes.done(given.shard, result)
         handle.release(done.slot)
         if handle.state is WorkerState.READY and handle.has_grown(self._watch_limits.growth_bytes):
@@ -319,6 +321,9 @@ class Supervisor:
                 self._replace(handle)
             elif due is not None and handle.stopped():
                 handle.ended_by = "was ended, for a signal had stopped it"
+                self._replace(handle)
+            elif due is not None and (took := handle.spins(self._watch_limits.stall_s, self._pace)):
+                handle.ended_by = f"was ended, for it computed for {took:.0f} s without a step"
                 self._replace(handle)
 
     def _dismiss(self, handle: WorkerHandle, nonsense: Nonsense) -> None:

@@ -234,6 +234,7 @@ class _Loop:
         texts = SlotTexts(slot.offsets[: n + 1], slot.text, form=Form(order.form))
         urgent = order.slot >= URGENT_SLOT
         for _ in encode_each(self._encoder, texts, rows):
+            slot.stepped()
             failpoints.reach("mid_inference")
             self._receive(block=False)
             if self._stopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 
 from memworker.pool.echo import EchoEncoder
@@ -41,6 +42,10 @@ class SaboteurEncoder:
     def encode(self, texts, rows):
         for text in texts.decode_all():
             self.obey(text, len(texts))
+            if text == "steps":
+                for _ in range(8):
+                    spin(1.0)
+                    yield
         yield from self.echo.encode(texts, rows)
 
     def obey(self, text, rows):
@@ -54,9 +59,18 @@ class SaboteurEncoder:
             os.kill(os.getpid(), SIGNALS[text])
         elif text in WAITS_S:
             threading.Event().wait(WAITS_S[text])
+        elif text == "spin":
+            spin(float("inf"))
         elif text == "raise":
             raise ValueError("cannot encode this")
         elif text == "greedy" and rows > GREEDY_ROWS:
             os.kill(os.getpid(), signal.SIGKILL)
         elif text == "leak":
             self.leaked.append(bytearray(os.urandom(1)) * LEAK_BYTES)
+
+
+def spin(cpu_s):
+    """Compute for so long, of processor time."""
+    end = time.thread_time() + cpu_s
+    while time.thread_time() < end:
+        pass

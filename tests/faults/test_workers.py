@@ -138,6 +138,24 @@ def test_09_a_stopped_worker_is_seen_whatever_its_deadline_is():
         assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.long
+def test_09_a_worker_that_computes_without_end_is_ended_in_seconds_one_that_steps_never():
+    busy = [sys.executable, "-c", "while True: pass"]
+    with EmbeddingPool(Saboteur(), workers=1) as pool, subprocess.Popen(busy) as one:
+        with subprocess.Popen(busy) as two:
+            try:
+                check(pool)
+                with pytest.raises(TextFailed, match="computed for .* s without a step"):
+                    pool.embed(["spin"])
+                check(pool)
+                ended = pool.work.restarts
+                check(pool, ["steps"])  # 8 s of processor time beside two others, in steps
+                assert (ended, pool.work.restarts) == (3, 3)
+            finally:
+                one.kill()
+                two.kill()
+
+
 def test_09_a_text_that_always_hangs_is_reported():
     with EmbeddingPool(Saboteur(), workers=1, stall_timeout_s=STALL_S) as pool:
         check(pool)

@@ -53,6 +53,9 @@ class SimSystem:
     def stopped(self, pid: int) -> bool:
         return False
 
+    def cpu_s(self, pid: int) -> float | None:
+        return None
+
 
 class SimSelector:
     def __init__(self, world: World) -> None:
