@@ -1,4 +1,5 @@
 from . import journal as journal, staged as staged
+from .apart import built_apart as built_apart
 from .change import Change as Change, Edit as Edit
 from .chunks import TextStatus as TextStatus
 from .claims import HeldRow as HeldRow, difference as difference

@@ -131,6 +131,11 @@ def is_large(work: ApartWork, table: LanceTable) -> bool:
     return int(table.count_rows()) * work.row_bytes(dim) >= APART_BYTES
 
 
+def built_apart(rows: float, dim: int) -> bool:
+    """Tell whether the vector index of so many rows is built in a child."""
+    return rows * 4 * dim >= APART_BYTES
+
+
 def index_bytes(rows: int, dim: int) -> int:
     """Estimate what building the vector index takes of memory, beside what there is of the table.
 
@@ -140,7 +145,7 @@ def index_bytes(rows: int, dim: int) -> int:
     vectors = rows * 4 * dim
     if vectors < APART_BYTES:
         return _HERE_BYTES + 2 * vectors
-    # LanceDB learns a partition of 8,192 rows from 256 of them, in copies.
+    # LanceDB learns a partition of 8,192 rows from some of them, in copies.
     return _CHILD_BYTES + vectors // 32
 
 

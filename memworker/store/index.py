@@ -18,6 +18,9 @@ INDEX_NAME = "vector_idx"
 NPROBES = 64
 # So many times `limit` candidates are compared again by their full vectors.
 REFINE_FACTOR = 4
+# Rows from which each partition, and each of 256 steps of a number, is learnt. With LanceDB's
+# 256 their reading, row by row, took more than all the rest; answers are no worse.
+SAMPLE_RATE = 64
 _FEWER = re.compile(r"num_partitions to <= (\d+)")
 
 
@@ -37,7 +40,8 @@ def build(writes: Writes, partitions: int | None = None) -> None:
     Of vectors that are few, however many rows have them, it cannot make so many, and
     says how many it can.
     """
-    options = {"distance_type": writes.table.space.distance, "num_partitions": partitions}
+    distance = writes.table.space.distance
+    options = {"distance_type": distance, "num_partitions": partitions, "sample_rate": SAMPLE_RATE}
     work = IndexBuild("vector", INDEX_NAME, "IvfSq", options)
     try:
         writes.build(f"indexing table {writes.table.name!r}", work)
