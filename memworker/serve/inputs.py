@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -228,14 +229,18 @@ def _refuse_doubles(body: bytes, kind: Any) -> None:
 
     Texts may hold a name as well: only then the body is read once more.
     """
-    names = (f'"{name}"'.encode() for name in kind.__struct_encode_fields__)
-    if any(body.count(name) > 1 for name in names):
+    if any(body.count(name) > 1 for name in _quoted(kind)):
         try:
             json.loads(body, object_pairs_hook=without_doubles)
         except (UnicodeDecodeError, RecursionError, json.JSONDecodeError):
             return  # no JSON, as the decoder says
         except ValueError as error:
             raise Refusal(400, f"The body is not taken: {error}.", code="invalid_json") from error
+
+
+@cache
+def _quoted(kind: Any) -> list[bytes]:
+    return [f'"{name}"'.encode() for name in kind.__struct_encode_fields__]
 
 
 def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[str]:

@@ -103,21 +103,28 @@ def translated() -> Iterator[None]:
     """Turn the pool's errors into refusals."""
     try:
         yield
-    except PoolBusy as error:
-        raise Refusal(
-            429,
-            f"The server is busy, and what waits before this request takes about"
-            f" {error.retry_after_s:.2g} s. Nothing of it was begun; try again then. The server"
-            " lets requests wait as long as its --max-wait says, and takes as much at once as"
-            " --max-pending-tokens.",
-            code="rate_limit_exceeded",
-            headers=retry_after(error.retry_after_s),
-        ) from error
-    except (TextTooLarge, TextFailed, UsageError) as error:
-        raise Refusal(400, str(error), param="input", code="invalid_input") from error
-    except PoolUnavailable as error:
-        raise no_worker_error(error.retry_after_s) from error
-    except PoolClosed as error:
-        raise draining_error() from error
     except MemworkerError as error:
-        raise Refusal(500, str(error), code="pool_failed") from error
+        raise refused(error) from error
+
+
+def refused(error: MemworkerError) -> Refusal:
+    """Give the refusal that an error of the pool's is to a client."""
+    match error:
+        case PoolBusy():
+            return Refusal(
+                429,
+                f"The server is busy, and what waits before this request takes about"
+                f" {error.retry_after_s:.2g} s. Nothing of it was begun; try again then. The server"
+                " lets requests wait as long as its --max-wait says, and takes as much at once as"
+                " --max-pending-tokens.",
+                code="rate_limit_exceeded",
+                headers=retry_after(error.retry_after_s),
+            )
+        case TextTooLarge() | TextFailed() | UsageError():
+            return Refusal(400, str(error), param="input", code="invalid_input")
+        case PoolUnavailable():
+            return no_worker_error(error.retry_after_s)
+        case PoolClosed():
+            return draining_error()
+        case _:
+            return Refusal(500, str(error), code="pool_failed")

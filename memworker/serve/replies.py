@@ -24,7 +24,7 @@ async def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim:
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector)
         for index, vector in enumerate(written)
     )
-    tokens = int(embedded.tokens.sum())
+    tokens = sum(embedded.tokens.tolist())
     return (
         b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
         % (data, msgspec.json.encode(model), tokens, tokens)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 from memworker import __version__
 from memworker.errors import (
+    MemworkerError,
     PoolBusy,
     PoolClosed,
     PoolError,
@@ -44,8 +44,10 @@ from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions, check_key, read_key
 from memworker.serve.refusals import Refusal
 
-# A request that is answered sooner is not watched: most are, and watching costs a task.
-_WATCH_AFTER_S = 0.25
+# A request is watched from its second look on.
+_LOOK_S = 0.2
+# What is the request's own fault, or passes: the pool is there.
+_NO_END = (PoolBusy, PoolClosed, TextTooLarge, TextFailed)
 # As text-embeddings-inference names them.
 _POOLINGS = {"cls": "cls", "last": "last_token"}
 _log = logging.getLogger("memworker.serve")
@@ -74,7 +76,9 @@ class Service:
         self.state = State.STARTING
         self.names: tuple[str, ...] = options.names
         self.created = int(time.time())
-        self._awaited: set[Awaited] = set()
+        self._awaited: dict[Awaited, _Waiting] = {}
+        self._look: asyncio.TimerHandle | None = None
+        self._in_hand = _InHand(self)
         # Requests that are being embedded, or wait for that.
         self.in_flight = 0
         self._idle = asyncio.Event()
@@ -208,7 +212,7 @@ class Service:
         embedded = await self._embedded(inputs, gone)
         inputs.refuse_unfit(embedded, self.max_tokens)
         self._told_outage = False
-        self.metrics.embedded(len(embedded.tokens), int(embedded.tokens.sum()))
+        self.metrics.embedded(len(embedded.tokens), sum(embedded.tokens.tolist()))
         return embedded
 
     def view(self) -> LiveReply:
@@ -255,6 +259,13 @@ class Service:
             peak_flops.beaten(cores, made.precision, done)
         return min(1.0, done / most)
 
+    def busy(self) -> None:
+        """Say anew whether something is being embedded."""
+        if self.in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
     async def idle(self) -> None:
         """Wait until nothing is being embedded, or waits for that."""
         await self._idle.wait()
@@ -276,18 +287,22 @@ class Service:
 
     def close(self) -> None:
         """Stop watching the pool, which is its owner's to close."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._look):
+            if timer is not None:
+                timer.cancel()
 
     async def _embedded(self, inputs: Inputs, gone: Callable[[], Awaitable[None]]) -> Embedded:
-        with refusals.translated(), self._watched():
+        try:
             entry = self._entry(inputs)
             ticket = entry.enter()
-        # No await before: a drain that begins sees every request that was let in.
-        with self.in_hand(), refusals.translated(), self._watched():
-            if ticket is not None:
-                await self._turn(ticket, entry, gone)
-            embedded: Embedded = await self.awaiting(entry.queue(), gone)
+            # No await before: a drain that begins sees every request that was let in.
+            with self.in_hand():
+                if ticket is not None:
+                    await self._turn(ticket, entry, gone)
+                embedded: Embedded = await self.awaiting(entry.queue(), gone)
+        except MemworkerError as error:
+            self._notice(error)
+            raise refusals.refused(error) from error
         return embedded
 
     async def _turn(
@@ -310,48 +325,53 @@ class Service:
         """Await what a pool gives; raises ClientGone, with which the work was dropped."""
         assert self._bridge is not None
         awaited = self._bridge.awaited(future)
-        self._awaited.add(awaited)
+        waiting = self._awaited[awaited] = _Waiting(gone)
+        if self._look is None:
+            self._look = self._bridge.loop.call_later(_LOOK_S, self._watch_clients)
         try:
-            return await _unless_gone(awaited, gone)
-        except BaseException:
+            return await awaited
+        except BaseException as error:
             future.cancel()
+            if waiting.left and isinstance(error, asyncio.CancelledError):
+                raise ClientGone from None
             raise
         finally:
-            self._awaited.discard(awaited)
+            del self._awaited[awaited]
+            if waiting.watcher is not None:
+                waiting.watcher.cancel()
 
-    @contextmanager
-    def in_hand(self) -> Iterator[None]:
+    def _watch_clients(self) -> None:
+        """Begin to watch the clients of what was there at the last look already.
+
+        Most requests are answered by then, and watching costs a task.
+        """
+        self._look = None
+        for awaited, waiting in self._awaited.items():
+            if waiting.seen and waiting.watcher is None:
+                watch = waiting.watch(awaited)
+                waiting.watcher = asyncio.get_running_loop().create_task(watch)
+            waiting.seen = True
+        if self._awaited and self._bridge is not None:
+            self._look = self._bridge.loop.call_later(_LOOK_S, self._watch_clients)
+
+    def in_hand(self) -> _InHand:
         """Count a request as one that a drain waits for."""
-        self.in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self._idle.set()
+        return self._in_hand
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _notice(self, error: MemworkerError) -> None:
         """Notice that the pool is no more: it says so to everybody who asks it.
 
         One that has no workers for a while lives, and says so to the log once.
         """
-        try:
-            yield
-        except PoolUnavailable as error:
+        if isinstance(error, PoolUnavailable):
             if not self._told_outage:
                 self._told_outage = True
                 _log.error("requests are refused: %s", error)
-            raise
-        except (PoolBusy, PoolClosed, TextTooLarge, TextFailed):
-            raise
-        except PoolError as error:
+        elif isinstance(error, PoolError) and not isinstance(error, _NO_END):
             if self.state is State.READY:
                 self.state = State.FAILED
                 if self._on_failure is not None:
                     self._on_failure(error)
-            raise
 
     @property
     def max_tokens(self) -> int:
@@ -369,25 +389,35 @@ class Service:
             raise inputs.too_large_error(pool.max_text_bytes) from error
 
 
-async def _unless_gone(awaited: Awaited, gone: Callable[[], Awaitable[None]]) -> Any:
-    watchers: list[asyncio.Task[None]] = []
+class _InHand:
+    """Counts a service's requests that a drain waits for; of no state, so that one will do."""
 
-    async def watch() -> None:
-        await gone()
+    __slots__ = ("_service",)
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __enter__(self) -> None:
+        self._service.in_flight += 1
+        self._service.busy()
+
+    def __exit__(self, *_: object) -> None:
+        self._service.in_flight -= 1
+        self._service.busy()
+
+
+class _Waiting:
+    """A request that is being embedded, and whether its client is still there."""
+
+    __slots__ = ("_gone", "left", "seen", "watcher")
+
+    def __init__(self, gone: Callable[[], Awaitable[None]]) -> None:
+        self._gone = gone
+        self.seen = self.left = False
+        self.watcher: asyncio.Task[None] | None = None
+
+    async def watch(self, awaited: Awaited) -> None:
+        """Give the work up when the client leaves."""
+        await self._gone()
+        self.left = True
         awaited.cancel()
-
-    def begin() -> None:
-        watchers.append(loop.create_task(watch()))
-
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(_WATCH_AFTER_S, begin)
-    try:
-        return await awaited
-    except asyncio.CancelledError:
-        if watchers and watchers[0].done():
-            raise ClientGone from None
-        raise
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
