@@ -159,3 +159,43 @@ def test_no_worker_takes_what_another_has_nothing_of(tmp_path):
         for future in (*first, *small):
             future.result(PATIENCE_S)
         assert pool.work.shards == 4
+
+
+def test_what_could_not_go_does_not_wake_the_pool_and_is_not_left_lying(gated):
+    pool, gate, _ = gated
+    scheduler = pool._scheduler
+    first = pool.submit(SMALL)
+    until(lambda: scheduler._enough_tokens > 0)
+    rings, ring = [], scheduler._alarm.ring
+    scheduler._alarm.ring = lambda: (rings.append(1), ring())
+    few = [pool.submit(SMALL) for _ in range(10)]
+    assert not rings
+    # With these there is a choice: a busy worker gets its next shard early.
+    many = [pool.submit(SMALL) for _ in range(100)]
+    until(lambda: len(scheduler._supervisor.workers[0].slots) == 2)
+    assert 1 <= len(rings) < 100
+    gate.touch()
+    for future in (first, *few, *many):
+        future.result(PATIENCE_S)
+
+
+def test_who_has_an_answer_finds_its_room_free():
+    with EmbeddingPool("echo", workers=1) as pool:
+        for _ in range(300):
+            pool.embed(SMALL)
+            assert not pool.pending_tokens
+
+
+def test_room_comes_back_once_whoever_ends_a_request(gated):
+    pool, gate, _ = gated
+    futures = [pool.submit_rows(SMALL) for _ in range(400)]
+    gate.touch()
+    with ThreadPoolExecutor(4) as threads:
+        # Some of them while they are being completed.
+        cancelled = list(threads.map(lambda future: future.cancel(), futures[::2]))
+    for future, gone in zip(futures[::2], cancelled, strict=True):
+        assert gone or future.result(PATIENCE_S).vectors.shape == (1, 8)
+    for future in futures[1::2]:
+        future.result(PATIENCE_S)
+    assert not pool.pending_tokens
+    assert not pool._scheduler._requests
