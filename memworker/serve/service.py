@@ -76,7 +76,7 @@ class Service:
         self.state = State.STARTING
         self.names: tuple[str, ...] = options.names
         self.created = int(time.time())
-        self._awaited: dict[Awaited, _Waiting] = {}
+        self._awaited: dict[Awaited, _ClientWatch] = {}
         self._look: asyncio.TimerHandle | None = None
         self._in_hand = _InHand(self)
         # Requests that are being embedded, or wait for that.
@@ -325,7 +325,7 @@ class Service:
         """Await what a pool gives; raises ClientGone, with which the work was dropped."""
         assert self._bridge is not None
         awaited = self._bridge.awaited(future)
-        waiting = self._awaited[awaited] = _Waiting(gone)
+        waiting = self._awaited[awaited] = _ClientWatch(gone)
         if self._look is None:
             self._look = self._bridge.loop.call_later(_LOOK_S, self._watch_clients)
         try:
@@ -406,7 +406,7 @@ class _InHand:
         self._service.busy()
 
 
-class _Waiting:
+class _ClientWatch:
     """A request that is being embedded, and whether its client is still there."""
 
     __slots__ = ("_gone", "left", "seen", "watcher")
