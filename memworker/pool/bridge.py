@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 Awaited = asyncio.Future[Any]
+
+
+class _Ending(threading.local):
+    """Of a thread that ends several futures: the bridges to wake when it has."""
+
+    bridges: dict[Bridge, None] | None = None
+
+
+_ending = _Ending()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Wake each loop once for all futures that end in this block, when it is left.
+
+    Waking a loop releases the interpreter: it would come for the first one at once, and have
+    to be woken for the next.
+    """
+    bridges = _ending.bridges = {}
+    try:
+        yield
+    finally:
+        _ending.bridges = None
+        for bridge in bridges:
+            bridge.wake()
 
 
 class Bridge:
@@ -41,6 +68,14 @@ class Bridge:
 
     def _on_end(self, awaited: Awaited, future: Future[Any]) -> None:
         self._ended.append((awaited, future))
+        bridges = _ending.bridges
+        if bridges is None:
+            self.wake()
+        else:
+            bridges[self] = None
+
+    def wake(self) -> None:
+        """Have the loop take what has ended."""
         if not self._called:
             self._called = True
             # A loop that is closed already has no waiting request.

@@ -23,6 +23,7 @@ from memworker.errors import (
 from memworker.pool import plan
 from memworker.pool.admission import Admission, Ticket
 from memworker.pool.arena import Form
+from memworker.pool.bridge import ending_together
 from memworker.pool.handle import Shard
 from memworker.pool.incoming import Result
 from memworker.pool.lanes import Lanes
@@ -348,8 +349,9 @@ class Scheduler:
             return
         # First, and at once for all: who has its answer finds the room that it took free.
         self._release(ended)
-        for request in ended:
-            request.finish()
+        with ending_together():
+            for request in ended:
+                request.finish()
 
     def _release(self, ended: list[Request]) -> None:
         """Forget requests that were claimed, and give back their room."""
@@ -387,8 +389,9 @@ class Scheduler:
     def _fail_all(self, error: PoolError) -> None:
         failed = [request for request in list(self._requests) if request.future.claim()]
         self._release(failed)
-        for request in failed:
-            request.future.set_exception(again(error))
+        with ending_together():
+            for request in failed:
+                request.future.set_exception(again(error))
 
     def _clear_alarm(self) -> None:
         assert self._alarm is not None

@@ -52,8 +52,7 @@ def test_what_ends_together_wakes_the_loop_once(tmp_path):
         return len(calls)
 
     with EmbeddingPool(Gated(str(gate), str(tmp_path / "begun")), workers=1) as pool:
-        # One a shard, and one more where the loop had its turn in the middle of one.
-        assert asyncio.run(main(pool)) < 100
+        assert 0 < asyncio.run(main(pool)) <= pool.work.shards < 50
 
 
 def test_a_bad_text_fails_its_own_request_only():
