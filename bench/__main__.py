@@ -16,6 +16,8 @@ BENCHES = {
     "ceiling": "everything but inference: the echo encoder, to vectors and to LanceDB",
     "ladder": "the same memories from one mutex up to a static model",
     "scaling": "costs a text and a shard, and the curve they predict",
+    "scaling_ray": "the same job on Ray beside the local run, on the same cores",
+    "scaling_rows": "ten million rows into one table: whether anything drifts, and what it is then",
     "memory_of_a_worker": "what one more worker costs in memory, and start-up",
     "memory": "the memory layer beside Mem0: adds, batches, searches, at many stored memories",
     "lone": "one add, one search, beside LanceDB by itself and Mem0; both after 10,000 adds",

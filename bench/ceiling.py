@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = _model(options)
     texts = _texts(model, options)
     with TemporaryDirectory(dir=options.scratch) as folder:
-        path = _write_jsonl(texts, Path(folder) / "texts.jsonl")
-        warm = _write_jsonl(texts[:WARM_UP_TEXTS], Path(folder) / "warm.jsonl")
+        path = write_jsonl(texts, Path(folder) / "texts.jsonl")
+        warm = write_jsonl(texts[:WARM_UP_TEXTS], Path(folder) / "warm.jsonl")
         to_lancedb(warm, Path(folder) / "warm", model, options.workers)
         vectors, rows, forced = [], [], []
         for number in range(options.repeats):
@@ -135,7 +135,8 @@ def _figures(texts: int, seconds: float, cpu_s: float) -> dict[str, float]:
     }
 
 
-def _write_jsonl(texts: list[str], path: Path) -> Path:
+def write_jsonl(texts: list[str], path: Path) -> Path:
+    """Write texts as rows with an id each."""
     rows = ({"id": f"row-{number:08d}", "text": text} for number, text in enumerate(texts))
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     return path
