@@ -11,6 +11,7 @@ from memworker.cli import options
 from memworker.cli.options import Db, Json, StorageOption, TableName
 from memworker.cli.output import printable
 from memworker.cli.reports import print_result
+from memworker.errors import UsageError
 
 if TYPE_CHECKING:
     from memworker.overview import Overview
@@ -48,6 +49,8 @@ def show(
     from memworker.overview import show_table
     from memworker.store import parse_where
 
+    if no_texts and plot is None:
+        raise UsageError("--no-texts is for the page that --plot writes; name one, or leave it out")
     found = show_table(
         options.database(db, storage_option),
         table,
@@ -83,6 +86,8 @@ def _readable(found: Overview) -> str:
             f"{lengths.shortest:,} to {lengths.longest:,}, median {lengths.median:,},"
             f" 95 % up to {lengths.p95:,}"
         )
+    if found.dropped:
+        lines["without"] = f"{', '.join(found.dropped)}: another program has dropped that"
     if found.plot is not None:
         lines["page"] = f"{printable(found.plot)} (a map of {found.sampled:,} rows)"
     return "\n".join(f"{label:<12} {value}" for label, value in lines.items())

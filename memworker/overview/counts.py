@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from memworker.store import Table
 
 MOST_ROWS = 10_000_000
 SCOPES = ("user_id", "agent_id", "run_id")
+_READ = ("id", "text", "created_at", *SCOPES, "last_chunk")
 # What is named one by one; what else there is, is told as a number.
 NAMED = 9
 # Names beyond these are not told apart: a table may have a user a row.
@@ -97,7 +98,7 @@ class _ByValue:
 
     def __init__(self) -> None:
         self.values: Counter[str] = Counter()
-        self.on: Counter[tuple[str, int]] = Counter()
+        self.on: Counter[tuple[str, int | None]] = Counter()
         self.beyond, self.exact = 0, True
 
     def add(self, values: pa.Array, days: pa.Array) -> None:
@@ -113,15 +114,15 @@ class _ByValue:
             if (value, day) in self.on or len(self.on) < _MOST_VALUES:
                 self.on[value, day] += rows
 
-    def shares(self, bars: _Bars) -> Shares:
+    def shares(self, bars: _Bars | None) -> Shares:
         without = self.values.get("", 0)
         known = {name: rows for name, rows in self.values.items() if name}
         # By size and then by name: the same table gives the same page.
         largest = sorted(known.items(), key=lambda item: (-item[1], item[0]))[:NAMED]
         place = {name: i for i, (name, _) in enumerate(largest)}
-        days = [[0] * len(bars.starts) for _ in largest]
+        days = [[0] * (len(bars.starts) if bars else 0) for _ in largest]
         for (name, day), rows in self.on.items():
-            if name in place:
+            if bars and name in place and day is not None:
                 days[place[name]][bars.of(day)] += rows
         others = sum(known.values()) - sum(rows for _, rows in largest) + self.beyond
         return Shares(largest, days, len(known), others, without, self.exact)
@@ -166,9 +167,9 @@ class Tally:
     @classmethod
     def of(cls, table: Table, where: Mapping[str, Any] | None, sample: int) -> Tally:
         """Read the visible rows of a table that meet a filter, of ten million at most."""
-        chunked = table.chunking is not None
-        counts = cls(sample, chunked=chunked)
-        for batch in _batches(table, where, chunked):
+        there = set(table.columns)
+        counts = cls(sample if "id" in there else 0, chunked="last_chunk" in there)
+        for batch in _batches(table, where, there):
             counts._add(batch.slice(0, MOST_ROWS - counts.rows))
             if counts.rows >= MOST_ROWS:
                 break
@@ -176,26 +177,36 @@ class Tally:
 
     def _add(self, batch: pa.RecordBatch) -> None:
         self.rows += len(batch)
-        self.drawn.add(batch["id"])
-        days = batch["created_at"].cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
-        days = days.cast(pa.int32())
-        for counted in pc.value_counts(days).to_pylist():
-            self._days[counted["values"]] += counted["counts"]
+        there = batch.schema.names
+        if "id" in there:
+            self.drawn.add(batch["id"])
+        days = pa.nulls(len(batch), pa.int32())
+        if "created_at" in there:
+            days = batch["created_at"].cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+            days = days.cast(pa.int32())
+            for counted in pc.value_counts(days.drop_null()).to_pylist():
+                self._days[counted["values"]] += counted["counts"]
         for name, scope in self._scopes.items():
-            scope.add(pc.fill_null(batch[name], ""), days)
-        lengths = pc.utf8_length(batch["text"]).to_numpy(zero_copy_only=False).astype(np.int64)
-        self._longest = max(self._longest, int(lengths.max(initial=0)))
-        clipped = np.minimum(lengths, _MOST_CHARACTERS)
-        self._characters += np.bincount(clipped, minlength=_MOST_CHARACTERS + 1)
+            if name in there:
+                scope.add(pc.fill_null(batch[name], ""), days)
+        if "text" in there:
+            self._add_lengths(batch["text"])
         if self.texts is not None:
             # A row that is no chunk is a text of its own.
             self.texts += int(pc.sum(pc.fill_null(batch["last_chunk"], True)).as_py() or 0)
 
+    def _add_lengths(self, texts: pa.Array) -> None:
+        lengths = pc.utf8_length(pc.fill_null(texts, "")).to_numpy(zero_copy_only=False)
+        lengths = lengths.astype(np.int64)
+        self._longest = max(self._longest, int(lengths.max(initial=0)))
+        clipped = np.minimum(lengths, _MOST_CHARACTERS)
+        self._characters += np.bincount(clipped, minlength=_MOST_CHARACTERS + 1)
+
     def days(self) -> Days:
         """Give the rows of each bar; none for no rows."""
-        if not self._days:
-            return Days("day", [], [])
         bars = self._bars()
+        if bars is None:
+            return Days("day", [], [])
         rows = [0] * len(bars.starts)
         for day, n in self._days.items():
             rows[bars.of(day)] += n
@@ -203,18 +214,16 @@ class Tally:
 
     def shares(self) -> dict[str, Shares]:
         """Give those of the scopes that any row has."""
-        if not self.rows:
-            return {}
         bars = self._bars()
         shares = {name: scope.shares(bars) for name, scope in self._scopes.items()}
         return {name: share for name, share in shares.items() if share.values}
 
-    def _bars(self) -> _Bars:
-        return _Bars(min(self._days), max(self._days))
+    def _bars(self) -> _Bars | None:
+        return _Bars(min(self._days), max(self._days)) if self._days else None
 
     def lengths(self) -> Lengths | None:
-        """Give the histogram, in steps that people can read; None for no rows."""
-        if not self.rows:
+        """Give the histogram, in steps that people can read; None for no texts."""
+        if not self._characters.any():
             return None
         upto = np.cumsum(self._characters)
         shortest, median, p95, p99 = (
@@ -234,10 +243,16 @@ class Tally:
 
 
 def _batches(
-    table: Table, where: Mapping[str, Any] | None, chunked: bool
+    table: Table, where: Mapping[str, Any] | None, there: set[str]
 ) -> Iterator[pa.RecordBatch]:
-    columns = ["id", "text", "created_at", *SCOPES, *(("last_chunk",) if chunked else ())]
-    yield from table.scan(where, columns=columns, visible_only=True)
+    """Read what there is: another program may have dropped a column, or the table has no chunks."""
+    columns = [name for name in _READ if name in there]
+    yield from table.scan(where, columns=columns, visible_only=hides(there))
+
+
+def hides(there: Collection[str]) -> bool:
+    """Tell whether a table can say which of its rows are over."""
+    return {"expires_at", "superseded_at"} <= set(there)
 
 
 def _step(most: int) -> int:

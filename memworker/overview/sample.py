@@ -20,6 +20,7 @@ NEAREST = 8
 # What is longer is cut in the page, which says so.
 TEXT_CHARACTERS = 600
 _METADATA_CHARACTERS = 300
+_READ = ("id", "text", "vector", "metadata", "created_at", *SCOPES, "chunk")
 # As many as are looked up by an index, or in one look at the ids.
 _IDS_A_LOOK = 250
 _ROWS_A_BLOCK = 512
@@ -51,9 +52,8 @@ def draw(table: Table, ids: Sequence[str], *, texts: bool) -> DrawnRows:
 
     Without `texts` nothing is told of what a row says.
     """
-    chunked = table.chunking is not None
-    columns = ["id", "text", "vector", "metadata", "created_at", *SCOPES]
-    columns += ["parent_id", "chunk"] if chunked else []
+    there = table.columns
+    columns = [name for name in _READ if name in there]
     looks = [ids[i : i + _IDS_A_LOOK] for i in range(0, len(ids), _IDS_A_LOOK)]
     parts = [table.rows({"id": {"in": list(look)}}, columns=columns) for look in looks]
     if not parts:
@@ -63,7 +63,7 @@ def draw(table: Table, ids: Sequence[str], *, texts: bool) -> DrawnRows:
     if table.space.distance == "cosine":
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     points, spread = plane(vectors)
-    told = _columns(rows, texts=texts, chunked=chunked)
+    told = _columns(rows, texts=texts)
     return DrawnRows(told, points, nearest(vectors, NEAREST), spread, left_out)
 
 
@@ -125,20 +125,23 @@ def nearest(vectors: Floats, most: int) -> list[list[tuple[int, float]]]:
     return found or [[] for _ in range(n)]
 
 
-def _columns(rows: pa.Table, *, texts: bool, chunked: bool) -> dict[str, list[Any]]:
-    """Give what the page says of each row."""
-    written = rows["text"]
-    told: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in SCOPES}
-    # By numpy, for which no year is too far.
-    moments = rows["created_at"].cast(pa.timestamp("us")).to_numpy()
-    told["made"] = moments.astype("datetime64[D]").astype(str).tolist()
-    told["characters"] = pc.utf8_length(written).to_pylist()
+def _columns(rows: pa.Table, *, texts: bool) -> dict[str, list[Any]]:
+    """Give what the page says of each row, of the columns there are."""
+    there = rows.column_names
+    told: dict[str, list[Any]] = {n: rows[n].to_pylist() for n in SCOPES if n in there}
+    if "created_at" in there:
+        # By numpy, for which no year is too far.
+        moments = rows["created_at"].cast(pa.timestamp("us")).to_numpy()
+        told["made"] = moments.astype("datetime64[D]").astype(str).tolist()
+    if "text" in there:
+        written = pc.fill_null(rows["text"], "")
+        told["characters"] = pc.utf8_length(written).to_pylist()
+        if texts:
+            told["text"] = pc.utf8_slice_codeunits(written, 0, TEXT_CHARACTERS).to_pylist()
     if texts:
-        told["id"] = rows["id"].to_pylist()
-        told["text"] = pc.utf8_slice_codeunits(written, 0, TEXT_CHARACTERS).to_pylist()
-        told["metadata"] = [_fields(text) for text in rows["metadata"].to_pylist()]
-        if chunked:
-            told["chunk"] = rows["chunk"].to_pylist()
+        told |= {name: rows[name].to_pylist() for name in ("id", "chunk") if name in there}
+        if "metadata" in there:
+            told["metadata"] = [_fields(text) for text in rows["metadata"].to_pylist()]
     return told
 
 

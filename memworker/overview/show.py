@@ -9,13 +9,14 @@ from typing import Any
 
 from memworker import values
 from memworker.errors import UsageError
-from memworker.overview.counts import MOST_ROWS, Days, Lengths, Shares, Tally
+from memworker.overview.counts import MOST_ROWS, SCOPES, Days, Lengths, Shares, Tally, hides
 from memworker.overview.page import is_page, page
 from memworker.overview.sample import MOST_SAMPLED, draw
 from memworker.paths import DatabaseGiven, PathGiven
 from memworker.store import Output, Table, disk_errors
 
 DEFAULT_SAMPLE = 1000
+_COLUMNS = ("id", "text", "metadata", "created_at", "expires_at", "superseded_at", *SCOPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Overview:
     """What a table holds; `hidden` rows are expired or superseded, and counted nowhere else.
 
     `texts` is how many texts the rows are chunks of; None where rows are whole texts. `counted`
-    is less than `rows` in a table of more than ten million. `plot` is the page that was written.
+    is less than `rows` in a table of more than ten million. `dropped` are columns that another
+    program took out of the table. `plot` is the page that was written.
     """
 
     table: str
@@ -38,6 +40,7 @@ class Overview:
     scopes: dict[str, Shares]
     days: Days
     lengths: Lengths | None
+    dropped: tuple[str, ...]
     note: str
     sampled: int | None = None
     plot: str | None = None
@@ -90,7 +93,7 @@ def _overview(opened: Table, counts: Tally, where: Mapping[str, Any] | None) -> 
     space, all_rows = opened.space, opened.count(where)
     rows = counts.rows
     if rows == MOST_ROWS:
-        rows = opened.count(where, visible_only=True)
+        rows = opened.count(where, visible_only=hides(opened.columns))
     return Overview(
         opened.name,
         space.model,
@@ -105,6 +108,7 @@ def _overview(opened: Table, counts: Tally, where: Mapping[str, Any] | None) -> 
         scopes=counts.shares(),
         days=counts.days(),
         lengths=counts.lengths(),
+        dropped=tuple(name for name in _COLUMNS if name not in opened.columns),
         note="" if rows else opened.note_on(where),
     )
 

@@ -175,6 +175,12 @@ class Table:
         )
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns there are, with those that another program has added."""
+        with lance_errors(f"reading table {self.name!r}"):
+            return tuple(self._readers.ask(lambda: self._handle.schema.names))
+
+    @property
     def version(self) -> int:
         """The newest version, of any writer."""
         with lance_errors(f"reading table {self.name!r}"):

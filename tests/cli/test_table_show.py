@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from memworker.errors import UsageError
 from memworker.store import Table
 from tests.cli.test_table import run
 from tests.store.helpers import SPACE, numbered
@@ -18,5 +21,7 @@ def test_show_counts_and_draws(tmp_path):
     page = tmp_path / "page.html"
     drawn = run(*command, "--plot", str(page), "--no-texts", "--sample", "5")
     assert "a map of 5 rows" in drawn and page.read_bytes().startswith(b"<!doctype html>")
+    with pytest.raises(UsageError, match="--plot"):
+        run(*command, "--no-texts")
     told = json.loads(run(*command, "--json", "--where", "id=id-3"))
     assert (told["rows"], told["lengths"]["bins"], told["plot"]) == (1, [[6, 6, 1]], None)

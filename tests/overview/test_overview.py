@@ -128,6 +128,20 @@ def test_rows_without_a_vector_are_off_the_map_and_told(tmp_path):
     assert page_data(out)["left_out"] == 1 and page_data(out)["rows"] == 3
 
 
+@pytest.mark.parametrize(
+    "gone", [("user_id", "run_id"), ("created_at",), ("text",), ("metadata", "expires_at")], ids=str
+)
+def test_what_another_program_dropped_is_said_and_the_rest_is_shown(tmp_path, gone):
+    table = stored(tmp_path, ["a", "bb"], users=["ann", "bob"])
+    table._handle.drop_columns(list(gone))
+    out = tmp_path / "page.html"
+    found = show_table(table.db, "notes", plot=out)
+    assert set(found.dropped) == set(gone) and (found.rows, found.sampled) == (2, 2)
+    assert bool(found.lengths) == ("text" not in gone)
+    assert bool(found.days.rows) == ("created_at" not in gone)
+    assert bool(found.scopes) == ("user_id" not in gone)
+
+
 def test_more_names_and_rows_than_are_told_apart_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "_MOST_VALUES", 20)
     users = [f"user {i:02}" for i in range(40)]

@@ -32,6 +32,8 @@ def where(tmp_path_factory):
     show_table(table.db, "notes", plot=folder / "page.html")
     show_table(table.db, "notes", plot=folder / "bare.html", texts=False)
     show_table(table.db, "notes", plot=folder / "none.html", where={"user_id": "nobody"})
+    table._handle.drop_columns(["text", "created_at", "metadata", "user_id"])
+    show_table(table.db, "notes", plot=folder / "poor.html")
     return folder.as_uri()
 
 
@@ -44,7 +46,7 @@ def test_it_says_what_the_table_holds_and_asks_for_nothing(page, where):
     assert page.problems == [] and page.asked_for == [f"{where}/page.html"]
     assert page.text("h1") == "notes" and "64" in page.text("#cards")
     assert "<b>user 0" in page.text("#names") and "2 more with" in page.text("#others")
-    assert page.ask("document.querySelectorAll('#points circle').length") == 64
+    assert page.ask("told.points.length") == 64
     assert "holds texts" in page.text("#private") and "highest 3" in page.text("#charts")
 
 
@@ -123,6 +125,10 @@ def test_without_texts_or_rows_it_says_so(page, where):
     page.ask("choose(0)")
     assert page.problems == [] and page.ask("at('search').hidden")
     assert "no texts" in page.text("#private") and "characters" in page.text("#facts")
+    page.open(f"{where}/poor.html")
+    page.ask("choose(0); hint(1); paint(); find()")
+    assert page.problems == [] and "created_at" in page.text("#said")
+    assert page.ask("told.points.length") == 64
     page.open(f"{where}/none.html")
     assert page.problems == [] and page.text("#empty") == "No rows meet the filter."
     assert page.ask("at('charts').hidden && at('map').hidden")
