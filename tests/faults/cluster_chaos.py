@@ -29,13 +29,10 @@ COMMAND = """
 import sys
 from memworker import ingest
 from memworker.errors import MemworkerError
-from memworker.ingestion.cluster import waves
 from memworker.ingestion.cluster.runner import OnRay
 from tests.faults.loaders import Unhurried
 where, address, commit, pause = sys.argv[1:]
-# Many pieces, and several commits of files: more moments between them.
-on = OnRay(address, commit=commit, part_bytes=1 << 16)
-waves.WAVE_FILES = 3
+on = OnRay(address, commit=commit, part_bytes=1 << 18)
 try:
     report = ingest(f"{where}/in", db=f"{where}/db", table="t", model=Unhurried(float(pause)),
         runner=on, wait_s=60, metadata="none")

@@ -15,7 +15,6 @@ from memworker.errors import UsageError
 from memworker.ingestion.cluster.nodes import end_left_by
 from memworker.ingestion.cluster.runner import OnRay
 from memworker.pool import EchoLoader, EmbeddingPool
-from tests.faults.cluster_chaos import Round, Tally
 
 ray = pytest.importorskip("ray", reason="needs memworker[ray]")
 
@@ -153,15 +152,6 @@ def test_without_ray_the_command_that_installs_it_is_told(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "pip install 'memworker[ray]'" in run.stderr.splitlines()[-1]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("commit", ["driver", "fragments"])
-def test_a_worker_is_killed_and_then_the_driver(cluster, tmp_path, commit):
-    tally = Tally()
-    Round(cluster, tmp_path, 1, 6000, commit, tally).run(["driver", "worker"])
-    assert tally.kills == {"worker": 1, "driver": 1} and tally.runs == 2
-    assert not tally.faults, tally.told()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
