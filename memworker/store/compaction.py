@@ -98,7 +98,7 @@ def gather(writes: Writes, unindexed_rows: int) -> bool:
     # Otherwise the small fragments are elsewhere, or are the whole table.
     if not FRAGMENTS_MAX // 2 <= len(np.unique(newest)) or not 0 < unindexed_rows < len(addresses):
         return False
-    cut = newest[0] << 32
+    cut = int(newest[0]) << 32  # numpy 1 shifts no uint64 by an int
     at_most = 2 * unindexed_rows + FRAGMENTS_MAX
     with writes.lock.take():
         query = writes.handle.search().where(f"_rowid >= {cut}").limit(at_most + 1)

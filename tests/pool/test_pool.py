@@ -140,7 +140,9 @@ def test_a_forked_child_that_ends_leaves_the_workers_alone_and_says_nothing():
         "assert pool.worker_pids() == before, 'the child has ended a worker'\n"
         "pool.close()\n"
     )
-    command = [sys.executable, "-c", code]
+    # From 3.12 on Python warns of any fork beside threads, which ours are.
+    quiet = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", quiet, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
 
