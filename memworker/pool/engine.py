@@ -186,6 +186,7 @@ class OnnxEngine:
                 model.spec.add_special_tokens,
                 model.spec.lowercase,
                 model.spec.passage_prefix,
+                model.spec.query_prefix,
             ),
             pooling=str(model.spec.pooling),
         )

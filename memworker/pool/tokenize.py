@@ -102,12 +102,13 @@ class PairTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Tokenization:
-    """How a model makes tokens of a passage; `prefix` stands before each."""
+    """How a model makes tokens of a passage; `prefix` stands before each, or before a query."""
 
     path: Path
     add_special_tokens: bool = True
     lowercase: bool = False
     prefix: str = ""
+    query_prefix: str = ""
 
 
 class TokenCounter:
@@ -117,10 +118,12 @@ class TokenCounter:
         self._tokenizer = _opened(made.path, lowercase=made.lowercase)
         self._tokenizer.no_truncation()
         self._special, self._prefixed = made.add_special_tokens, bool(made.prefix)
-        self.around = 0
-        """The tokens that go with every passage: special ones, and those of the prefix."""
+        self.special = 0
+        """The special tokens that go with every text."""
         if made.add_special_tokens:
-            self.around += len(self._tokenizer.encode("a").ids) - self.count(["a"])[0]
+            self.special = len(self._tokenizer.encode("a").ids) - self.count(["a"])[0]
+        self.around = self.special
+        """The tokens that go with every passage: special ones, and those of the prefix."""
         if made.prefix:
             # One more, for what follows may not join with its last blank.
             self.around += self.count([made.prefix])[0] + 1
@@ -134,6 +137,16 @@ class TokenCounter:
         """Return the token ids of each text, int32 each."""
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [array("i", encoding.ids).tobytes() for encoding in encoded]
+
+    def first_ids(self, texts: list[str], most: int) -> tuple[list[list[int]], int]:
+        """Return the ids that each text keeps of `most` tokens, and how many texts have more.
+
+        Special tokens count, and are left out of what is returned.
+        """
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        room = most - self.special
+        cut = sum(len(encoding.ids) > room for encoding in encoded)
+        return [encoding.ids[:room] for encoding in encoded], cut
 
     def located(self, text: str) -> tuple[npt.NDArray[np.int64], bytes]:
         """Return where each token of a text begins, in characters, and the ids of all."""

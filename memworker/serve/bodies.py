@@ -47,8 +47,8 @@ class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EmbeddingsRequest(RequestBody, frozen=True):
     """What `POST /v1/embeddings` takes.
 
-    `input_type` and `truncate_prompt_tokens` (-1: cut to the model's length) are additions, which
-    other servers have too: models that tell queries from passages need the first.
+    `input_type` and `truncate_prompt_tokens` (cut to so many; -1: to the model's length) are
+    additions, which other servers have too: models that tell queries from passages need the first.
     """
 
     model: str

@@ -42,7 +42,8 @@ Body = TypeVar("Body")
 class Inputs:
     """Either `texts` or `token_rows`, the other is empty; and what they are embedded as.
 
-    `param` is what the interface calls them.
+    `param` is what the interface calls them. `most_tokens` is what the request has each cut to,
+    where that is less than the model sees.
     """
 
     texts: list[str]
@@ -50,6 +51,7 @@ class Inputs:
     kind: TextKind
     truncate: bool
     param: str = "input"
+    most_tokens: int | None = None
 
     def refuse_too_many_tokens(self, costs: Costs, most: int) -> None:
         """Refuse a request whose inputs are too much together, by an estimate for texts."""
@@ -143,14 +145,12 @@ def of_embeddings(request: EmbeddingsRequest, options: ServeOptions, max_tokens:
     """Check what `/v1/embeddings` was given; Refusal 400 naming what is wrong."""
     given = request.input
     kind = kind_of(request.input_type)
-    truncate = _truncates(request.truncate_prompt_tokens, options, max_tokens)
-    if isinstance(given, str):
-        return Inputs(_texts([given], "input", options), [], kind, truncate)
-    if given and all(type(item) is int for item in given):
-        return Inputs([], _token_rows([given], options), kind, truncate)
-    if given and all(type(item) is list for item in given):
-        return Inputs([], _token_rows(given, options), kind, truncate)
-    return Inputs(_texts(given, "input", options), [], kind, truncate)
+    texts, rows = _texts_or_rows(given, options)
+    most = request.truncate_prompt_tokens
+    truncate = options.truncate if most is None else True
+    # A model without a limit of its own has no tokens that could be counted: told when it is cut.
+    fewer = most if most is not None and (-1 < most < max_tokens or not max_tokens) else None
+    return Inputs(texts, rows, kind, truncate, most_tokens=None if fewer == -1 else fewer)
 
 
 def of_embed(request: EmbedRequest, options: ServeOptions) -> Inputs:
@@ -181,18 +181,27 @@ def refuse_query(query: bytes) -> None:
         raise _unknown_error(name, "in the URL; it belongs into the body")
 
 
-def _truncates(tokens: int | None, options: ServeOptions, max_tokens: int) -> bool:
-    if tokens is None:
-        return options.truncate
-    if -1 < tokens < max_tokens:
-        raise Refusal(
-            400,
-            f"truncate_prompt_tokens may be -1, or {max_tokens} and more, which both cut texts to"
-            f" this model's {max_tokens} tokens, not {tokens}.",
-            param="truncate_prompt_tokens",
-            code="invalid_truncate_prompt_tokens",
-        )
-    return True
+def too_few_tokens(tokens: int, special: int) -> Refusal:
+    """Give the refusal for a cut to so few tokens that nothing of a text would be left."""
+    return Refusal(
+        400,
+        f"truncate_prompt_tokens is {tokens}, and the model's special tokens take {special} of"
+        f" them: {special + 1} and more leave something of a text; -1 cuts to the model's length.",
+        param="truncate_prompt_tokens",
+        code="invalid_truncate_prompt_tokens",
+    )
+
+
+def _texts_or_rows(
+    given: str | Sequence[object], options: ServeOptions
+) -> tuple[list[str], list[list[int]]]:
+    if isinstance(given, str):
+        return _texts([given], "input", options), []
+    if given and all(type(item) is int for item in given):
+        return [], _token_rows([given], options)
+    if given and all(type(item) is list for item in given):
+        return [], _token_rows(given, options)
+    return _texts(given, "input", options), []
 
 
 def _cuts(truncate: bool | None, direction: str | None, options: ServeOptions) -> bool:

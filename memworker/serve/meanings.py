@@ -14,7 +14,7 @@ _BY_CODE = {
     "invalid_encoding": "a packed body that is damaged or ends early",
     "invalid_request": "bytes that are no HTTP request",
     "invalid_token": "token ids that are not the model's",
-    "invalid_truncate_prompt_tokens": "texts are cut to the model's tokens, and to no fewer",
+    "invalid_truncate_prompt_tokens": "a cut to so few tokens that nothing of a text is left",
     "invalid_truncation_direction": "texts are cut on the right alone",
     "invalid_type": "a field of another type",
     "max_tokens_per_request": "too many tokens in one request; send fewer texts at once",

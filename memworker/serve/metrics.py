@@ -41,7 +41,9 @@ class Metrics:
         )
         # Looked up once: labels cost more than counting.
         self._by_route: dict[str, Histogram] = {}
-        self._registry.register(_Totals(self._answered, pool, waiting))
+        self.cut = 0
+        """Texts that were cut before they came to the pool."""
+        self._registry.register(_Totals(self._answered, pool, waiting, lambda: self.cut))
         ProcessCollector(namespace="memworker", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -70,11 +72,16 @@ class _Totals(Collector):
     """Reads the counts and the pool when asked, so that serving costs nothing."""
 
     def __init__(
-        self, answered: Mapping[tuple[str, int], int], pool: _Pool, waiting: Callable[[], int]
+        self,
+        answered: Mapping[tuple[str, int], int],
+        pool: _Pool,
+        waiting: Callable[[], int],
+        cut: Callable[[], int],
     ) -> None:
         self._answered = answered
         self._pool = pool
         self._waiting = waiting
+        self._cut = cut
 
     def collect(self) -> Iterator[Metric]:
         text = "Requests answered; status 499: the client left."
@@ -94,7 +101,8 @@ class _Totals(Collector):
         yield _counter("worker_restarts", "Workers that were replaced.", work.restarts)
         yield _counter("texts", "Texts embedded.", work.texts)
         yield _counter("texts_failed", "Texts that could not be embedded.", work.failed)
-        yield _counter("texts_truncated", "Texts seen in part only.", work.truncated)
+        truncated = work.truncated + self._cut()
+        yield _counter("texts_truncated", "Texts seen in part only.", truncated)
         yield _counter("tokens", "Tokens embedded, padding apart.", work.real_tokens)
         yield _counter("tokens_padded", "Tokens computed, padding included.", work.padded_tokens)
         yield _counter("batches", "Pieces of work given to a worker.", work.shards)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -38,7 +39,7 @@ from memworker.serve.access import AccessLog
 from memworker.serve.asgi import AsgiScope, ClientGone
 from memworker.serve.bodies import Model, ModelInfo, Token
 from memworker.serve.connection import most_connections
-from memworker.serve.inputs import Inputs
+from memworker.serve.inputs import Inputs, too_few_tokens
 from memworker.serve.live import LiveReply, LiveWindow
 from memworker.serve.metrics import Metrics
 from memworker.serve.options import ServeOptions, check_key, read_key
@@ -180,14 +181,8 @@ class Service:
 
         The tokenizer is loaded when it is first asked for, and works in a thread.
         """
-        made = self.pool.identity.tokenization
-        if made is None:
-            raise Refusal(400, "This model has no tokenizer.", code="no_tokenizer")
-        if made.prefix and kind == "passage":
-            texts = [made.prefix + text for text in texts]
-        if self._counter is None:
-            self._counter = await asyncio.to_thread(TokenCounter, made)
-        counter = self._counter
+        counter, prefix = await self._tokenizing(kind)
+        texts = [prefix + text for text in texts]
         return await asyncio.to_thread(
             lambda: [
                 [
@@ -197,6 +192,35 @@ class Service:
                 for text in texts
             ]
         )
+
+    async def _tokenizing(self, kind: TextKind) -> tuple[TokenCounter, str]:
+        """Give the tokenizer, and what stands before a text of that kind."""
+        made = self.pool.identity.tokenization
+        if made is None:
+            raise Refusal(400, "This model has no tokenizer.", code="no_tokenizer")
+        if self._counter is None:
+            self._counter = await asyncio.to_thread(TokenCounter, made)
+        return self._counter, made.query_prefix if kind == "query" else made.prefix
+
+    async def _cut(self, inputs: Inputs, most: int) -> Inputs:
+        """Keep the first tokens of each input, special ones counted; Refusal 400 for too few."""
+        inputs.refuse_too_many_tokens(self.pool.plan.costs, self.options.max_tokens)
+        counter, prefix = await self._tokenizing(inputs.kind)
+        if most <= counter.special:
+            raise too_few_tokens(most, counter.special)
+        if inputs.token_rows:
+            room = most - counter.special
+            rows = [row[:room] for row in inputs.token_rows]
+            cut = sum(len(row) > room for row in inputs.token_rows)
+        else:
+            if max(len(text.encode()) for text in inputs.texts) > self.pool.max_text_bytes:
+                raise inputs.too_large_error(self.pool.max_text_bytes)
+            texts = [prefix + text for text in inputs.texts]
+            rows, cut = await asyncio.to_thread(counter.first_ids, texts, most)
+        if not cut:
+            return inputs
+        self.metrics.cut += cut
+        return replace(inputs, texts=[], token_rows=rows)
 
     def answered(self, scope: AsgiScope, route: str, status: int, seconds: float) -> None:
         """Count a request, and write it down where that is wanted."""
@@ -209,6 +233,8 @@ class Service:
 
         Raises Refusal, and ClientGone, with which the work was dropped.
         """
+        if inputs.most_tokens is not None:
+            inputs = await self._cut(inputs, inputs.most_tokens)
         embedded = await self._embedded(inputs, gone)
         inputs.refuse_unfit(embedded, self.max_tokens)
         self._told_outage = False

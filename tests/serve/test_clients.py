@@ -17,6 +17,7 @@ import zstandard
 
 from tests import PATIENCE_S
 from tests.serve.processes import KEY, hosting, serving
+from tests.serve.test_metrics import samples
 
 BODY = {"model": "echo", "input": "tea"}
 RAW = json.dumps(BODY).encode()
@@ -179,10 +180,35 @@ def test_a_query_has_many_names_and_a_text_may_be_cut_by_request(minilm):
 
     for cut in (-1, 256, 8192):
         assert ask(truncate_prompt_tokens=cut).status_code == 200
-    assert ask(truncate_prompt_tokens=100).status_code == ask().status_code == 400
+    assert ask().status_code == 400
+    few = ask(truncate_prompt_tokens=2)
+    assert few.status_code == 400 and "3 and more" in few.text
     for name in ("query", "search_query", "passage", "document", "search_document"):
         assert minilm.embed("tea", model="all-MiniLM-L6-v2", input_type=name).status_code == 200
     assert minilm.embed("tea", model="all-MiniLM-L6-v2", input_type="other").status_code == 400
+
+
+def test_a_text_is_cut_to_as_few_tokens_as_a_request_says(minilm):
+    def ask(given, **fields):
+        answer = minilm.embed(given, model="all-MiniLM-L6-v2", **fields).json()
+        return [row["embedding"] for row in answer["data"]], answer["usage"]["prompt_tokens"]
+
+    def cut_so_far():
+        return samples(minilm)["memworker_texts_truncated_total",]
+
+    before = cut_so_far()
+    (left, short), tokens = ask(["tea with milk " * 400, "a bus"], truncate_prompt_tokens=5)
+    assert tokens == 5 + 4 and cut_so_far() == before + 1
+    (same, bus), _ = ask(["tea with milk", "a bus"])
+    assert np.allclose(left, same, atol=1e-4) and np.allclose(short, bus, atol=1e-4)
+    # "tea with milk" and "tea", with the special tokens that ids get.
+    assert ask([[5572, 2007, 6501]], truncate_prompt_tokens=3) == ask("tea")
+
+
+def test_a_cut_that_a_model_without_tokens_cannot_make_is_refused(plain):
+    refused = plain.embed("tea", "echo", truncate_prompt_tokens=5)
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "no_tokenizer"
+    assert plain.embed("tea", "echo", truncate_prompt_tokens=-1).status_code == 200
 
 
 def test_more_than_may_be_taken_at_once_waits_in_line(tmp_path):
