@@ -70,6 +70,12 @@ def export(
         times=times,
         overwrite=overwrite,
     )
+    for name, called in done.renamed.items():
+        print(
+            f"memworker: the field {name!r} of the metadata is called {called!r} in the file,"
+            f" for {name!r} is a column of its own there",
+            file=sys.stderr,
+        )
     if as_json:
         told = json_line(asdict(done))
         print(told, file=sys.stderr if output == "-" else sys.stdout)

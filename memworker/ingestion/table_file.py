@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -44,6 +45,8 @@ class Exported:
     format: str
     rows: int
     columns: tuple[str, ...]
+    # Fields of the metadata that are called like a column beside them, and what they became.
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def export_table(
@@ -63,7 +66,8 @@ def export_table(
     `format` is told by the suffix, if it is not given; `output` may be an open binary file, too.
     `where` chooses rows; expired and superseded ones are left out. The columns are id and text,
     the scopes that any row has, of a table of chunks their parents and places, the fields of the
-    metadata, and with `vectors` and `times` these.
+    metadata, and with `vectors` and `times` these. A field of the metadata that is called like
+    a column beside it gets a number (`id_2`), and is told as `renamed`.
     JSON lines hold all that metadata can be; parquet needs one kind of value a field, csv has
     text alone. The file appears when it is whole.
     Raises UsageError, TableNotFound, StoreError, StoreUnwritable.
@@ -78,11 +82,11 @@ def export_table(
     kind = _WRITERS[chosen]
     if target is None:
         rows = _written(opened, plan, kind(output, plan))
-        return Exported(table, "-", chosen, rows, plan.names)
+        return Exported(table, "-", chosen, rows, plan.names, plan.renamed)
     with disk_errors(target.path, "It is as it was. Make room, or name another file"):
         with target.written() as file:
             rows = _written(opened, plan, kind(file, plan))
-    return Exported(table, str(target.path), chosen, rows, plan.names)
+    return Exported(table, str(target.path), chosen, rows, plan.names, plan.renamed)
 
 
 def _is_ours(path: Path) -> bool:
@@ -105,11 +109,13 @@ class _Layout:
     where: Mapping[str, Any] | None
     own: tuple[str, ...]
     fields: dict[str, pa.DataType]
+    renamed: dict[str, str]
     vectors: int
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.own, *self.fields, *(("vector",) if self.vectors else ()))
+        fields = (self.renamed.get(name, name) for name in self.fields)
+        return (*self.own, *fields, *(("vector",) if self.vectors else ()))
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -133,13 +139,19 @@ def _planned(
     own = ("id", "text", *(name for name in SCOPE_COLUMNS if name in scopes))
     own = (*own, *(_PLACES if table.chunking else ()), *(_TIMES if times else ()))
     taken = {*own, "text", "id", *(("vector",) if vectors else ())}
-    if both := sorted(taken & set(kinds)):
-        raise StoreError(
-            f"table {table.name!r} has metadata called {both[0]!r}, as a column of its own is"
-            " called; `memworker memory export` keeps metadata apart"
-        )
     found = {name: _type_of(name, kinds[name], of_columns) for name in sorted(kinds)}
-    return _Layout(where, own, found, table.space.dim if vectors else 0)
+    renamed = _renamed(taken, found)
+    return _Layout(where, own, found, renamed, table.space.dim if vectors else 0)
+
+
+def _renamed(taken: set[str], fields: Iterable[str]) -> dict[str, str]:
+    """Give a number to each field that is called like a column of the table."""
+    used = taken | set(fields)
+    names = {}
+    for name in sorted(taken & set(fields)):
+        names[name] = next(new for n in count(2) if (new := f"{name}_{n}") not in used)
+        used.add(names[name])
+    return names
 
 
 def _type_of(name: str, kinds: set[type], of_columns: bool) -> pa.DataType:
@@ -204,10 +216,10 @@ class _Lines:
     def write(self, batch: pa.RecordBatch, metadata: list[dict[str, Any]]) -> None:
         own = batch.select(self._plan.own).to_pylist()
         vectors = batch["vector"].to_pylist() if self._plan.vectors else None
-        lines = []
+        lines, renamed = [], self._plan.renamed
         for i, row in enumerate(own):
             told = {k: _plain(v) for k, v in row.items() if _is_said(k, v)}
-            told |= metadata[i]
+            told |= {renamed.get(k, k): v for k, v in metadata[i].items()}
             if vectors is not None:
                 told["vector"] = vectors[i]
             lines.append(json.dumps(told, ensure_ascii=False))
@@ -260,7 +272,8 @@ class _Parquet:
 
     def __init__(self, file: IO[bytes], plan: _Layout) -> None:
         self._plan, self._rows = plan, 0
-        columns = [*((name, _own_type(name)) for name in plan.own), *plan.fields.items()]
+        fields = ((plan.renamed.get(name, name), kind) for name, kind in plan.fields.items())
+        columns = [*((name, _own_type(name)) for name in plan.own), *fields]
         if plan.vectors:
             columns.append(("vector", pa.list_(pa.float32(), plan.vectors)))
         self._schema = pa.schema([pa.field(name, kind) for name, kind in columns])

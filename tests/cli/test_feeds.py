@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import memworker
 from memworker.cli.app import app
-from memworker.errors import MemworkerError, StoreError, UsageError
+from memworker.errors import MemworkerError, UsageError
 from memworker.store import Table
 
 ROWS = [
@@ -136,6 +136,21 @@ def test_chunks_are_exported_with_their_parents_and_places(tmp_path):
     assert more == found
 
 
+def test_metadata_called_like_a_column_is_exported_under_a_number(tmp_path):
+    rows = [{"id": 7, "id_2": "u", "text": "some words", "created_at": "2020", "n": 1}]
+    db = tmp_path / "db"
+    memworker.ingest(rows, db=db, table="t", id_template="{n}-{id}", **ECHO)
+    told = {"id": "1-7", "text": "some words", "created_at": "2020", "id_2": "u", "id_3": 7, "n": 1}
+    for suffix in ("jsonl", "parquet", "csv"):
+        path = tmp_path / f"out.{suffix}"
+        said = CliRunner().invoke(app, ["export", "t", "--db", str(db), "--output", str(path)])
+        assert "the field 'id' of the metadata is called 'id_3' in the file" in said.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == told
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [told]
+    done = memworker.export_table(db, "t", tmp_path / "times.csv", times=True)
+    assert done.renamed == {"created_at": "created_at_2", "id": "id_3"}
+
+
 def test_csv_holds_all_as_text(db, tmp_path):
     path = tmp_path / "out.csv"
     memworker.export_table(db, "t", path)
@@ -192,8 +207,9 @@ def test_what_columns_do_not_hold_goes_as_lines_of_json(tmp_path):
 def test_metadata_called_as_a_column_are_not_mixed_up_with_it(tmp_path):
     memworker.ingest([{"text": "a", "user_id": "u", "vector": "v"}], db=tmp_path, table="t", **ECHO)
     memworker.export_table(tmp_path, "t", tmp_path / "out.jsonl")
-    with pytest.raises(StoreError, match="'vector'"):
-        memworker.export_table(tmp_path, "t", tmp_path / "more.jsonl", vectors=True)
+    memworker.export_table(tmp_path, "t", tmp_path / "more.jsonl", vectors=True)
+    (row,) = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert (row["user_id"], row["vector_2"], len(row["vector"]) > 1) == ("u", "v", True)
 
 
 def test_queries_are_embedded_as_such(tmp_path):
