@@ -146,6 +146,14 @@ def id_text(value: Any) -> str:
     raise Unsayable(f"is {_named(value)}; it must be a string or a whole number")
 
 
+def positive(name: str, given: object) -> int | None:
+    """Return a number of at least 1, or None. Raises UsageError."""
+    found = None if given is None else whole(given)
+    if given is not None and (found is None or found < 1):
+        raise UsageError(f"{name} must be a whole number of at least 1, not {shown(given)}")
+    return found
+
+
 def whole(value: Any) -> int | None:
     """Return a whole number as an int; None for what is none, as True and 2.0 are."""
     if type(value) is int:

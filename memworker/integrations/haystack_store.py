@@ -11,7 +11,7 @@ from typing import Any
 
 from memworker import Table
 from memworker.errors import FilterError as BadFilter, UsageError
-from memworker.integrations.pools import framework
+from memworker.integrations.pools import at_least_one, framework
 from memworker.integrations.rows import (
     HAS_VECTOR,
     Kept,
@@ -164,7 +164,9 @@ class MemworkerEmbeddingRetriever:
         if not isinstance(document_store, MemworkerDocumentStore):
             kind = type(document_store).__name__
             raise UsageError(f"document_store= takes a MemworkerDocumentStore, not a {kind}")
-        self.document_store, self.filters, self.top_k = document_store, filters, top_k
+        to_where(filters)
+        self.document_store, self.filters = document_store, filters
+        self.top_k = at_least_one("top_k", top_k)
 
     @component.output_types(documents=list[Document])
     def run(

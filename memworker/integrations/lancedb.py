@@ -14,6 +14,7 @@ so the pools live as long as this process, one for each set of options, until
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from lancedb.embeddings import EmbeddingFunction, register
 from pydantic import ConfigDict
 
 from memworker import DEFAULT_MODEL, EmbeddingPool
+from memworker.errors import UnknownModel
 from memworker.integrations.pools import PoolSource, TextKind
 
 __all__ = ["MemworkerFunction", "close_pools", "use_pool"]
@@ -58,6 +60,10 @@ class MemworkerFunction(EmbeddingFunction):
             pool = EmbeddingPool(model, precision="auto", max_tokens=limit)
             options["precision"] = pool.identity.precision
         super().__init__(**options)
+        # A name may be that of a pool that is lent, now or later, so it is the one thing that
+        # waits for the first text.
+        with contextlib.suppress(UnknownModel):
+            PoolSource(None, dict(_options(self)))
 
     def ndims(self) -> int:
         """Return how many numbers a vector has."""
@@ -87,8 +93,12 @@ class MemworkerFunction(EmbeddingFunction):
 
     def _pool(self) -> EmbeddingPool:
         options = _options(self)
-        # Atomic, so that threads share one; no lock that a forked child could find taken.
-        return _sources.setdefault((os.getpid(), options), PoolSource(None, dict(options))).get()
+        source = _sources.get((os.getpid(), options))
+        if source is None:
+            # Atomic, so that threads share one; no lock that a forked child could find taken.
+            made = PoolSource(None, dict(options))
+            source = _sources.setdefault((os.getpid(), options), made)
+        return source.get()
 
 
 def use_pool(pool: EmbeddingPool, **options: Any) -> MemworkerFunction:

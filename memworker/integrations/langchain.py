@@ -7,13 +7,20 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Self, Unpack
+from typing import Annotated, Any, Self, Unpack
 
 import numpy as np
 
 from memworker import EmbeddingPool, Table, VectorSpace
 from memworker.errors import UsageError
-from memworker.integrations.pools import PoolArguments, PoolSource, framework, refuse_unknown
+from memworker.integrations.pools import (
+    PoolArguments,
+    PoolSource,
+    at_least_one,
+    framework,
+    refuse_other,
+    refuse_unknown,
+)
 from memworker.integrations.rows import (
     HAS_VECTOR,
     Kept,
@@ -32,7 +39,7 @@ with framework("langchain"):
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
     from langchain_core.vectorstores.utils import maximal_marginal_relevance
-    from pydantic import ConfigDict
+    from pydantic import BeforeValidator, ConfigDict
 
 __all__ = [
     "MemworkerEmbeddings",
@@ -102,7 +109,7 @@ class MemworkerRetriever(BaseRetriever):
 
     table: Table
     embeddings: MemworkerEmbeddings
-    k: int = 4
+    k: Annotated[int, BeforeValidator(lambda given: at_least_one("k", given))] = 4
     where: Mapping[str, Any] | None = None
     group: bool = False
 
@@ -128,6 +135,9 @@ class TableVectorStore(VectorStore):
     """
 
     def __init__(self, db: PathGiven, embedding: Embeddings, *, table: str = "langchain") -> None:
+        if embedding is None:
+            raise UsageError("embedding= takes an Embeddings of LangChain's, not None")
+        refuse_other("embedding", embedding, Embeddings)
         self._embedding = embedding
         self.table = Table.open_or_create(database_place(db), table, _space(embedding))
 

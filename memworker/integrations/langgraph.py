@@ -17,7 +17,7 @@ from typing import Any
 from memworker import Table
 from memworker.errors import UsageError
 from memworker.integrations.langchain import MemworkerEmbeddings
-from memworker.integrations.pools import framework, refuse_unknown
+from memworker.integrations.pools import at_least_one, framework, refuse_other, refuse_unknown
 from memworker.integrations.rows import (
     HAS_VECTOR,
     INNER,
@@ -29,8 +29,10 @@ from memworker.integrations.rows import (
     space_of,
 )
 from memworker.paths import PathGiven, database_place
+from memworker.values import shown
 
 with framework("langgraph"):
+    from langchain_core.embeddings import Embeddings
     from langgraph.store.base import (
         BaseStore,
         GetOp,
@@ -68,7 +70,7 @@ class MemworkerStore(BaseStore):
     def __init__(
         self, db: PathGiven, *, table: str = "langgraph", index: Mapping[str, Any] | None = None
     ) -> None:
-        refuse_unknown("index=", index or {}, ("dims", "embed", "fields"))
+        _check_index(index)
         self.index_config = dict(index) if index else None
         self.embeddings = ensure_embeddings(index["embed"]) if index else None
         self._paths = [_path(each) for each in (index or {}).get("fields") or ["$"]]
@@ -224,6 +226,23 @@ class MemworkerStore(BaseStore):
         return sorted(kept)[op.offset : op.offset + op.limit]
 
 
+def _check_index(index: Mapping[str, Any] | None) -> None:
+    refuse_other("index", index, Mapping)
+    if index is None:
+        return
+    refuse_unknown("index=", index, ("dims", "embed", "fields"))
+    embed, fields = index.get("embed"), index.get("fields")
+    if not (callable(embed) or isinstance(embed, Embeddings | str)):
+        raise UsageError(
+            "index= needs embed: MemworkerEmbeddings, another Embeddings of LangChain's, a function"
+            f' or "provider:model", not {shown(embed)}'
+        )
+    if fields is not None and (
+        not isinstance(fields, list | tuple) or not all(isinstance(each, str) for each in fields)
+    ):
+        raise UsageError(f"fields of index= are a list of paths into a value, not {shown(fields)}")
+
+
 def _dims(index: Mapping[str, Any] | None, pool: Any) -> int:
     if index is None:
         return _DIM_WITHOUT_INDEX
@@ -232,7 +251,7 @@ def _dims(index: Mapping[str, Any] | None, pool: Any) -> int:
         raise UsageError("index= needs dims, the number of dimensions that embed gives")
     if index.get("dims") not in (None, known):
         raise UsageError(f"index= says {index['dims']} dims, and its embeddings give {known}")
-    return int(known)
+    return at_least_one("dims", known)
 
 
 def _path(field: str) -> Any:

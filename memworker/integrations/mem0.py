@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memworker import EmbeddingPool, Table, VectorSpace, records, table_names
+from memworker import EmbeddingPool, Table, records, table_names
 from memworker.errors import MemoryNotFound, StoreError, UsageError
 from memworker.integrations.pools import PoolArguments, PoolSource, TextKind, framework
+from memworker.integrations.rows import space_of
 from memworker.paths import DatabaseGiven, database_place
 
 with framework("mem0"):
@@ -111,7 +112,7 @@ class MemworkerVectorStore(VectorStoreBase):
         embedding_model_dims: int = 384,
     ) -> None:
         self.db = database_place(db)
-        self._space = _space(pool, embedding_model_dims)
+        self._space = space_of("mem0", pool, embedding_model_dims, option="embedding_model_dims")
         self.create_col(collection_name)
 
     def create_col(
@@ -263,12 +264,6 @@ def _column(key: str) -> str:
     if key == "data":
         return "text"
     return key if key in ("id", *_SCOPES, *_TIMES) else f"metadata.{key}"
-
-
-def _space(pool: EmbeddingPool | None, dims: int) -> VectorSpace:
-    if pool is None:
-        return VectorSpace("mem0", "unknown", 0, dims, fingerprint=f"mem0-{dims}")
-    return VectorSpace.of(pool.identity)
 
 
 def _rows(

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 from memworker import AsyncEmbeddingPool, Auto, EmbeddingPool
 from memworker.errors import PoolClosed, UsageError
+from memworker.values import positive, shown
 
 TextKind = Literal["passage", "query"]
 Embeddings = list[list[float]]
@@ -53,6 +54,20 @@ def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> Non
         )
 
 
+def refuse_other(name: str, given: object, kind: type) -> None:
+    """Raise UsageError for an argument of another type; None, where nothing was given, passes."""
+    if given is not None and not isinstance(given, kind):
+        what = f"a {type(given).__name__}: {shown(given)}"
+        raise UsageError(f"{name}= takes an object of type {kind.__name__}, not {what}")
+
+
+def at_least_one(name: str, given: object) -> int:
+    """Return a number of at least 1. Raises UsageError."""
+    if (found := positive(name, given)) is None:
+        raise UsageError(f"{name} must be a whole number of at least 1, not None")
+    return found
+
+
 def meant(name: str, names: Iterable[str]) -> str:
     """Say which name may have been meant, or nothing."""
     near = difflib.get_close_matches(name.lower(), list(names), 1)
@@ -62,20 +77,22 @@ def meant(name: str, names: Iterable[str]) -> str:
 class PoolSource:
     """Gives an adapter its pool and embeds through it.
 
-    A given pool belongs to its giver: `close` leaves it open. Without one, a
-    pool is made of the options at the first use, and `close`, the end of the
-    adapter or of the program ends it. Copies share it; a pickled copy makes
-    its own, so that a source with a given pool cannot be pickled.
+    Options that no pool could be made of are refused at once. A given pool belongs
+    to its giver: `close` leaves it open. Without one, a pool is made of the options
+    at the first use, and `close`, the end of the adapter or of the program ends it.
+    Copies share it; a pickled copy makes its own, so that a source with a given pool
+    cannot be pickled.
     """
 
     def __init__(self, pool: EmbeddingPool | None, options: Mapping[str, Any]) -> None:
         refuse_unknown("an adapter's pool", options, PoolArguments.__annotations__)
-        if pool is not None and not isinstance(pool, EmbeddingPool):
-            raise UsageError(f"pool= takes an EmbeddingPool, not a {type(pool).__name__}")
+        refuse_other("pool", pool, EmbeddingPool)
         if pool is not None and options:
             raise UsageError(
                 f"a pool was given, and {', '.join(sorted(options))} for a new one; leave one out"
             )
+        if pool is None:
+            EmbeddingPool.check(**options)
         self._pool, self._borrowed = pool, pool is not None
         self._options = dict(options)
         self._closed = False

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from memworker import EmbeddingPool, Table, VectorSpace, records
 from memworker.errors import UsageError
+from memworker.integrations.pools import at_least_one, refuse_other
 from memworker.values import Unsayable, json_text
 
 Vector = Sequence[float] | npt.NDArray[np.float32]
@@ -42,11 +43,18 @@ class Kept:
     created_at: datetime | None = None
 
 
-def space_of(framework: str, pool: EmbeddingPool | None, dim: int) -> VectorSpace:
-    """Bind a table to a pool's model, or, to vectors of somebody else's, by their dimensions."""
+def space_of(
+    framework: str, pool: EmbeddingPool | None, dim: int, *, option: str = "embedding_dim"
+) -> VectorSpace:
+    """Bind a table to a pool's model, or, to vectors of somebody else's, by their dimensions.
+
+    Raises UsageError for what is no pool, and no number of dimensions, which `option` gave.
+    """
+    refuse_other("pool", pool, EmbeddingPool)
     if pool is not None:
         return VectorSpace.of(pool.identity)
-    return VectorSpace(framework, "unknown", 0, dim, fingerprint=f"{framework}-{dim}")
+    size = at_least_one(option, dim)
+    return VectorSpace(framework, "unknown", 0, size, fingerprint=f"{framework}-{size}")
 
 
 def put(

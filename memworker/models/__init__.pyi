@@ -8,6 +8,7 @@ from .hub import offline_switch as offline_switch
 from .onnx_file import GraphWriter as GraphWriter, tensor_info as tensor_info
 from .ready import (
     ModelListing as ModelListing,
+    check_choice as check_choice,
     describe_model as describe_model,
     list_models as list_models,
     obstacles as obstacles,

@@ -27,7 +27,14 @@ from memworker.models.directory import token_limits
 from memworker.models.family import family_of, read_config
 from memworker.models.head import head_facts, weight_files
 from memworker.models.repository import fetch_repository, is_repository
-from memworker.models.spec import Dense, ModelEntry, ModelSpec, Precision, ReadyModel
+from memworker.models.spec import (
+    Dense,
+    ModelEntry,
+    ModelSpec,
+    Precision,
+    ReadyModel,
+    refuse_dim,
+)
 from memworker.paths import PathGiven
 
 if TYPE_CHECKING:
@@ -171,6 +178,32 @@ def _listing(entry: ModelEntry, cache: ModelCache) -> ModelListing:
         cached=sources.is_here(entry, cache),
         unsupported=entry.unsupported,
     )
+
+
+def check_choice(
+    name: PathGiven,
+    *,
+    precision: str | None,
+    max_tokens: int | None,
+    dim: int | None,
+    cache_dir: PathGiven | None = None,
+) -> None:
+    """Refuse what is known to be wrong, without fetching or building anything.
+
+    A repository of the hub that is not here is known to the hub alone, and passes. `precision`
+    None is still to be chosen. Raises UnknownModel, ModelUnsupported and UsageError.
+    """
+    try:
+        entry = catalog.find(name, ModelCache.locate(cache_dir))
+    except UnknownModel:
+        if is_repository(name):
+            return
+        raise
+    _refuse_unsupported(entry)
+    if precision is not None:
+        _precision(entry, precision)
+    token_limit(entry.spec, max_tokens)
+    refuse_dim(entry.spec, dim)
 
 
 def obstacles(name: PathGiven, *, cache_dir: PathGiven | None = None) -> dict[str, str]:

@@ -209,13 +209,18 @@ class ReadyModel:
         Raises UsageError where the model does not give so many.
         """
         spec = self.spec
+        refuse_dim(spec, dim)
         if dim is None or dim == spec.dim:
             return self
-        if not 1 <= dim < spec.dim:
-            raise UsageError(f"dim is {dim}; {spec.name} gives vectors of 1 to {spec.dim} numbers")
         told = json.dumps([self.fingerprint, "first", dim])
         return replace(
             self,
             spec=replace(spec, dim=dim, normalize=True, cut_from=spec.cut_from or spec.dim),
             fingerprint=hashlib.sha256(told.encode()).hexdigest()[:32],
         )
+
+
+def refuse_dim(spec: ModelSpec, dim: int | None) -> None:
+    """Raise UsageError for more numbers a vector than the model gives."""
+    if dim is not None and not 1 <= dim <= spec.dim:
+        raise UsageError(f"dim is {dim}; {spec.name} gives vectors of 1 to {spec.dim} numbers")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import psutil
 
 from memworker.errors import MemworkerError, ModelUnsupported, UsageError
 from memworker.models import Precision, measuring_texts, obstacles, ready_model
+from memworker.paths import PathGiven
 from memworker.pool import remembered
 from memworker.values import shown
 
@@ -158,7 +159,7 @@ def settled(
     return chosen.precision, chosen
 
 
-def has_choice(model: Any) -> bool:
+def has_choice(model: Any) -> TypeGuard[PathGiven]:
     """Say whether a model is named, or a directory: whatever else has a precision of its own."""
     return isinstance(model, str | bytes | PathLike) and model != "echo"
 

@@ -23,7 +23,7 @@ from memworker.pool.openvino_encoder import OpenVinoLoader
 from memworker.pool.pairs import PairLoader
 from memworker.pool.tokenize import Tokenization
 from memworker.pool.worker import Loader
-from memworker.values import shown, whole
+from memworker.values import positive, shown
 
 _MINILM_FLOPS = 21.2e6
 _SHARD_TOKENS = 4096
@@ -111,17 +111,8 @@ def resolve(
     Raises UsageError for an unknown precision, fewer than 1 token or more numbers a vector
     than the model gives, ModelError.
     """
-    if precision not in list(Precision):
-        choices = ", ".join(Precision)
-        raise UsageError(f"precision must be one of {choices}, or auto, not {precision!r}")
-    found = None if max_tokens is None else whole(max_tokens)
-    if max_tokens is not None and (found is None or found < 1):
-        raise UsageError(
-            f"max_tokens must be a whole number of at least 1, not {shown(max_tokens)}"
-        )
-    size = None if dim is None else whole(dim)
-    if dim is not None and (size is None or size < 1):
-        raise UsageError(f"dim must be a whole number of at least 1, not {shown(dim)}")
+    precision = checked_precision(precision)
+    found, size = positive("max_tokens", max_tokens), positive("dim", dim)
     match model:
         case "echo":
             return LoaderEngine(_echo(size), "echo")
@@ -137,6 +128,14 @@ def resolve(
     if not callable(model):
         raise UsageError(f"a model is a name or a directory, not {model!r}")
     return _whole(LoaderEngine(model, type(model).__qualname__), size)
+
+
+def checked_precision(given: object) -> Precision:
+    """Return a precision. Raises UsageError for what is none."""
+    if not isinstance(given, str) or given not in list(Precision):
+        choices = ", ".join(Precision)
+        raise UsageError(f"precision must be one of {choices}, or auto, not {shown(given)}")
+    return Precision(given)
 
 
 def _echo(dim: int | None) -> EchoLoader:

@@ -19,18 +19,18 @@ import pyarrow.compute as pc
 
 from memworker.containers import stream_of
 from memworker.errors import PoolClosed, PoolError, PoolForked, TextTooLarge, UsageError, again
-from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL
+from memworker.models import DEFAULT_MODEL as DEFAULT_MODEL, check_choice
 from memworker.pool import plan
 from memworker.pool.arena import Form
-from memworker.pool.choice import PrecisionGiven, settled
-from memworker.pool.engine import ModelGiven, resolve
+from memworker.pool.choice import PrecisionGiven, has_choice, is_auto, settled
+from memworker.pool.engine import ModelGiven, checked_precision, resolve
 from memworker.pool.meter import WorkTotals
 from memworker.pool.requests import Embedded, Floats, Request, VectorsFuture
 from memworker.pool.rows import TokenRows, text_rows, token_rows
 from memworker.pool.scheduler import CLOSED, QueueEntry, Scheduler
 from memworker.pool.sizing import SizingOptions, pool_plan
 from memworker.pool.supervisor import WatchLimits
-from memworker.values import shown, whole
+from memworker.values import positive, shown, whole
 
 TextKind = Literal["passage", "query"]
 TextsGiven: TypeAlias = Sequence[str] | pa.Array | TokenRows
@@ -110,6 +110,31 @@ class EmbeddingPool:
         # Held as long as a start takes, so nothing but a start may wait for it.
         self._starting = threading.Lock()
         self.startup_seconds = time.perf_counter() - began
+
+    @classmethod
+    def check(
+        cls,
+        model: ModelGiven = DEFAULT_MODEL,
+        *,
+        workers: int | None = None,
+        precision: PrecisionGiven = "fp32",
+        max_tokens: int | None = None,
+        dim: int | None = None,
+        batch_tokens: int | None = None,
+        memory: int | str | None = None,
+    ) -> None:
+        """Refuse what no pool could be made of, as far as that is known without fetching a model.
+
+        Raises UsageError, UnknownModel, ModelUnsupported. A repository of the hub that is not here
+        passes.
+        """
+        SizingOptions(workers, batch_tokens, memory, DEFAULT_MAX_TEXT_BYTES)
+        made_in = None if is_auto(precision) else str(checked_precision(precision))
+        found, size = positive("max_tokens", max_tokens), positive("dim", dim)
+        if has_choice(model):
+            check_choice(model, precision=made_in, max_tokens=found, dim=size)
+        else:
+            resolve(model, max_tokens=found, dim=size)
 
     def start(self) -> Self:
         """Start the workers and wait until all are ready; nothing where they have started.

@@ -11,7 +11,7 @@ from memworker.pool.arena import SlotShape
 from memworker.pool.budget import Budget, Footprint, fit, parse_bytes
 from memworker.pool.engine import Engine
 from memworker.pool.worker import Loader
-from memworker.values import shown, whole
+from memworker.values import positive
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,7 @@ class SizingOptions:
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_tokens", "max_text_bytes", "max_pending_tokens"):
-            value = getattr(self, name)
-            found = None if value is None else whole(value)
-            if value is not None and (found is None or found < 1):
-                raise UsageError(f"{name} must be a whole number of at least 1, not {shown(value)}")
-            object.__setattr__(self, name, found)
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
         if self.memory is not None:
             parse_bytes(self.memory)
 
