@@ -144,6 +144,27 @@ def test_rooms_are_entered_by_their_face():
     assert not past
 
 
+_PRIVATE = re.compile("_[^_]")
+
+
+def test_what_a_module_keeps_to_itself_is_used_by_no_other():
+    past = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        ours = [node for node in froms if (node.module or "").startswith("memworker")]
+        names = {alias.asname or alias.name for node in ours for alias in node.names}
+        past += [
+            f"{path.name}: {name}" for name in names if name.startswith("_") and name[1] != "_"
+        ]
+        modules = {name for name in names if name.islower()}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in modules and _PRIVATE.match(node.attr):
+                    past.append(f"{path.name}:{node.lineno}: {node.value.id}.{node.attr}")
+    assert not past
+
+
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_what_stands_on_a_face_is_there_and_wanted(room):
     wanted = {name for _, module, name in CROSSINGS if module == f"memworker.{room}"}

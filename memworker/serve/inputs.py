@@ -117,28 +117,28 @@ class Inputs:
 
 def embeddings_request(body: bytes) -> EmbeddingsRequest:
     """Decode a body of `/v1/embeddings`; Refusal for what is none."""
-    return _decoded(_EMBEDDINGS, body)
+    return decoded(_EMBEDDINGS, body)
 
 
 def embed_request(body: bytes) -> EmbedRequest:
     """Decode a body of `/embed`; Refusal for what is none."""
-    return _decoded(_EMBED, body)
+    return decoded(_EMBED, body)
 
 
 def similarity_request(body: bytes) -> SimilarityRequest:
     """Decode a body of `/similarity`; Refusal for what is none."""
-    return _decoded(_SIMILARITY, body)
+    return decoded(_SIMILARITY, body)
 
 
 def tokenize_request(body: bytes) -> TokenizeRequest:
     """Decode a body of `/tokenize`; Refusal for what is none."""
-    return _decoded(_TOKENIZE, body)
+    return decoded(_TOKENIZE, body)
 
 
 def of_tokenize(request: TokenizeRequest, options: ServeOptions) -> list[str]:
     """Check what `/tokenize` was given."""
     given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
-    return _texts(given, "inputs", options)
+    return checked_texts(given, "inputs", options)
 
 
 def of_embeddings(request: EmbeddingsRequest, options: ServeOptions, max_tokens: int) -> Inputs:
@@ -158,7 +158,7 @@ def of_embed(request: EmbedRequest, options: ServeOptions) -> Inputs:
     given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     truncate = _cuts(request.truncate, request.truncation_direction, options)
     kind = kind_of(request.prompt_name)
-    return Inputs(_texts(given, "inputs", options), [], kind, truncate, param="inputs")
+    return Inputs(checked_texts(given, "inputs", options), [], kind, truncate, param="inputs")
 
 
 def of_similarity(request: SimilarityRequest, options: ServeOptions) -> Inputs:
@@ -169,7 +169,7 @@ def of_similarity(request: SimilarityRequest, options: ServeOptions) -> Inputs:
     _check_count(len(given.sentences), param, options)
     if not given.source_sentence:
         raise _empty_error("inputs.source_sentence is an empty string", "inputs.source_sentence")
-    texts = [given.source_sentence, *_texts(given.sentences, param, options)]
+    texts = [given.source_sentence, *checked_texts(given.sentences, param, options)]
     # Whatever is said of a row counts the sentence as the first.
     return Inputs(texts, [], kind_of(told.prompt_name), truncate, param="inputs")
 
@@ -196,12 +196,12 @@ def _texts_or_rows(
     given: str | Sequence[object], options: ServeOptions
 ) -> tuple[list[str], list[list[int]]]:
     if isinstance(given, str):
-        return _texts([given], "input", options), []
+        return checked_texts([given], "input", options), []
     if given and all(type(item) is int for item in given):
         return [], _token_rows([given], options)
     if given and all(type(item) is list for item in given):
         return [], _token_rows(given, options)
-    return _texts(given, "input", options), []
+    return checked_texts(given, "input", options), []
 
 
 def _cuts(truncate: bool | None, direction: str | None, options: ServeOptions) -> bool:
@@ -215,7 +215,8 @@ def _cuts(truncate: bool | None, direction: str | None, options: ServeOptions) -
     return options.truncate if truncate is None else truncate
 
 
-def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+def decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+    """Decode a body; Refusal 400 that names what is unknown, of another type, or no JSON."""
     try:
         _refuse_doubles(body, decoder.type)
         return decoder.decode(body)
@@ -252,7 +253,8 @@ def _quoted(kind: Any) -> list[bytes]:
     return [f'"{name}"'.encode() for name in kind.__struct_encode_fields__]
 
 
-def _texts(given: Sequence[object], param: str, options: ServeOptions) -> list[str]:
+def checked_texts(given: Sequence[object], param: str, options: ServeOptions) -> list[str]:
+    """Return the texts, none empty, and not too many; Refusal 400 naming the position."""
     _check_count(len(given), param, options)
     texts = []
     for position, item in enumerate(given):

@@ -86,7 +86,7 @@ async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /api/embed`."""
     began = time.perf_counter_ns()
     body = await read_body(scope, receive, service.options.max_body_bytes)
-    request = inputs._decoded(_EMBED, body)
+    request = inputs.decoded(_EMBED, body)
     _check(service, request.model, request.options)
     dim = service.dimensions(request.dimensions)
     texts = [request.input] if isinstance(request.input, str) else request.input
@@ -106,14 +106,14 @@ async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
 async def embeddings(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /api/embeddings`."""
     body = await read_body(scope, receive, service.options.max_body_bytes)
-    request = inputs._decoded(_EMBEDDINGS, body)
+    request = inputs.decoded(_EMBEDDINGS, body)
     _check(service, request.model, request.options)
     if not request.prompt:
         # So clients of Ollama have a model loaded.
         return b'{"embedding":[]}'
     given = _given(service, [request.prompt], "prompt", True)
     embedded = await service.embed(given, lambda: disconnected(receive))
-    (row,) = await replies._written(embedded.vectors, replies._numbers)
+    (row,) = await replies.written_rows(embedded.vectors, replies.numbers)
     return b'{"embedding":%b}' % row
 
 
@@ -162,13 +162,13 @@ def _check(service: Service, model: str, options: dict[str, Any] | None) -> None
 
 
 def _given(service: Service, texts: list[str], param: str, truncate: bool) -> Inputs:
-    checked = inputs._texts(texts, param, service.options)
+    checked = inputs.checked_texts(texts, param, service.options)
     return Inputs(checked, [], "passage", truncate, param=param)
 
 
 async def _rows(service: Service, embedded: Embedded, dim: int) -> list[bytes]:
     """Write vectors of length one, as `/api/embed` gives them."""
-    rows = replies._vectors(embedded, dim)
+    rows = replies.vectors_of(embedded, dim)
     if not service.pool.identity.normalized:
-        rows = replies._normalised(rows)
-    return await replies._written(rows, replies._numbers)
+        rows = replies.normalised(rows)
+    return await replies.written_rows(rows, replies.numbers)

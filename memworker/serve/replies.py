@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 64
 
 async def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim: int) -> bytes:
     """Write the reply of `/v1/embeddings`, vectors of `dim` numbers."""
-    written = await _written(_vectors(embedded, dim), _base64 if base64 else _numbers)
+    written = await written_rows(vectors_of(embedded, dim), _base64 if base64 else numbers)
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector)
         for index, vector in enumerate(written)
@@ -33,19 +33,19 @@ async def embeddings_reply(embedded: Embedded, model: str, *, base64: bool, dim:
 
 async def embed_reply(embedded: Embedded, *, normalize: bool, dim: int) -> bytes:
     """Write the reply of `/embed`: a list of vectors of `dim` numbers."""
-    rows = _vectors(embedded, dim)
+    rows = vectors_of(embedded, dim)
     if normalize:
-        rows = _normalised(rows)
-    return b"[%b]" % b",".join(await _written(rows, _numbers))
+        rows = normalised(rows)
+    return b"[%b]" % b",".join(await written_rows(rows, numbers))
 
 
 def similarity_reply(embedded: Embedded) -> bytes:
     """Write the reply of `/similarity`: the cosine of the first row to each of the others."""
-    rows = _normalised(embedded.vectors)
-    return _numbers(np.ascontiguousarray(rows[1:] @ rows[0]))
+    rows = normalised(embedded.vectors)
+    return numbers(np.ascontiguousarray(rows[1:] @ rows[0]))
 
 
-async def _written(vectors: Floats, write: Callable[[Floats], bytes]) -> list[bytes]:
+async def written_rows(vectors: Floats, write: Callable[[Floats], bytes]) -> list[bytes]:
     """Write each row, letting others have the loop in between: many numbers take long."""
     written = [write(row) for row in vectors[:_ROWS_AT_ONCE]]
     for start in range(_ROWS_AT_ONCE, len(vectors), _ROWS_AT_ONCE):
@@ -54,13 +54,15 @@ async def _written(vectors: Floats, write: Callable[[Floats], bytes]) -> list[by
     return written
 
 
-def _vectors(embedded: Embedded, dim: int) -> Floats:
+def vectors_of(embedded: Embedded, dim: int) -> Floats:
+    """Return the vectors, or of each the first `dim` numbers at length one; float32[n, dim]."""
     if dim == embedded.vectors.shape[1]:
         return embedded.vectors
-    return _normalised(embedded.vectors[:, :dim])
+    return normalised(embedded.vectors[:, :dim])
 
 
-def _normalised(vectors: Floats) -> Floats:
+def normalised(vectors: Floats) -> Floats:
+    """Return each vector at length one; float32[n, dim]. A zero vector stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(lengths, _TINY), np.float32)
 
@@ -69,6 +71,6 @@ def _base64(row: Floats) -> bytes:
     return b'"%b"' % binascii.b2a_base64(row.astype("<f4", copy=False).data, newline=False)
 
 
-def _numbers(row: Floats) -> bytes:
+def numbers(row: Floats) -> bytes:
     """Write numbers as short as they can be and still be the same float32."""
     return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -43,7 +43,7 @@ TYPES = (RerankRequest,)
 async def rerank(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /rerank` and `POST /v1/rerank`."""
     body = await read_body(scope, receive, service.options.max_body_bytes)
-    request = inputs._decoded(_REQUEST, body)
+    request = inputs.decoded(_REQUEST, body)
     texts = _texts(request, service.options.max_inputs)
     service.pool  # noqa: B018 - it refuses before there is one, and at the end
     if service.reranker is None:
