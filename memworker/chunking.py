@@ -34,11 +34,13 @@ class Chunking:
         tokens, overlap = whole(self.tokens), whole(self.overlap)
         if tokens is None or (tokens != 0 and tokens < _LEAST_TOKENS):
             raise UsageError(
-                f"a chunk needs at least {_LEAST_TOKENS} tokens, not {shown(self.tokens)};"
+                f"chunk (--chunk) needs at least {_LEAST_TOKENS} tokens, not {shown(self.tokens)};"
                 f" {MODEL!r} stands for as many as the model takes"
             )
         if overlap is None or overlap < 0:
-            raise UsageError(f"the overlap is a whole number of tokens, not {shown(self.overlap)}")
+            raise UsageError(
+                f"overlap (--overlap) is a whole number of tokens, not {shown(self.overlap)}"
+            )
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "overlap", overlap)
         if tokens:
@@ -49,7 +51,7 @@ class Chunking:
         if self.tokens > max_tokens:
             raise UsageError(
                 f"chunks of {self.tokens} tokens are longer than the {max_tokens} that the model"
-                f" takes; give at most {max_tokens}, or {MODEL!r}"
+                f" takes; give --chunk {max_tokens} at most, or {MODEL!r}"
             )
         return replace(self, tokens=self.tokens or max_tokens)
 
@@ -76,8 +78,8 @@ class Chunking:
     def _check_overlap(self) -> None:
         if self.overlap >= self.tokens:
             raise UsageError(
-                f"an overlap of {self.overlap} tokens leaves nothing new in chunks of"
-                f" {self.tokens}; it must be smaller than they are"
+                f"overlap (--overlap) of {self.overlap} tokens leaves nothing new in chunks of"
+                f" {self.tokens}; say one below --chunk"
             )
 
 
@@ -94,7 +96,10 @@ def chunking_of(
     if given is None:
         if overlap or contextual:
             name = "overlap" if overlap else "contextual"
-            raise UsageError(f"{name} says how texts are cut, and chunk that they are: give both")
+            raise UsageError(
+                f"{name} (--{name}) says how texts are cut, and chunk (--chunk) that they are:"
+                " give both"
+            )
         return None
     cut = given if isinstance(given, Chunking) else Chunking(_tokens(given))
     if overlap is not None:
@@ -110,7 +115,7 @@ def _tokens(given: Any) -> int:
     tokens = None if isinstance(given, bool | str) else whole(given)
     if not tokens:
         raise UsageError(
-            f"chunk is a number of tokens, or {MODEL!r} for as many as the model takes, not"
-            f" {shown(given)}"
+            f"chunk (--chunk) is a number of tokens, or {MODEL!r} for as many as the model takes,"
+            f" not {shown(given)}"
         )
     return tokens

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from memworker.errors import InputError, MissingField
-from memworker.ingestion.readers import Fields, read
+from memworker.ingestion.readers import Dialect, Fields, read
 
 ROWS = [
     {"id": f"r{i}", "text": f'text {i}: "quoted", ä, 记忆', "tag": str(i % 7)} for i in range(1000)
@@ -163,6 +163,23 @@ def test_an_empty_file_gives_no_rows(tmp_path, suffix, packing):
     assert sum(c.rows.num_rows for c in batches) == 0
 
 
+def test_what_is_wrong_with_a_file_of_cells_or_columns_names_what_helps(tmp_path):
+    path, table = tmp_path / "in.csv", tmp_path / "in.parquet"
+    path.write_bytes(b"id,text\na,fine\nb,two\rc,three\n")
+    (batch,) = read([path])
+    assert [r.reason for r in batch.rejects] == [
+        "malformed row: a carriage return stands within it, outside of quotes; where lines end by"
+        " it, write newlines: tr '\\r' '\\n'"
+    ]
+    path.write_text("1,fine\n2,two\n")
+    with pytest.raises(MissingField, match="called by their numbers") as told:
+        list(read([path], dialect=Dialect(header=False)))
+    assert "--no-header" not in str(told.value)
+    parquet.write_table(pa.table({"text": [5]}), table)
+    with pytest.raises(InputError, match=r"--text-template '\{text\}' \(text_template=\)"):
+        list(read([table]))
+
+
 def test_csv_rows_that_span_lines_keep_their_first_line(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('text,id\n"one\ntwo\nthree",a\nfour,b\n\n"five, ""5""",\n')
@@ -198,7 +215,7 @@ def test_a_bad_csv_row_costs_one_line(tmp_path, batch_rows):
     assert rejects[7] == "field 'text' is not valid UTF-8"
     assert "malformed row" in rejects[8]
     assert "empty text" in rejects[9]
-    assert "malformed row" in rejects[11]
+    assert "malformed row" in rejects[11] and "--quotechar none" in rejects[11]
 
 
 def test_a_csv_quote_left_open_does_not_swallow_the_file(tmp_path):

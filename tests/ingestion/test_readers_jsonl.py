@@ -35,7 +35,7 @@ def rows_and_rejects(path, fields=None, **options):
         (b"null", "not a JSON object but null"),
         (b'{"id": "b"}', "no field 'text'"),
         (b'{"text": null}', "field 'text' is null; a text must be a string"),
-        (b'{"text": 3.5}', "field 'text' is a number; a text must be a string"),
+        (b'{"text": 3.5}', "a number; a text must be a string; --text-template '{text}'"),
         (b'{"text": true}', "field 'text' is true or false; a text must be a string"),
         (b'{"text": ["a"]}', "field 'text' is an array; a text must be a string"),
         (b'{"text": ""}', "empty text"),

@@ -194,6 +194,11 @@ def no_text(name: str) -> str:
     return f"no field {name!r}"
 
 
+def templated(name: str) -> str:
+    """Name the option that makes text of numbers and times."""
+    return f"; --text-template '{{{name}}}' (text_template=) makes text of it"
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 

@@ -16,6 +16,7 @@ from memworker.ingestion.fields import Fields, Template, splits, without
 from memworker.ingestion.readers.checked import (
     ReadOptions,
     no_text,
+    templated,
 )
 from memworker.ingestion.readers.objects import (
     composed_ids,
@@ -127,6 +128,8 @@ class ColumnTaker:
             return self._ids(name, column)
         if not is_stringlike(kind):
             wanted = "strings or whole numbers" if integers else "strings"
+            if not integers and pa.types.is_primitive(kind):
+                wanted += templated(name)
             raise InputError(f"{self._path}: column {name!r} is {kind}; it must be {wanted}")
         return self._valid_utf8(name, column)
 

@@ -26,6 +26,17 @@ _NO_HEADER = (
     " (header=False), and name columns by their numbers; if cells are parted by something else, say"
     " --delimiter"
 )
+_NUMBERED = (
+    "Without a header columns are called by their numbers: name it with --text-field 2"
+    " (text_field=); if cells are parted by something else, say --delimiter"
+)
+# What csv says of a row is for programmers; by the words that it begins with.
+_MALFORMED = {
+    "unexpected end of data": "a quote opens and none closes; if quotes are a part of the text,"
+    " say --quotechar none (dialect)",
+    "new-line character seen": "a carriage return stands within it, outside of quotes; where"
+    " lines end by it, write newlines: tr '\\r' '\\n'",
+}
 _TOO_MANY = (
     "rows of more cells than the header has are rejected; if cells are parted or quoted otherwise,"
     " say --delimiter or --quotechar (dialect)"
@@ -103,7 +114,7 @@ def _rows(
         faults,
         "is not valid UTF-8",
         header=header or None,
-        hint=_NO_HEADER,
+        hint=_NO_HEADER if source.dialect.header else _NUMBERED,
     )
 
 
@@ -187,7 +198,7 @@ class _Parser:
             except _BadRow as error:
                 if error.ran_out and not at_end and sum(map(len, texts[at:])) <= self._cap:
                     break
-                why = f"malformed row: {error}"
+                why = f"malformed row: {_explained(str(error))}"
                 rows.append(_DelimitedRow(first + at, [texts[at]], why, texts[at]))
                 at += 1
         self._open, self._first = texts[at:], first + at
@@ -201,6 +212,10 @@ class _Parser:
                 yield cells, at + rows.line_num
         except csv.Error as error:
             raise _BadRow(str(error), at + rows.line_num == len(texts)) from error
+
+
+def _explained(error: str) -> str:
+    return next((why for said, why in _MALFORMED.items() if error.startswith(said)), error)
 
 
 class _BadRow(Exception):

@@ -24,7 +24,13 @@ from memworker.ingestion.fields import (
     without,
     words_of,
 )
-from memworker.ingestion.readers.checked import CheckedRows, ReadOptions, column_faults, no_text
+from memworker.ingestion.readers.checked import (
+    CheckedRows,
+    ReadOptions,
+    column_faults,
+    no_text,
+    templated,
+)
 from memworker.ingestion.readers.told import Findings
 from memworker.ingestion.records import EXCERPT_CHARS, row_batch
 
@@ -371,4 +377,5 @@ class _ColumnMaker:
 
 
 def _not_text(name: str, value: object) -> str:
-    return f"field {name!r} is {type_name(value)}; a text must be a string"
+    hint = templated(name) if values.number(value) is not None else ""
+    return f"field {name!r} is {type_name(value)}; a text must be a string{hint}"
