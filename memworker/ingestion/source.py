@@ -38,6 +38,8 @@ from memworker.paths import PathGiven, is_path, named, shown_name
 from memworker.pool import DEFAULT_MAX_TEXT_BYTES
 from memworker.store import Output
 
+# A first row may be None: it is bad, and the rows behind it are not.
+_NOTHING = object()
 _NO_ROWS = "the input holds no rows; nothing was written"
 
 T = TypeVar("T")
@@ -144,9 +146,9 @@ def open_input(
     UsageError is raised where the input names them itself.
     Nothing has been made or started when that raises; NoRows where there is none.
     """
-    items = iter([given]) if is_path(given) else containers.rows_in(given)
-    first = next(items, None)
-    if first is None:
+    items = iter([given]) if is_path(given) else _rows_in(given)
+    first = next(items, _NOTHING)
+    if first is _NOTHING:
         raise NoRows(_NO_ROWS)
     reading = read_options(
         options.fields, max_text_bytes=options.max_text_bytes, allow_empty=options.allow_empty
@@ -165,6 +167,13 @@ def open_input(
     names = tuple(map(named, [each.path for each in sources] if options.sql else paths))
     batches = _not_empty(batches)
     return Input(batches, names, sources, True, there.left_out, reading.told, reading)
+
+
+def _rows_in(given: Any) -> Iterator[Any]:
+    try:
+        return containers.rows_in(given)
+    except containers.NotTexts as error:
+        raise UsageError(str(error)) from error
 
 
 def _found(given: Any, paths: list[Any], options: JobOptions, outputs: Sequence[Output]) -> Found:

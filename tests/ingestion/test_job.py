@@ -296,6 +296,16 @@ def test_records_are_read_on_the_callers_thread(tmp_path):
     assert report.written == 20_000 and threads == {threading.get_ident()}
 
 
+def test_a_first_record_that_is_none_costs_itself_alone(tmp_path):
+    report = run(None, {"text": "one"}, {"text": "two"}, tmp_path=tmp_path)
+    assert (report.read, report.written, report.rejected) == (3, 2, 1)
+
+
+def test_an_array_that_holds_no_texts_is_refused_in_our_words(tmp_path):
+    with pytest.raises(errors.UsageError, match="2 dimensions where texts have one"):
+        ingest(np.zeros((2, 2)), db=tmp_path / "db", table="t", model="echo")
+
+
 def test_arrow_tables_are_records_and_one_record_is_not(tmp_path):
     import pyarrow as pa
 
