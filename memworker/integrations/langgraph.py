@@ -64,7 +64,8 @@ class MemworkerStore(BaseStore):
 
     `index` is LangGraph's: `embed`, `fields` (default: the whole value) and `dims`, which
     `MemworkerEmbeddings` say by themselves. Without it nothing is embedded, and a query is
-    answered as if it was not there. Threads and coroutines may share a store, processes a table.
+    answered as if it was not there. Items have no `ttl`. Threads and coroutines may share a
+    store, processes a table.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class MemworkerStore(BaseStore):
         pool = made.pool if isinstance(made, MemworkerEmbeddings) else None
         space = space_of("langgraph", pool, _dims(index, pool))
         self.table = Table.open_or_create(database_place(db), table, space)
+
+    supports_ttl = False
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Read what is asked for, then write what is put, in one commit."""
@@ -104,7 +107,14 @@ class MemworkerStore(BaseStore):
         )
 
     def _to_embed(self, ops: Sequence[Op]) -> tuple[list[str], list[str]]:
-        """Give the texts of what is put, and the queries, each once."""
+        """Give the texts of what is put, and the queries, each once; refuse what cannot be kept."""
+        for op in ops:
+            # By `put` LangGraph refuses it itself, and by a batch nobody would.
+            if isinstance(op, PutOp) and op.ttl is not None:
+                raise NotImplementedError(
+                    f"the item {op.key!r} has ttl={op.ttl}, and MemworkerStore keeps items until"
+                    " they are deleted: put it with ttl=None, and delete it when its time is over"
+                )
         if self.embeddings is None:
             return [], []
         puts = [op for op in ops if isinstance(op, PutOp) and op.value is not None]

@@ -141,6 +141,12 @@ class SimilarityInputs(RequestBody, frozen=True):
     sentences: list[str]
 
 
+class InputsShape(msgspec.Struct, frozen=True):
+    """A body of which only the kind of its `inputs` is asked for."""
+
+    inputs: msgspec.Raw = msgspec.Raw(b"")
+
+
 class SimilarityParameters(RequestBody, frozen=True):
     """How the texts of `POST /similarity` are embedded."""
 

@@ -17,6 +17,7 @@ from memworker.pool import Costs, Embedded, TextKind, estimate_tokens
 from memworker.serve.bodies import (
     EmbeddingsRequest,
     EmbedRequest,
+    InputsShape,
     SimilarityParameters,
     SimilarityRequest,
     TokenizeRequest,
@@ -28,6 +29,7 @@ from memworker.serve.refusals import Refusal
 _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 _EMBED = msgspec.json.Decoder(EmbedRequest)
 _SIMILARITY = msgspec.json.Decoder(SimilarityRequest)
+_SHAPE = msgspec.json.Decoder(InputsShape)
 _TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
 _UNKNOWN_FIELD = re.compile(
     r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", re.DOTALL
@@ -123,6 +125,14 @@ def embeddings_request(body: bytes) -> EmbeddingsRequest:
 def embed_request(body: bytes) -> EmbedRequest:
     """Decode a body of `/embed`; Refusal for what is none."""
     return decoded(_EMBED, body)
+
+
+def is_similarity(body: bytes) -> bool:
+    """Say whether `inputs` is an object, as `/similarity` has it."""
+    try:
+        return bytes(_SHAPE.decode(body).inputs)[:1] == b"{"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def similarity_request(body: bytes) -> SimilarityRequest:

@@ -19,7 +19,7 @@ from memworker.serve.asgi import (
     read_body,
     respond,
 )
-from memworker.serve.bodies import ModelList, kind_of
+from memworker.serve.bodies import EmbedRequest, ModelList, kind_of
 from memworker.serve.packing import packed
 from memworker.serve.refusals import CODE, Headers, Refusal
 from memworker.serve.service import Service, State
@@ -86,9 +86,28 @@ async def embeddings(service: Service, scope: AsgiScope, receive: Receive) -> by
     return await replies.embeddings_reply(embedded, request.model, base64=base64, dim=dim)
 
 
+async def root(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
+    """Answer `POST /`: as `/embed`, or as `/similarity` where that is what was sent.
+
+    Hugging Face's client sends there whatever task it has.
+    """
+    body = await _body(service, scope, receive)
+    try:
+        request = inputs.embed_request(body)
+    except Refusal:
+        if not inputs.is_similarity(body):
+            raise
+        return await _similar(service, body, receive)
+    return await _embed(service, request, receive)
+
+
 async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /embed`."""
     request = inputs.embed_request(await _body(service, scope, receive))
+    return await _embed(service, request, receive)
+
+
+async def _embed(service: Service, request: EmbedRequest, receive: Receive) -> bytes:
     given = inputs.of_embed(request, service.options)
     dim = service.dimensions(request.dimensions)
     embedded = await service.embed(given, lambda: disconnected(receive))
@@ -99,7 +118,11 @@ async def embed(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
 
 async def similarity(service: Service, scope: AsgiScope, receive: Receive) -> bytes:
     """Answer `POST /similarity`."""
-    request = inputs.similarity_request(await _body(service, scope, receive))
+    return await _similar(service, await _body(service, scope, receive), receive)
+
+
+async def _similar(service: Service, body: bytes, receive: Receive) -> bytes:
+    request = inputs.similarity_request(body)
     given = inputs.of_similarity(request, service.options)
     return replies.similarity_reply(await service.embed(given, lambda: disconnected(receive)))
 
@@ -168,7 +191,7 @@ async def description(service: Service, scope: AsgiScope, receive: Receive) -> b
 def answers(service: Service) -> dict[str, dict[str, Route]]:
     """Give every path's methods; a path that ends in `/` stands for all below it."""
     text, tei = metrics.CONTENT_TYPE, Refusal.embed
-    root = Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers())
+    front = Route(service, live_page, content_type=page.CONTENT_TYPE, headers=page.headers())
     return {
         "/v1/embeddings": {"POST": Route(service, embeddings)},
         "/v1/models": {"GET": Route(service, models)},
@@ -189,7 +212,7 @@ def answers(service: Service) -> dict[str, dict[str, Route]]:
         "/metrics": {"GET": Route(service, metrics_page, content_type=text)},
         "/live": {"GET": Route(service, live)},
         "/openapi.json": {"GET": Route(service, description)},
-        "/": {"GET": root, "POST": Route(service, embed, shape=tei)},
+        "/": {"GET": front, "POST": Route(service, root, shape=tei)},
     }
 
 

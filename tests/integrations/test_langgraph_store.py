@@ -146,3 +146,14 @@ def test_what_is_wrong_is_said(tmp_path, index):
         store.search(("a",), filter={"x": {"$near": 1}})
     with pytest.raises(NotImplementedError):
         store.put(("a",), "k", {"x": 1}, ttl=5)
+
+
+def test_a_ttl_is_refused_in_a_batch_too_and_nothing_of_it_is_written(tmp_path):
+    store = MemworkerStore(tmp_path)
+    assert not store.supports_ttl
+    ops = [PutOp(("a",), "k", {"x": 1}), PutOp(("a",), "short", {"x": 1}, ttl=5)]
+    with pytest.raises(NotImplementedError, match=r"'short' has ttl=5"):
+        store.batch(ops)
+    with pytest.raises(NotImplementedError, match=r"'short' has ttl=5"):
+        asyncio.run(store.abatch(ops))
+    assert store.get(("a",), "k") is None

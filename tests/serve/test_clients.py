@@ -14,6 +14,7 @@ import numpy as np
 import openai
 import pytest
 import zstandard
+from huggingface_hub import InferenceClient
 
 from tests import PATIENCE_S
 from tests.serve.processes import KEY, hosting, serving
@@ -153,6 +154,11 @@ def test_what_text_embeddings_inference_answers_besides(minilm):
         json={"inputs": {"source_sentence": "tea", "sentences": ["tea", "a bus"]}},
     ).json()
     assert close[0] == pytest.approx(1, abs=1e-5) and close[1] < 0.9
+    url = str(minilm.http.base_url)
+    compared = InferenceClient(url).sentence_similarity("tea", other_sentences=["tea", "a bus"])
+    assert compared == close
+    (vector,) = InferenceClient(url, token="x").feature_extraction("tea", normalize=True)
+    assert np.allclose(vector, minilm.http.post("/embed", json={"inputs": "tea"}).json()[0])
     (tokens,) = minilm.http.post("/tokenize", json={"inputs": "I like tea"}).json()
     assert [token["id"] for token in tokens] == [101, 1045, 2066, 5572, 102]
     assert tokens[0]["special"] and tokens[3] == {
