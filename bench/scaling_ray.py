@@ -29,7 +29,7 @@ from bench import common
 from bench.ceiling import write_jsonl
 from bench.texts import many_texts
 from memworker import ingest
-from memworker.ingestion.cluster.runner import COMMITS, OnRay
+from memworker.ingestion import COMMITS, OnRay
 from memworker.pool import machine
 
 EVERY_S = 0.2

@@ -33,9 +33,7 @@ from bench.texts import many_texts
 from memworker import Table, ingest
 from memworker.heap import private_bytes
 from memworker.ingestion import RunningJob
-from memworker.pool import machine
-from memworker.pool.echo import EchoEncoder
-from memworker.pool.worker import SlotResults, SlotTexts
+from memworker.pool import EchoEncoder, SlotResults, SlotTexts, machine
 
 EVERY_S = 0.25
 TENTHS = 10

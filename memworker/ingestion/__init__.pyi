@@ -1,3 +1,4 @@
+from .cluster.runner import COMMITS as COMMITS, OnRay as OnRay
 from .dry_run import IngestPlan as IngestPlan, plan_ingest as plan_ingest
 from .export import embed_to_file as embed_to_file
 from .fields import Fields as Fields

@@ -13,7 +13,7 @@ from .choice import (
     is_auto as is_auto,
     settled as settled,
 )
-from .echo import EchoLoader as EchoLoader
+from .echo import EchoEncoder as EchoEncoder, EchoLoader as EchoLoader
 from .encoder import open_session as open_session
 from .engine import Identity as Identity
 from .meter import WorkTotals as WorkTotals
@@ -48,3 +48,4 @@ from .tokenize import (
     Tokenizer as Tokenizer,
 )
 from .tuning import Trial as Trial, tune as tune
+from .worker import SlotResults as SlotResults, SlotTexts as SlotTexts
