@@ -125,10 +125,15 @@ def has_index(table: LanceTable, column: str) -> bool:
     return any(index.columns == [column] for index in table.list_indices())
 
 
+def work_bytes(work: ApartWork, table: LanceTable) -> int:
+    """Estimate how many bytes of a table some work reads."""
+    dim = int(table.schema.field("vector").type.list_size)
+    return int(table.count_rows()) * work.row_bytes(dim)
+
+
 def is_large(work: ApartWork, table: LanceTable) -> bool:
     """Tell whether work on a table is worth a process."""
-    dim = int(table.schema.field("vector").type.list_size)
-    return int(table.count_rows()) * work.row_bytes(dim) >= APART_BYTES
+    return work_bytes(work, table) >= APART_BYTES
 
 
 def built_apart(rows: float, dim: int) -> bool:

@@ -86,8 +86,7 @@ def clean(writes: Writes, keep: timedelta) -> Cleaned:
     """
     name, folder, table = writes.table.name, writes.table.made_state(), writes.table.folder
     keep = places.kept_for(writes.table.db, keep)
-    # Most of the reading while others may write still: what a version is made of never changes.
-    cleaning = _Cleaning(writes, folder, table, keep.total_seconds(), _read(table, {}))
+    cleaning = _Cleaning(writes, folder, table, keep.total_seconds(), {})
     if not cleaning.is_due():
         return Cleaned(kept=len(versions(table)) - 1)
     with ExitStack() as held:
@@ -136,10 +135,16 @@ class _Cleaning:
     bytes: int = 0
 
     def is_due(self) -> bool:
-        """Tell whether there is anything to delete, as it looks while others may write."""
-        if _old(self.table, clock.now(self.writes.table.clock) - self.keep_s):
-            return True
-        return bool(self._old_leftovers([each for each in self.read.values() if each is not None]))
+        """Tell whether there is anything to delete, as it looks while others may write.
+
+        Most of the reading is done here, for what a version is made of never changes; but there
+        may be thousands, and none is read where the newest names all files that are old.
+        """
+        old = bool(_old(self.table, clock.now(self.writes.table.clock) - self.keep_s))
+        if not old and not self._old_leftovers(_newest(self.table)):
+            return False
+        self.read = _read(self.table, {})
+        return old or bool(self._old_leftovers([v for v in self.read.values() if v is not None]))
 
     def run(self, alone: lock.HeldLock) -> Cleaned:
         """Delete, while the locks keep out long reads, writers and other upkeep."""
@@ -225,6 +230,12 @@ class _Cleaning:
             size = path.stat().st_size
             path.unlink()
             self.bytes += size
+
+
+def _newest(table: Folder) -> list[_Version]:
+    numbers = versions(table)
+    newest = _read(table, dict.fromkeys(sorted(numbers)[:-1])).get(max(numbers, default=0))
+    return [newest] if newest is not None else []
 
 
 def _parts(there: list[_Version]) -> set[str]:

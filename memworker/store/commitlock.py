@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
 
-from memworker.errors import StoreError, UsageError
+from memworker.errors import StoreError, TableLocked, UsageError
 from memworker.store.lance import lance_errors
 from memworker.store.lock import COMMIT_TIMEOUT_S, HeldLock
 from memworker.store.manifest import manifest_path
@@ -63,6 +63,34 @@ class CommitLock:
         """Do the same; at once where this thread holds the lock already."""
         with self.mutex, nullcontext() if self.held is not None else self.take():
             yield
+
+    @contextmanager
+    def within(self, patience_s: float | None) -> Iterator[None]:
+        """Let others commit for so long; then hold the lock until what is done here has ended.
+
+        For what commits without the lock, which a busy writer may outrun for ever. Nothing in this
+        context may take the lock. None: never hold it.
+        """
+        if patience_s is None:
+            yield
+            return
+        ended = threading.Event()
+        holder = threading.Thread(
+            target=self._hold_until, args=(ended, patience_s), name="memworker-lock", daemon=True
+        )
+        holder.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            holder.join()
+
+    def _hold_until(self, ended: threading.Event, patience_s: float) -> None:
+        if ended.wait(patience_s):
+            return
+        # Whoever has it for so long outruns nobody; what is wrong with the table is told elsewhere.
+        with suppress(TableLocked, StoreError), self.take():
+            ended.wait()
 
     def added(self, version: int) -> None:
         """Note that rows were added, by a commit that made `version`, and nothing else."""

@@ -32,6 +32,7 @@ from memworker.store.writes import Writes
 _REST = 9
 # And so long where it has not come to its end.
 _REST_S = 60.0
+_CLEAN_EVERY_S = 60.0
 _TEXT = (Step.INDEX, "text")
 
 T = TypeVar("T")
@@ -54,9 +55,11 @@ class Maintenance:
         self._writes, self._handle, self._readers = writes, writes.handle, readers
         self._table = writes.table
         self._failures = Failures()
-        self._rested_at = 0.0
+        # When each step has rested for long enough after it was done.
+        self._rested_at: dict[Step, float] = {}
         # When what was written anew has been superseded for long enough.
         self._clean_at: float | None = None
+        self._cleaned_at = float("-inf")
         self._has_text_index = False
 
     @contextmanager
@@ -85,7 +88,7 @@ class Maintenance:
         `column` is vector, text, id, dedup_key, a scope's, or parent_id where there are chunks.
         Raises StoreError, TableLocked.
         """
-        if column not in COLUMNS or column not in self._handle.schema.names:
+        if column not in COLUMNS or column not in self._read(lambda: self._handle.schema.names):
             raise UsageError(f"{column!r} gets no index; those that do: {', '.join(COLUMNS)}")
         if self._is_indexed(column):
             return False
@@ -120,7 +123,7 @@ class Maintenance:
 
     def due(self) -> bool:
         """Tell whether to call `tend` now: a step is due, and the rest after the last is over."""
-        return time.monotonic() >= self._rested_at and self.needs().step is not None
+        return self.needs().after(self._resting()) is not None
 
     def tend(self) -> Tended:
         """Do what is due first, if anything. For a background thread. Raises StoreError.
@@ -137,11 +140,11 @@ class Maintenance:
 
     def _tend(self) -> Tended:
         began = time.monotonic()
-        self._rested_at = began + _REST_S
-        due = self._look().first
+        needs = self._look()
+        due = needs.after(self._resting()) or needs.first
         if due is None:
-            self._rested_at = began
             return Tended(None, 0.0)
+        self._rested_at[due[0]] = began + _REST_S
         safe = True
         try:
             with self._failures.noting(due):
@@ -152,10 +155,15 @@ class Maintenance:
             raise
         finally:
             took = time.monotonic() - began
-            self._rested_at = began + took * (1 + _REST)
+            self._rested_at[due[0]] = began + took * (1 + _REST)
             if due[0] in (Step.REBUILD, Step.FOLD, Step.GATHER) and safe:
                 self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
         return Tended(due[0], took)
+
+    def _resting(self) -> list[Step]:
+        """Return the steps that rest: a dear one keeps no cheap one from being done."""
+        now = time.monotonic()
+        return [step for step, rested_at in self._rested_at.items() if now < rested_at]
 
     def _do(self, step: Step, column: str) -> None:
         with lance_errors(f"upkeep ({step}) of table {self._table.name!r}"):
@@ -164,9 +172,17 @@ class Maintenance:
             elif step is Step.CLEAN:
                 self._clean_at = None
                 clean(self._writes, KEEP_VERSIONS)
-            elif step is Step.FOLD or not gather(self._writes, self._look().unindexed_rows):
+                self._cleaned_at = time.monotonic()
+            elif step is Step.FOLD or not self._gather():
                 compact(self._writes)
-                clean(self._writes, KEEP_VERSIONS)
+                # It reads each version there is: of many small commits there are thousands.
+                if time.monotonic() - self._cleaned_at >= _CLEAN_EVERY_S:
+                    clean(self._writes, KEEP_VERSIONS)
+                    self._cleaned_at = time.monotonic()
+
+    def _gather(self) -> bool:
+        needs = self._look()
+        return gather(self._writes, needs.unindexed_rows if needs.indexed else None)
 
     def _look(self) -> UpkeepNeeds:
         stats = self._handle.stats()
@@ -180,6 +196,7 @@ class Maintenance:
             unindexed_rows=max((each.num_unindexed_rows or 0 for each in indices), default=0),
             segments=max(vector, default=0),
             missing=tuple(name for name in self._worth(rows) if name not in covered),
+            indexed=bool(indices),
             leftover=self._clean_at is not None and time.monotonic() >= self._clean_at,
             failing=self._failures.resting(),
         )

@@ -15,7 +15,7 @@ each of which costs a search 0.7 ms. Hence three steps of different prices.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,6 +67,7 @@ class UpkeepNeeds:
 
     `missing` are the columns that are worth an index and have none; `failing` is
     what was tried lately, and failed.
+    `indexed`: there is an index, of whatever column.
     `segments` are the parts of the vector index. `leftover`: of the table or an
     index there is a former copy, superseded long enough to be deleted.
     """
@@ -77,6 +78,7 @@ class UpkeepNeeds:
     segments: int
     missing: tuple[str, ...]
     leftover: bool = False
+    indexed: bool = True
 
     failing: frozenset[DueStep] = frozenset()
 
@@ -88,7 +90,12 @@ class UpkeepNeeds:
     @property
     def first(self) -> DueStep | None:
         """The same with its column; a step that failed lately lets others go first."""
-        return next((due for due in self._due() if due not in self.failing), None)
+        return self.after(())
+
+    def after(self, resting: Collection[Step]) -> DueStep | None:
+        """Return what is due first while some steps rest."""
+        due = (each for each in self._due() if each not in self.failing)
+        return next((each for each in due if each[0] not in resting), None)
 
     def _due(self) -> Iterator[DueStep]:
         yield from ((Step.INDEX, column) for column in self.missing)

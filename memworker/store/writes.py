@@ -121,16 +121,22 @@ class Writes:
                     ) from flaw
         raise AssertionError("the last attempt returns or raises")
 
-    def build(self, doing: str, work: ApartWork | Callable[[], object]) -> None:
+    def build(
+        self,
+        doing: str,
+        work: ApartWork | Callable[[], object],
+        patience_s: float | None = None,
+    ) -> None:
         """Commit what changes no row (indices, compaction). Only to undo it is the lock taken.
 
-        `ApartWork` on a large table is done in a child process. Raises StoreError; no row is
-        lost by it.
+        And where `patience_s` says so, after so long, for others commit without end. `ApartWork`
+        on a large table is done in a child process. Raises StoreError; no row is lost by it.
         """
         for left in reversed(range(WRITES)):
             seen = self.table.newest(doing)
             try:
-                self._built(doing, work)
+                with self.lock.within(patience_s):
+                    self._built(doing, work)
             except (CameFirst, StillWriting):
                 raise
             except StoreError:

@@ -116,7 +116,9 @@ def test_what_a_killed_writer_left_goes(table, script):
     all_is_gone(table, rows)
 
 
-def test_what_compactions_left_that_met_conflicts_goes(table):
+def test_what_compactions_left_that_met_conflicts_goes(table, monkeypatch):
+    # As a larger table is compacted: without the commit lock.
+    monkeypatch.setattr(compaction, "_AT_ONCE_BYTES", -1)
     table.maintenance.ensure_index("text")
     stop, other = threading.Event(), Table.open(table.db, "t")
 

@@ -137,13 +137,16 @@ def test_upkeep_that_fails_lets_the_rest_pass(table, monkeypatch):
     table.append(many(0, SCALAR_MIN_ROWS))
     no_index_can_be_built(table)
     single_rows(table, SCALAR_MIN_ROWS, SCALAR_MIN_ROWS + FRAGMENTS_MAX)
-    failed = []
-    while table.maintenance.needs().step is Step.INDEX:
-        with pytest.raises(StoreError, match="indexing"):
-            table.maintenance.tend()
-        failed.append(len(table.maintenance.needs().failing))
+    failed, done = [], []
+    while table.maintenance.needs().step is not None:
+        try:
+            done.append(table.maintenance.tend().step)
+        except StoreError as error:
+            assert "indexing" in str(error)
+            failed.append(len(table.maintenance.needs().failing))
+    # A step that rests keeps no other waiting: it is not always the last.
     assert failed == [1, 2, 3, 4, 5, 6]
-    assert table.maintenance.tend().step is Step.GATHER and table.info().fragments < FRAGMENTS_MAX
+    assert done == [Step.GATHER] and table.info().fragments < FRAGMENTS_MAX
     # After a while they are tried again.
     (table.db / "t.lance" / "_indices").unlink()
     assert table.maintenance.tend().step is None

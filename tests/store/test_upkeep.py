@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from memworker.errors import StoreError
-from memworker.store import Step, Table, VectorSpace, lock, records
+from memworker.errors import StoreError, TableLocked
+from memworker.store import Step, Table, VectorSpace, compaction, lock, records
+from memworker.store.apart import Compaction
 from memworker.store.policy import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
+from tests.store.damaging import manifest
 from tests.store.helpers import SPACE, batch, index_scopes, numbered, texts_by_id, vector_of
 
 
@@ -104,6 +106,43 @@ def test_small_fragments_are_gathered_and_many_rows_are_folded_in(table):
     for each in (table, other):
         assert each.append(numbered(size, size + 1)).duplicates == 1
     assert table.count() == size + UNINDEXED_MIN
+
+
+def test_what_was_gathered_is_written_again_a_few_times_alone(table):
+    """Of a table without an index, too: as a Memory has it up to some thousand rows."""
+    size, seen = 0, set()
+    for _ in range(8):
+        single_rows(table, size, size + FRAGMENTS_MAX)
+        size += FRAGMENTS_MAX
+        assert steps(table) == [Step.GATHER]
+        seen |= {each.id for each in manifest(table.db).fragments if each.id not in seen}
+        assert table.info().fragments <= 3
+    # Each row stood in three fragments or four, not in eight.
+    assert table.count() == size and len(seen) <= 12
+    assert texts_by_id(table) == {f"id-{i}": f"text {i}" for i in range(size)}
+
+
+def test_a_writer_without_end_does_not_outrun_a_compaction(table, monkeypatch):
+    monkeypatch.setattr(compaction, "_AT_ONCE_BYTES", -1)
+    monkeypatch.setattr(compaction, "_PATIENCE_S", 0.0)
+    other, lock = Table.open(table.db, "t"), table._writes.lock
+    single_rows(table, 0, FRAGMENTS_MAX)
+    real, waited = Compaction.do, []
+
+    def outrun(self, handle):
+        row = FRAGMENTS_MAX
+        while lock.held is None:
+            other.append(numbered(row, row + 1))
+            row += 1
+        with pytest.raises(TableLocked), other._writes.lock.take(timeout_s=0.1):
+            pass
+        waited.append(row)
+        return real(self, handle)
+
+    monkeypatch.setattr(Compaction, "do", outrun)
+    compaction.compact(table._writes)
+    assert len(waited) == 1 and lock.held is None and table.info().fragments == 1
+    assert other.append(numbered(0, waited[0] + 1)).written == 1
 
 
 def test_gathering_keeps_columns_that_are_not_ours(table):
