@@ -212,6 +212,9 @@ def ingest(
         memory,
         first_counts=chunking is not None and on_conflict is None,
     )
+    if afar is not None:
+        bucket = not isinstance(target.db, Path)
+        afar.refuse(in_bucket=bucket, updates=policy is OnConflict.UPDATE)
     job = RunningJob(Counts(), ReadProgress())
     listed = options.reject_list(target.reject_list)
     if afar is None:

@@ -143,6 +143,17 @@ def test_what_nodes_cannot_read_is_refused_before_anything_is_done(tmp_path):
     assert not (tmp_path / "db").exists()
 
 
+def test_what_the_runner_cannot_obey_is_refused(tmp_path):
+    for wrong in ({"commit": "both"}, {"encoders": "gpu"}, {"part_bytes": 0}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            OnRay(**wrong)
+    how = {"table": "t", "model": EchoLoader(dim=8), "runner": OnRay(commit="fragments")}
+    with pytest.raises(UsageError, match="takes a merge.*commit='driver'"):
+        ingest(["a"], db=tmp_path, on_conflict="update", **how)
+    with pytest.raises(UsageError, match="into a bucket.*commit='driver'"):
+        ingest(["a"], db="s3://nowhere/db", **how)
+
+
 def test_without_ray_the_command_that_installs_it_is_told(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     code = (

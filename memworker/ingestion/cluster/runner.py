@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from memworker.errors import UsageError
-from memworker.values import checked_choice, shown
+from memworker.values import checked_choice, positive, shown
 
 RUNNERS = ("local", "ray")
 COMMITS = ("auto", "driver", "fragments")
+ENCODERS = ("node", "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,30 @@ class OnRay:
     """On the nodes of the Ray cluster at `address`, or of this machine alone where it is None.
 
     Files are read together, or in pieces, of about `part_bytes`. `encoders` is "node" for a pool
-    of many workers a node, or "cpu" for pools of one (measured: bench/scaling_ray.py).
+    of many workers a node, or "cpu" for pools of one (measured: bench/scaling_ray.py). `commit`:
+    whether nodes write files of rows ("fragments"), or send vectors to be written here ("driver").
+    Raises UsageError.
     """
 
     address: str | None = None
     commit: str = "auto"
     part_bytes: int = 64 << 20
     encoders: str = "node"
+
+    def __post_init__(self) -> None:
+        checked_choice("commit", self.commit, COMMITS)
+        checked_choice("encoders", self.encoders, ENCODERS)
+        positive("part_bytes", self.part_bytes)
+
+    def refuse(self, *, in_bucket: bool, updates: bool) -> None:
+        """Raise UsageError where nodes were asked to write files and cannot."""
+        if self.commit == "fragments" and (in_bucket or updates):
+            why = (
+                "into a bucket one committer writes"
+                if in_bucket
+                else "on_conflict='update' takes a merge, which one committer does"
+            )
+            raise UsageError(f"commit='fragments' cannot be obeyed: {why}; give commit='driver'")
 
 
 def runner_of(runner: Any, address: str | None) -> OnRay | None:
