@@ -23,6 +23,7 @@ from memworker.ingestion.readers import (
     read_sources,
 )
 from memworker.ingestion.readers.checked import ReadOptions
+from memworker.ingestion.readers.delimited import UNCLOSED
 from memworker.ingestion.readers.encodings import TornStream, encoding_of
 from memworker.ingestion.readers.objects import ObjectRows, type_name
 from memworker.ingestion.readers.sampling import FileSample, spread
@@ -255,7 +256,7 @@ def _rows_before(batch: ReadBatch, end: int) -> ReadBatch:
 def _before_cut_off(rejects: list[Reject], seen: int) -> int:
     """Say how many rows stand before one that the sample's end cut off."""
     # Lines behind an open quote were read as rows of their own.
-    open_ones = [each.ordinal for each in rejects if "unexpected end of data" in each.reason]
+    open_ones = [each.ordinal for each in rejects if UNCLOSED in each.reason]
     if open_ones:
         return open_ones[-1]
     return seen - 1 if rejects and rejects[-1].ordinal == seen - 1 else seen

@@ -30,9 +30,11 @@ _NUMBERED = (
     "Without a header columns are called by their numbers: name it with --text-field 2"
     " (text_field=); if cells are parted by something else, say --delimiter"
 )
+UNCLOSED = "a quote opens and none closes"
+"""How the reason begins for which a row without its last line is bad."""
 # What csv says of a row is for programmers; by the words that it begins with.
 _MALFORMED = {
-    "unexpected end of data": "a quote opens and none closes; if quotes are a part of the text,"
+    "unexpected end of data": f"{UNCLOSED}; if quotes are a part of the text,"
     " say --quotechar none (dialect)",
     "new-line character seen": "a carriage return stands within it, outside of quotes; where"
     " lines end by it, write newlines: tr '\\r' '\\n'",
