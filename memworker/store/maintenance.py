@@ -157,7 +157,7 @@ class Maintenance:
             took = time.monotonic() - began
             self._rested_at[due[0]] = began + took * (1 + _REST)
             if due[0] in (Step.REBUILD, Step.FOLD, Step.GATHER) and safe:
-                self._clean_at = began + took + KEEP_VERSIONS.total_seconds()
+                self._clean_later()
         return Tended(due[0], took)
 
     def _resting(self) -> list[Step]:
@@ -171,7 +171,8 @@ class Maintenance:
                 build_index(self._writes, column)
             elif step is Step.CLEAN:
                 self._clean_at = None
-                clean(self._writes, KEEP_VERSIONS)
+                if clean(self._writes, KEEP_VERSIONS).kept:
+                    self._clean_later()
                 self._cleaned_at = time.monotonic()
             elif step is Step.FOLD or not self._gather():
                 compact(self._writes)
@@ -179,6 +180,11 @@ class Maintenance:
                 if time.monotonic() - self._cleaned_at >= _CLEAN_EVERY_S:
                     clean(self._writes, KEEP_VERSIONS)
                     self._cleaned_at = time.monotonic()
+
+    def _clean_later(self) -> None:
+        # What is superseded meanwhile puts it off no longer: a writer may never pause.
+        if self._clean_at is None:
+            self._clean_at = time.monotonic() + KEEP_VERSIONS.total_seconds()
 
     def _gather(self) -> bool:
         needs = self._look()

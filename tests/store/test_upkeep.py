@@ -12,9 +12,15 @@ import pyarrow as pa
 import pytest
 
 from memworker.errors import StoreError, TableLocked
-from memworker.store import Step, Table, VectorSpace, compaction, lock, records
+from memworker.store import Step, Table, VectorSpace, compaction, lock, maintenance, records
 from memworker.store.apart import Compaction
-from memworker.store.policy import FRAGMENTS_MAX, SCALAR_COLUMNS, SCALAR_MIN_ROWS, UNINDEXED_MIN
+from memworker.store.policy import (
+    FRAGMENTS_MAX,
+    KEEP_VERSIONS,
+    SCALAR_COLUMNS,
+    SCALAR_MIN_ROWS,
+    UNINDEXED_MIN,
+)
 from tests.store.damaging import manifest
 from tests.store.helpers import SPACE, batch, index_scopes, numbered, texts_by_id, vector_of
 
@@ -120,6 +126,18 @@ def test_what_was_gathered_is_written_again_a_few_times_alone(table):
     # Each row stood in three fragments or four, not in eight.
     assert table.count() == size and len(seen) <= 12
     assert texts_by_id(table) == {f"id-{i}": f"text {i}" for i in range(size)}
+
+
+def test_a_writer_without_end_does_not_put_the_clean_up_off(table, monkeypatch):
+    passed, real = [0.0], maintenance.time.monotonic
+    monkeypatch.setattr(maintenance.time, "monotonic", lambda: real() + passed[0])
+    size, done = 0, []
+    for _ in range(4):
+        single_rows(table, size, size + FRAGMENTS_MAX)
+        size += FRAGMENTS_MAX
+        passed[0] += KEEP_VERSIONS.total_seconds() / 2
+        done += steps(table)
+    assert done.count(Step.GATHER) == 4 and Step.CLEAN in done
 
 
 def test_a_writer_without_end_does_not_outrun_a_compaction(table, monkeypatch):
